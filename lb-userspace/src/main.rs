@@ -1,0 +1,2 @@
+//! xdp-lb.
+fn main() {}
