@@ -1,2 +1,25 @@
-//! Shared.
+//! What the kernel side and the userspace side of xdp-lb share: the data path, written once, and the map layouts.
+//!
+//! The data path is [`forward::process`]: a function generic over [`packet::Packet`] (how bytes are reached) and
+//! [`tables::Tables`] (how maps are reached). The kernel program is that function over `xdp_md` and BPF maps; the
+//! tests, the fuzzer and `xdp-lb where` run the very same function over byte buffers and plain memory.
+//!
+//! A packet walks the modules in this order: [`parse`] → [`service`] → [`hash`] → [`pick`] → [`transition`] (only in a
+//! slot in transition) → [`rewrite`]; [`arp`] answers for the VIPs; [`verdict`] names every end it can come to.
 #![no_std]
+
+pub mod abi;
+pub mod arp;
+pub mod flow;
+pub mod forward;
+pub mod hash;
+pub mod memory;
+pub mod packet;
+pub mod parse;
+pub mod pick;
+pub mod rewrite;
+pub mod service;
+pub mod tables;
+pub mod transition;
+pub mod verdict;
+pub mod wire;

@@ -1,3 +1,49 @@
-//! x
+//! The kernel side of xdp-lb: entry points only. What happens to a packet is in `lb-common`; how bytes and maps are
+//! reached is in [`packet`] and [`maps`].
 #![no_std]
 #![no_main]
+
+mod maps;
+mod packet;
+mod probe;
+
+use aya_ebpf::{
+    bindings::{TC_ACT_OK, TC_ACT_SHOT, xdp_action},
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
+use lb_common::{forward, verdict::Action};
+
+use crate::{maps::KernelTables, packet::Frame};
+
+/// One packet from the driver: balanced, answered, or left to the host.
+#[xdp]
+fn xdp_lb(context: XdpContext) -> u32 {
+    let outcome = forward::process(&mut Frame(&context), &KernelTables);
+    match outcome.verdict.action() {
+        Action::Transmit => xdp_action::XDP_TX,
+        Action::Redirect => maps::redirect(outcome.port),
+        Action::Pass => xdp_action::XDP_PASS,
+        Action::Drop => xdp_action::XDP_DROP,
+    }
+}
+
+/// One packet of the director itself on its way out: a probe gets the MAC of the backend its mark names.
+#[classifier]
+fn probe_egress(context: TcContext) -> i32 {
+    match probe::aim(&context) {
+        Ok(()) => TC_ACT_OK as i32,
+        Err(probe::Unaimed) => TC_ACT_SHOT as i32,
+    }
+}
+
+/// The licence under which the kernel loads the program.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+pub static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier accepts no program in which this can be reached.
+    loop {}
+}

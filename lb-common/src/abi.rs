@@ -1,0 +1,368 @@
+//! The map layouts: every map's key, value, capacity and meaning, in one place.
+//!
+//! All maps are arrays, reached by index without a helper call on the hot path. The controller memory-maps those marked
+//! *mapped* (`BPF_F_MMAPABLE`) and changes them with aligned stores. Integers are in the processor's own order; the
+//! kernel object is built for little-endian machines.
+//!
+//! | map | index | value | who writes |
+//! | --- | --- | --- | --- |
+//! | `CONTROL` | 0 | [`Control`] | controller (mapped) |
+//! | `SERVICES` | bucket | [`Bucket`] | controller (mapped) |
+//! | `SLOTS` | slot | [`crate::pick::Slot`] in a [`Word32`] | controller (mapped) |
+//! | `BACKENDS` | backend number | [`crate::pick::Backend`] in a [`Word64`] | controller (mapped) |
+//! | `PORTS` | port | [`Port`] | controller |
+//! | `REDIRECT` | port | the interface's index (`DEVMAP`) | controller |
+//! | `FLOWS` | bucket | [`crate::flow::FlowBucket`] | data path, swept by the controller (mapped) |
+//! | `COUNTERS` | backend number | [`Counter`] per CPU | data path |
+//! | `VERDICTS` | [`crate::verdict::Verdict`] | `u64` per CPU | data path |
+//! | `EVENTS` | [`crate::tables::Event`] | `u64` per CPU | data path |
+//! | `SERVICE_INFO` | service id | [`ServiceInfo`] | controller, for people and for the next controller |
+//! | `BACKEND_INFO` | backend number | [`BackendInfo`] | controller, likewise |
+
+use crate::memory::{Word32, Word64};
+
+/// Changes whenever the meaning of any byte in any map changes; a controller adopts pins of its own version only.
+pub const ABI_VERSION: u32 = 1;
+
+/// First word of a pinned `CONTROL` map: tells our pins from anybody else's.
+pub const MAGIC: u32 = 0x7864_706c;
+
+/// The names of the maps in the kernel object, which are also their file names under the pin path.
+pub mod map {
+    /// One [`super::Control`].
+    pub const CONTROL: &str = "CONTROL";
+    /// The service lookup, two halves of which one is in use.
+    pub const SERVICES: &str = "SERVICES";
+    /// The lookup tables of all services, each at an offset of its own.
+    pub const SLOTS: &str = "SLOTS";
+    /// MAC address, port and state of each backend.
+    pub const BACKENDS: &str = "BACKENDS";
+    /// The director's interfaces.
+    pub const PORTS: &str = "PORTS";
+    /// The same interfaces for `bpf_redirect_map`.
+    pub const REDIRECT: &str = "REDIRECT";
+    /// The flow table.
+    pub const FLOWS: &str = "FLOWS";
+    /// Packets and bytes of each backend.
+    pub const COUNTERS: &str = "COUNTERS";
+    /// Packets of each verdict.
+    pub const VERDICTS: &str = "VERDICTS";
+    /// What the flow table had to do.
+    pub const EVENTS: &str = "EVENTS";
+    /// Names and settings of the services.
+    pub const SERVICE_INFO: &str = "SERVICE_INFO";
+    /// Names and states of the backends.
+    pub const BACKEND_INFO: &str = "BACKEND_INFO";
+    /// Every map there is.
+    pub const ALL: [&str; 12] = [
+        CONTROL,
+        SERVICES,
+        SLOTS,
+        BACKENDS,
+        PORTS,
+        REDIRECT,
+        FLOWS,
+        COUNTERS,
+        VERDICTS,
+        EVENTS,
+        SERVICE_INFO,
+        BACKEND_INFO,
+    ];
+}
+
+/// The names of the programs in the kernel object.
+pub mod program {
+    /// The XDP program.
+    pub const XDP: &str = "xdp_lb";
+    /// The tc egress program that aims a probe at one backend.
+    pub const PROBE: &str = "probe_egress";
+}
+
+/// The names of the read-only globals set at load time.
+pub mod global {
+    /// `u64`: the MAC address of the interface the program is attached to, as [`crate::wire::mac_word`].
+    pub const OWN_MAC: &str = "OWN_MAC";
+    /// `u16`: that interface's port number.
+    pub const OWN_PORT: &str = "OWN_PORT";
+    /// `u8`: 1 where a packet for an unserved port of a VIP goes to the host instead of being dropped.
+    pub const UNSERVED_PASS: &str = "UNSERVED_PASS";
+    /// `u8`: log2 of the number of buckets of the flow table.
+    pub const FLOW_BITS: &str = "FLOW_BITS";
+}
+
+/// Default number of service buckets, both halves together (64 bytes each).
+pub const DEFAULT_SERVICE_BUCKETS: u32 = 1 << 15;
+/// Default number of slots, all services together (4 bytes each).
+pub const DEFAULT_SLOTS: u32 = 1 << 20;
+/// Default number of backend numbers, 0 among them, which names no backend.
+pub const DEFAULT_BACKENDS: u32 = 1 << 12;
+/// Default number of services.
+pub const DEFAULT_SERVICES: u32 = 1 << 12;
+/// Default number of flow buckets (64 bytes, four flows each).
+pub const DEFAULT_FLOW_BUCKETS: u32 = 1 << 15;
+/// Number of ports: the director's interfaces.
+pub const MAX_PORTS: u32 = 64;
+
+/// `BPF_F_MMAPABLE` of `linux/bpf.h`: userspace may map the array's memory.
+pub const MMAPABLE: u32 = 1 << 10;
+
+/// The mark of probes (`SO_MARK`): the upper half says it is one, the lower half names the backend.
+pub const PROBE_MARK: u32 = 0x7864_0000;
+/// The mark of a probe of the backend with this number.
+#[must_use]
+pub const fn probe_mark(number: u16) -> u32 {
+    PROBE_MARK | number as u32
+}
+/// The MAC address that a VIP's permanent neighbour entry names on the director, so that a probe gets as far as the
+/// egress program: locally administered, the letters "xdplb".
+pub const PROBE_MAC: [u8; 6] = [0x02, 0x78, 0x64, 0x70, 0x6c, 0x62];
+
+/// What the whole data path shares: one cache line.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+pub struct Control {
+    /// [`MAGIC`].
+    pub magic: Word32,
+    /// [`ABI_VERSION`] of whoever made the maps.
+    pub abi: Word32,
+    /// [`crate::service::Directory`]: how a service's key becomes a bucket, and which half is in use.
+    pub directory: Word64,
+    /// First half of the secret [`crate::hash::Seed`].
+    pub seed0: Word64,
+    /// Second half.
+    pub seed1: Word64,
+    /// Unix time in seconds when the maps were made.
+    pub created: Word64,
+    /// The generation of the configuration that the maps hold: counts applied changes.
+    pub generation: Word64,
+    /// Not used.
+    pub reserved: [Word64; 2],
+}
+
+/// Ways in a bucket: 16 bytes each fill a cache line.
+pub const WAYS: usize = 4;
+
+/// One way of a service bucket.
+#[derive(Clone, Debug, Default)]
+#[repr(C)]
+pub struct Way {
+    /// [`crate::service::ServiceKey`], 0 where empty.
+    pub key: Word64,
+    /// [`crate::service::ServiceValue`].
+    pub value: Word64,
+}
+
+/// One cache line of the service lookup.
+#[derive(Clone, Debug, Default)]
+#[repr(C, align(64))]
+pub struct Bucket {
+    /// In no order.
+    pub ways: [Way; WAYS],
+}
+
+/// One of the director's interfaces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Port {
+    /// The interface's MAC address, as [`crate::wire::mac_word`].
+    pub mac: u64,
+    /// The interface's index; 0 where there is none.
+    pub ifindex: u32,
+    /// Not used.
+    pub reserved: u32,
+}
+
+/// What reached one backend, on one CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Counter {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes of the frames, Ethernet header included.
+    pub bytes: u64,
+}
+
+/// Bytes kept of a name: names of the configuration are at most this long.
+pub const NAME_LEN: usize = 64;
+
+/// A service as people know it; the data path does not read this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ServiceInfo {
+    /// UTF-8, filled up with zeros; all zeros where there is no service of this id.
+    pub name: [u8; NAME_LEN],
+    /// The VIP: IPv6, or IPv4 mapped (RFC 4291 section 2.5.5.2), in network byte order.
+    pub vip: [u8; 16],
+    /// The service's value in the lookup, as [`crate::service::ServiceValue`].
+    pub value: u64,
+    /// `flow_idle` in milliseconds.
+    pub flow_idle_ms: u64,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Not used.
+    pub reserved: [u8; 7],
+}
+
+/// Where a backend is in its life, as the operator sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum BackendState {
+    /// Not served: a probe failed, or the MAC address is unknown.
+    Down = 0,
+    /// Takes new flows.
+    Up = 1,
+    /// No new flow, the existing ones stay.
+    Draining = 2,
+    /// Drained: no slot names it any more.
+    Drained = 3,
+    /// The operator said `fail`.
+    Failed = 4,
+    /// Removed from the configuration; its existing flows stay until they end.
+    Leaving = 5,
+}
+
+impl BackendState {
+    /// Every state, in the order of the numbers.
+    pub const ALL: [Self; 6] =
+        [Self::Down, Self::Up, Self::Draining, Self::Drained, Self::Failed, Self::Leaving];
+
+    /// The name used on the command line and in `--json`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Down => "down",
+            Self::Up => "up",
+            Self::Draining => "draining",
+            Self::Drained => "drained",
+            Self::Failed => "failed",
+            Self::Leaving => "leaving",
+        }
+    }
+
+    /// The state of this number.
+    #[must_use]
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(number)).copied()
+    }
+}
+
+/// Bytes kept of a reason.
+pub const REASON_LEN: usize = 120;
+
+/// A backend as people know it; the data path does not read this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct BackendInfo {
+    /// UTF-8, filled up with zeros; all zeros where no backend has this number.
+    pub name: [u8; NAME_LEN],
+    /// The backend's own address: IPv6, or IPv4 mapped, in network byte order.
+    pub address: [u8; 16],
+    /// Why it is in its state; UTF-8, cut at a character's end, filled up with zeros.
+    pub reason: [u8; REASON_LEN],
+    /// Unix time in milliseconds since when it is in its state.
+    pub since_ms: u64,
+    /// What the counter showed when this backend got its number: counters are never set back.
+    pub base_packets: u64,
+    /// Likewise, bytes.
+    pub base_bytes: u64,
+    /// The weight in force.
+    pub weight: u32,
+    /// The priority.
+    pub priority: u32,
+    /// The service's id.
+    pub service: u16,
+    /// [`BackendState`].
+    pub state: u8,
+    /// Whether the last probes succeeded (1) or not (0), whatever the operator decided: what the next controller starts
+    /// from.
+    pub healthy: u8,
+    /// Not used.
+    pub reserved: u32,
+}
+
+impl Default for ServiceInfo {
+    fn default() -> Self {
+        Self {
+            name: [0; NAME_LEN],
+            vip: [0; 16],
+            value: 0,
+            flow_idle_ms: 0,
+            protocol: 0,
+            reserved: [0; 7],
+        }
+    }
+}
+
+impl Default for BackendInfo {
+    fn default() -> Self {
+        Self {
+            name: [0; NAME_LEN],
+            address: [0; 16],
+            reason: [0; REASON_LEN],
+            since_ms: 0,
+            base_packets: 0,
+            base_bytes: 0,
+            weight: 0,
+            priority: 0,
+            service: 0,
+            state: 0,
+            healthy: 0,
+            reserved: 0,
+        }
+    }
+}
+
+/// The text in a field filled up with zeros; what is no UTF-8 is cut off.
+#[must_use]
+pub fn text(field: &[u8]) -> &str {
+    let end = field.iter().position(|b| *b == 0).unwrap_or(field.len());
+    let bytes = &field[..end];
+    match core::str::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(error) => core::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default(),
+    }
+}
+
+/// `text` as a field filled up with zeros, cut at the end of a character where it is too long.
+#[must_use]
+pub fn text_field<const N: usize>(text: &str) -> [u8; N] {
+    let mut field = [0; N];
+    let mut end = text.len().min(N);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    field[..end].copy_from_slice(&text.as_bytes()[..end]);
+    field
+}
+
+// Layouts are a contract with pinned maps: a change must be seen here, and must change ABI_VERSION.
+const _: () = {
+    assert!(size_of::<Control>() == 64 && align_of::<Control>() == 64);
+    assert!(size_of::<Way>() == 16);
+    assert!(size_of::<Bucket>() == 64 && align_of::<Bucket>() == 64);
+    assert!(size_of::<Port>() == 16 && align_of::<Port>() == 8);
+    assert!(size_of::<Counter>() == 16);
+    assert!(size_of::<ServiceInfo>() == 64 + 16 + 8 + 8 + 8 && align_of::<ServiceInfo>() == 8);
+    assert!(size_of::<BackendInfo>() == 64 + 16 + 120 + 24 + 8 + 8 && align_of::<BackendInfo>() == 8);
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_fields_cut_at_a_character() {
+        let field: [u8; 4] = text_field("aüü");
+        assert_eq!(text(&field), "aü");
+        assert_eq!(text(&text_field::<8>("short")), "short");
+        assert_eq!(text(&[b'x', 0xff, 0]), "x");
+        assert_eq!(text(&[]), "");
+    }
+
+    #[test]
+    fn states_are_dense() {
+        for (number, state) in BackendState::ALL.iter().enumerate() {
+            assert_eq!(*state as usize, number);
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Which service a packet is for: (VIP, protocol, port) looked up in cache-line buckets.
+
+use crate::abi::{Bucket, WAYS};
+use crate::pick::Affinity;
+use crate::tables::Tables;
+
+/// What a service is found by, packed into one word: never 0.
+///
+/// Bits 0-31 the VIP (host order), 32-47 the port (host order), 48-55 the protocol, 56-63 the family's mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServiceKey(pub u64);
+
+const FAMILY_IPV4: u64 = 1 << 56;
+
+impl ServiceKey {
+    /// A port of an IPv4 VIP. `vip` and `port` in host order.
+    #[inline(always)]
+    #[must_use]
+    pub const fn ipv4(vip: u32, protocol: u8, port: u16) -> Self {
+        Self(FAMILY_IPV4 | (protocol as u64) << 48 | (port as u64) << 32 | vip as u64)
+    }
+
+    /// All ports of a protocol of an IPv4 VIP: tried where no single port matches.
+    #[inline(always)]
+    #[must_use]
+    pub const fn ipv4_any_port(vip: u32, protocol: u8) -> Self {
+        Self::ipv4(vip, protocol, 0)
+    }
+
+    /// The entry that says "this address is a VIP".
+    #[inline(always)]
+    #[must_use]
+    pub const fn ipv4_vip(vip: u32) -> Self {
+        Self::ipv4(vip, 0, 0)
+    }
+
+    /// The VIP, in host order.
+    #[must_use]
+    pub const fn vip(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// The port in host order; 0 stands for all of them.
+    #[must_use]
+    pub const fn port(self) -> u16 {
+        (self.0 >> 32) as u16
+    }
+
+    /// The IP protocol; 0 in the entry of a VIP.
+    #[must_use]
+    pub const fn protocol(self) -> u8 {
+        (self.0 >> 48) as u8
+    }
+}
+
+/// What the data path must know of a service, packed into one word that is read whole.
+///
+/// Bits 0-25 the table's offset in `SLOTS`, 26-30 log2 of its size, 31-46 the service's id, 47-54 the prefix that picks,
+/// 55 whether the ports pick as well, 56 whether all ports of the protocol are this service's, 63 always set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServiceValue(pub u64);
+
+/// Largest offset of a table, plus one.
+pub const MAX_SLOT_OFFSET: u32 = 1 << 26;
+
+impl ServiceValue {
+    const SET: u64 = 1 << 63;
+
+    /// Packs a service. `bits` is log2 of the table's size (1 to 26), `offset` its first slot.
+    #[must_use]
+    pub const fn new(id: u16, offset: u32, bits: u8, affinity: Affinity) -> Self {
+        assert!(offset < MAX_SLOT_OFFSET && bits >= 1 && bits <= 26, "table outside the slots that can be named");
+        Self(
+            Self::SET
+                | offset as u64
+                | (bits as u64) << 26
+                | (id as u64) << 31
+                | (affinity.prefix as u64) << 47
+                | (affinity.ports as u64) << 55,
+        )
+    }
+
+    /// The value of a VIP's own entry; it names no service.
+    #[must_use]
+    pub const fn vip(any_port: bool) -> Self {
+        Self(Self::SET | (any_port as u64) << 56)
+    }
+
+    /// The first slot of the service's table.
+    #[inline(always)]
+    #[must_use]
+    pub const fn offset(self) -> u32 {
+        self.0 as u32 & (MAX_SLOT_OFFSET - 1)
+    }
+
+    /// log2 of the table's size.
+    #[inline(always)]
+    #[must_use]
+    pub const fn bits(self) -> u32 {
+        (self.0 >> 26) as u32 & 0x1f
+    }
+
+    /// The service's id.
+    #[inline(always)]
+    #[must_use]
+    pub const fn id(self) -> u16 {
+        (self.0 >> 31) as u16
+    }
+
+    /// Which part of the packet picks.
+    #[inline(always)]
+    #[must_use]
+    pub const fn affinity(self) -> Affinity {
+        Affinity { prefix: (self.0 >> 47) as u8, ports: self.0 >> 55 & 1 == 1 }
+    }
+
+    /// In a VIP's entry: whether some service has all ports of a protocol there.
+    #[inline(always)]
+    #[must_use]
+    pub const fn has_any_port(self) -> bool {
+        self.0 >> 56 & 1 == 1
+    }
+}
+
+/// How a key becomes a bucket: one word, swapped whole when the controller has filled the other half.
+///
+/// Bit 0 is set (the multiplier is odd), bits 1-6 hold the shift, bit 7 says which half is in use, and the whole word is
+/// the multiplier. 2^(64 - shift) buckets make one half.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Directory(pub u64);
+
+impl Directory {
+    /// A directory of 2^`bits` buckets (1 to 31), whose upper 56 multiplier bits come from `seed`.
+    #[must_use]
+    pub const fn new(seed: u64, bits: u8, second_half: bool) -> Self {
+        assert!(bits >= 1 && bits <= 31, "number of buckets out of range");
+        Self(seed & !0xff | (second_half as u64) << 7 | (64 - bits as u64) << 1 | 1)
+    }
+
+    /// log2 of the number of buckets in one half.
+    #[inline(always)]
+    #[must_use]
+    pub const fn bits(self) -> u32 {
+        64 - (self.0 >> 1 & 0x3f) as u32
+    }
+
+    /// Whether the second half is in use.
+    #[inline(always)]
+    #[must_use]
+    pub const fn second_half(self) -> bool {
+        self.0 >> 7 & 1 == 1
+    }
+
+    /// The bucket of `key`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn bucket(self, key: ServiceKey) -> u32 {
+        let half = (self.0 >> 7 & 1) << self.bits();
+        (half | key.0.wrapping_mul(self.0) >> (self.0 >> 1 & 0x3f)) as u32
+    }
+}
+
+/// The value of `key` in its bucket.
+#[inline(always)]
+pub fn find_in(bucket: &Bucket, key: ServiceKey) -> Option<ServiceValue> {
+    // Four comparisons without a loop: the verifier sees constant offsets.
+    const { assert!(WAYS == 4) };
+    let [a, b, c, d] = &bucket.ways;
+    if a.key.get() == key.0 {
+        return Some(ServiceValue(a.value.get()));
+    }
+    if b.key.get() == key.0 {
+        return Some(ServiceValue(b.value.get()));
+    }
+    if c.key.get() == key.0 {
+        return Some(ServiceValue(c.value.get()));
+    }
+    if d.key.get() == key.0 {
+        return Some(ServiceValue(d.value.get()));
+    }
+    None
+}
+
+/// The value of `key` in the half in use.
+#[inline(always)]
+pub fn find<T: Tables>(tables: &T, directory: Directory, key: ServiceKey) -> Option<ServiceValue> {
+    find_in(tables.service_bucket(directory.bucket(key))?, key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn value_round_trips() {
+        let affinity = Affinity { prefix: 128, ports: true };
+        let value = ServiceValue::new(0xffff, MAX_SLOT_OFFSET - 1, 26, affinity);
+        assert_eq!(value.id(), 0xffff);
+        assert_eq!(value.offset(), MAX_SLOT_OFFSET - 1);
+        assert_eq!(value.bits(), 26);
+        assert_eq!(value.affinity(), affinity);
+        assert!(!value.has_any_port());
+        assert!(ServiceValue::vip(true).has_any_port());
+        assert_eq!(ServiceValue::new(0, 0, 1, Affinity { prefix: 0, ports: false }).bits(), 1);
+    }
+
+    #[test]
+    fn key_round_trips() {
+        let key = ServiceKey::ipv4(0xc000_020a, 6, 443);
+        assert_eq!((key.vip(), key.protocol(), key.port()), (0xc000_020a, 6, 443));
+        assert_ne!(ServiceKey::ipv4_vip(0), ServiceKey(0));
+    }
+
+    #[test]
+    fn directory_stays_in_its_half() {
+        for bits in 1..=20 {
+            for second in [false, true] {
+                let directory = Directory::new(0xdead_beef_cafe_f00d, bits, second);
+                assert_eq!((directory.bits(), directory.second_half()), (u32::from(bits), second));
+                let size = 1u32 << bits;
+                for port in 1..2000 {
+                    let bucket = directory.bucket(ServiceKey::ipv4(0x0a00_0001, 6, port));
+                    assert!(if second { (size..2 * size).contains(&bucket) } else { bucket < size });
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! A slot in transition: where the packets of old and of new flows go (design.md section 3).
+
+use crate::abi::Control;
+use crate::flow::{self, FlowKey, FlowState, Phase};
+use crate::hash::Seed;
+use crate::parse::Signal;
+use crate::pick::Slot;
+use crate::tables::{Step, Tables};
+use crate::verdict::Verdict;
+
+impl Control {
+    /// The secret seed.
+    #[inline(always)]
+    #[must_use]
+    pub fn seed(&self) -> Seed {
+        Seed([self.seed0.get(), self.seed1.get()])
+    }
+}
+
+/// The backend of a packet in a slot in transition.
+///
+/// # Errors
+/// [`Verdict::NoBackend`] where the packet opens a flow and no backend takes new ones.
+#[inline(always)]
+pub fn backend_in_transition<T: Tables>(
+    tables: &T,
+    slot: Slot,
+    key: FlowKey,
+    signal: Signal,
+    seed: Seed,
+) -> Result<u16, Verdict> {
+    let (opens, phase) = match signal {
+        Signal::Opens => (true, Phase::Open),
+        Signal::Continues => (false, Phase::Open),
+        Signal::Closes => (false, Phase::Closing),
+        Signal::Resets => (false, Phase::Ended),
+        Signal::Unknown => {
+            tables.note(Step::Untracked);
+            return known(slot.current());
+        }
+    };
+    let hash = flow::flow_hash(key, seed);
+    let backend = if opens {
+        tables.note(Step::Opens);
+        known(slot.current())?
+    } else if let Some(way) = flow::find(tables, key, hash) {
+        let state = FlowState(way.state.get());
+        let backend = state.backend();
+        if !has_failed(tables, backend) {
+            tables.note(Step::Recorded { flow: key, backend });
+            if tables.records() {
+                flow::touch(way, state, hash, tables.now(), phase);
+            }
+            return known(backend);
+        }
+        tables.note(Step::RecordedOnFailed { flow: key, backend });
+        known(slot.current())?
+    } else {
+        tables.note(Step::OlderThanChange { flow: key });
+        // The controller takes a failed backend out of both sides; this closes the moment until it has.
+        if has_failed(tables, slot.previous()) { known(slot.current())? } else { slot.previous() }
+    };
+    if tables.records() {
+        flow::record(tables, key, hash, backend, phase);
+    }
+    Ok(backend)
+}
+
+#[inline(always)]
+fn known(backend: u16) -> Result<u16, Verdict> {
+    if backend == 0 { Err(Verdict::NoBackend) } else { Ok(backend) }
+}
+
+#[inline(always)]
+fn has_failed<T: Tables>(tables: &T, backend: u16) -> bool {
+    match tables.backend(backend) {
+        Some(entry) => entry.failed(),
+        None => true,
+    }
+}

@@ -1,0 +1,167 @@
+//! Map declarations beside their accessors. Layouts and meanings: `lb_common::abi`.
+//!
+//! The capacities here are defaults; the loader sets them from the configuration.
+
+use aya_ebpf::{
+    Global,
+    bindings::xdp_action,
+    helpers::generated::bpf_ktime_get_coarse_ns,
+    macros::map,
+    maps::{Array, DevMap, PerCpuArray},
+};
+use lb_common::{
+    abi::{
+        BackendInfo, Bucket, Control, Counter, DEFAULT_BACKENDS, DEFAULT_FLOW_BUCKETS, DEFAULT_SERVICE_BUCKETS,
+        DEFAULT_SERVICES, DEFAULT_SLOTS, MAX_PORTS, MMAPABLE, Port, ServiceInfo,
+    },
+    flow::{FlowBucket, TICK_SHIFT},
+    memory::{Word32, Word64},
+    pick::{Backend, Slot},
+    tables::{Event, Tables},
+    verdict::Verdict,
+};
+
+/// The MAC address of the interface this instance is attached to.
+#[unsafe(no_mangle)]
+static OWN_MAC: Global<u64> = Global::new(0);
+/// The port number of that interface.
+#[unsafe(no_mangle)]
+static OWN_PORT: Global<u16> = Global::new(0);
+/// Whether packets for unserved ports of a VIP go to the host.
+#[unsafe(no_mangle)]
+static UNSERVED_PASS: Global<u8> = Global::new(0);
+/// log2 of the number of flow buckets.
+#[unsafe(no_mangle)]
+static FLOW_BITS: Global<u8> = Global::new(DEFAULT_FLOW_BUCKETS.ilog2() as u8);
+
+#[map]
+static CONTROL: Array<Control> = Array::with_max_entries(1, MMAPABLE);
+#[map]
+static SERVICES: Array<Bucket> = Array::with_max_entries(DEFAULT_SERVICE_BUCKETS, MMAPABLE);
+#[map]
+static SLOTS: Array<Word32> = Array::with_max_entries(DEFAULT_SLOTS, MMAPABLE);
+#[map]
+static BACKENDS: Array<Word64> = Array::with_max_entries(DEFAULT_BACKENDS, MMAPABLE);
+#[map]
+static PORTS: Array<Port> = Array::with_max_entries(MAX_PORTS, 0);
+#[map]
+static REDIRECT: DevMap = DevMap::with_max_entries(MAX_PORTS, 0);
+#[map]
+static FLOWS: Array<FlowBucket> = Array::with_max_entries(DEFAULT_FLOW_BUCKETS, MMAPABLE);
+#[map]
+static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(DEFAULT_BACKENDS, 0);
+#[map]
+static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Verdict::COUNT as u32, 0);
+#[map]
+static EVENTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Event::COUNT as u32, 0);
+#[map]
+static SERVICE_INFO: Array<ServiceInfo> = Array::with_max_entries(DEFAULT_SERVICES, 0);
+#[map]
+static BACKEND_INFO: Array<BackendInfo> = Array::with_max_entries(DEFAULT_BACKENDS, 0);
+
+/// Sends the packet out of another interface; the host gets it where that interface is gone.
+#[inline(always)]
+pub(crate) fn redirect(port: u16) -> u32 {
+    match REDIRECT.redirect(u32::from(port), u64::from(xdp_action::XDP_PASS)) {
+        Ok(action) | Err(action) => action,
+    }
+}
+
+/// The entry of a backend, for the data path and for probes alike.
+#[inline(always)]
+pub(crate) fn backend(number: u16) -> Option<Backend> {
+    BACKENDS.get(u32::from(number)).map(|word| Backend(word.get()))
+}
+
+/// Adds to a counter of this CPU.
+#[inline(always)]
+fn add(map: &PerCpuArray<u64>, index: u32) {
+    if let Some(counter) = map.get_ptr_mut(index) {
+        // SAFETY: the pointer is this CPU's own slot of the map; XDP runs with preemption disabled, so nobody else
+        // writes it.
+        unsafe { *counter = (*counter).wrapping_add(1) };
+    }
+}
+
+/// The BPF maps, as the data path sees them.
+pub(crate) struct KernelTables;
+
+impl Tables for KernelTables {
+    #[inline(always)]
+    fn control(&self) -> Option<&Control> {
+        CONTROL.get(0)
+    }
+
+    #[inline(always)]
+    fn service_bucket(&self, index: u32) -> Option<&Bucket> {
+        SERVICES.get(index)
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<Slot> {
+        SLOTS.get(index).map(|word| Slot(word.get()))
+    }
+
+    #[inline(always)]
+    fn backend(&self, number: u16) -> Option<Backend> {
+        backend(number)
+    }
+
+    #[inline(always)]
+    fn port(&self, port: u16) -> Option<Port> {
+        PORTS.get(u32::from(port)).copied()
+    }
+
+    #[inline(always)]
+    fn flow_bucket(&self, index: u32) -> Option<&FlowBucket> {
+        FLOWS.get(index)
+    }
+
+    #[inline(always)]
+    fn flow_bits(&self) -> u32 {
+        u32::from(FLOW_BITS.load())
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u16 {
+        // SAFETY: a helper without arguments; the coarse clock costs a tenth of the exact one.
+        let now = unsafe { bpf_ktime_get_coarse_ns() };
+        (now >> TICK_SHIFT) as u16
+    }
+
+    #[inline(always)]
+    fn own_mac(&self) -> u64 {
+        OWN_MAC.load()
+    }
+
+    #[inline(always)]
+    fn own_port(&self) -> u16 {
+        OWN_PORT.load()
+    }
+
+    #[inline(always)]
+    fn unserved_pass(&self) -> bool {
+        UNSERVED_PASS.load() != 0
+    }
+
+    #[inline(always)]
+    fn count_backend(&self, backend: u16, bytes: u64) {
+        if let Some(counter) = COUNTERS.get_ptr_mut(u32::from(backend)) {
+            // SAFETY: this CPU's own slot, as in `add`.
+            unsafe {
+                (*counter).packets = (*counter).packets.wrapping_add(1);
+                (*counter).bytes = (*counter).bytes.wrapping_add(bytes);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn count_verdict(&self, verdict: Verdict) {
+        add(&VERDICTS, verdict as u32);
+    }
+
+    #[inline(always)]
+    fn count_event(&self, event: Event) {
+        add(&EVENTS, event as u32);
+    }
+}

@@ -1,0 +1,40 @@
+//! The one place where the kernel program touches packet memory.
+
+use aya_ebpf::programs::XdpContext;
+use lb_common::packet::Packet;
+
+/// The frame of an XDP program's context.
+pub(crate) struct Frame<'a>(pub(crate) &'a XdpContext);
+
+impl Frame<'_> {
+    /// The address of `len` bytes at `offset`, if the frame has them.
+    ///
+    /// Both ends are read anew at each call, as the verifier wants it after a helper that moves them.
+    #[inline(always)]
+    fn address(&self, offset: usize, len: usize) -> Option<usize> {
+        let start = self.0.data() + offset;
+        if start + len > self.0.data_end() { None } else { Some(start) }
+    }
+}
+
+impl Packet for Frame<'_> {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.0.data_end() - self.0.data()
+    }
+
+    #[inline(always)]
+    fn bytes<const N: usize>(&self, offset: usize) -> Option<&[u8; N]> {
+        let address = self.address(offset, N)?;
+        // SAFETY: the N bytes lie between data and data_end, which the verifier checks once more; an array of bytes
+        // needs no alignment; the program alone has the packet while it runs.
+        Some(unsafe { &*(address as *const [u8; N]) })
+    }
+
+    #[inline(always)]
+    fn bytes_mut<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]> {
+        let address = self.address(offset, N)?;
+        // SAFETY: as above; `&mut self` keeps every other reference away.
+        Some(unsafe { &mut *(address as *mut [u8; N]) })
+    }
+}
