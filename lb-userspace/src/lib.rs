@@ -1,1 +1,3 @@
-//! The library of xdp-lb.
+//! The controller of xdp-lb and everything its command line is made of.
+
+pub mod api;

@@ -1,0 +1,76 @@
+//! What the daemon and the command line say to each other, and what `--json` prints.
+//!
+//! One JSON object a line over the control socket: a [`Request`] goes in, a [`Response`] comes back. `status --json` is
+//! [`Status`] as it came, so its shape is an interface: fields are added, never renamed.
+
+mod status;
+
+pub use status::{
+    BackendStatus, FlowTableStatus, InterfaceStatus, LastApply, NodeStatus, ServiceStatus, Status,
+};
+
+use serde::{Deserialize, Serialize};
+
+/// What the command line asks the daemon for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case")]
+pub enum Request {
+    /// The state of everything.
+    Status,
+    /// Planned maintenance: no new flow to the backend, its flows stay.
+    Drain {
+        /// Which backend.
+        backend: Target,
+        /// Even where no other backend of a service would be left.
+        force: bool,
+    },
+    /// Takes a drain or a failure back.
+    Resume {
+        /// Which backend.
+        backend: Target,
+    },
+    /// Emergency: the backend is treated as down now, its flows move.
+    Fail {
+        /// Which backend.
+        backend: Target,
+        /// Even where no other backend of a service would be left.
+        force: bool,
+    },
+    /// Another share while running.
+    Weight {
+        /// Which backend.
+        backend: Target,
+        /// The new weight; `None` goes back to the configuration's.
+        weight: Option<u32>,
+    },
+    /// Reads the configuration file again and applies it.
+    Reload,
+}
+
+/// A backend by its name, in one service or in all that have it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// The backend's name.
+    pub backend: String,
+    /// Only in this service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+}
+
+/// The daemon's answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+pub enum Response {
+    /// To [`Request::Status`].
+    Status(Box<Status>),
+    /// To everything that changes something: one line for each change that was made.
+    Done {
+        /// For people, in the order in which it happened; empty where all was so already.
+        changes: Vec<String>,
+    },
+    /// Nothing was changed.
+    Refused {
+        /// What was wrong and what to do, for people; may have several lines.
+        message: String,
+    },
+}

@@ -1,0 +1,141 @@
+//! The shape of `status --json`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// The state of everything, at one moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The director.
+    pub node: NodeStatus,
+    /// In the order of the configuration.
+    pub services: Vec<ServiceStatus>,
+    /// Packets of each verdict since the maps were made; every packet has exactly one.
+    pub verdicts: BTreeMap<String, u64>,
+    /// What the flow table had to do since the maps were made.
+    pub events: BTreeMap<String, u64>,
+    /// How full the flow table is.
+    pub flow_table: FlowTableStatus,
+}
+
+/// The director.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Its name.
+    pub name: String,
+    /// The version of the daemon.
+    pub version: String,
+    /// The daemon's process id.
+    pub pid: u32,
+    /// When the daemon started, RFC 3339.
+    pub started: String,
+    /// Where maps and links are pinned.
+    pub pin_path: String,
+    /// The configuration file in force.
+    pub config: String,
+    /// The version of the map layouts.
+    pub abi: u32,
+    /// Counts the applied changes.
+    pub generation: u64,
+    /// The interfaces the program is attached to.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// The last change that was applied to the maps, if there was one since the daemon started.
+    pub last_apply: Option<LastApply>,
+}
+
+/// What the last change of the maps took.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LastApply {
+    /// When, RFC 3339.
+    pub at: String,
+    /// Why: what changed.
+    pub cause: String,
+    /// From the cause's arrival to the last store, in microseconds.
+    pub duration_us: u64,
+    /// How many slots were rewritten.
+    pub slots: u64,
+}
+
+/// An interface the program is attached to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InterfaceStatus {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub index: u32,
+    /// Its MAC address.
+    pub mac: String,
+    /// `native` or `generic`.
+    pub mode: String,
+    /// The kernel's id of the attached program.
+    pub program_id: u32,
+}
+
+/// A service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// Its name.
+    pub name: String,
+    /// Its virtual address.
+    pub vip: String,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// Ports and ranges (`"8000-8010"`), or `["any"]`.
+    pub ports: Vec<String>,
+    /// `none`, `client` or `network`.
+    pub affinity: String,
+    /// After how many seconds of silence a flow counts as ended.
+    pub flow_idle_s: f64,
+    /// Slots of its lookup table.
+    pub slots: u64,
+    /// How many of them are in transition.
+    pub slots_in_transition: u64,
+    /// In the order of the configuration; those that are leaving come last.
+    pub backends: Vec<BackendStatus>,
+}
+
+/// A backend of a service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BackendStatus {
+    /// Its name.
+    pub name: String,
+    /// Its own address.
+    pub address: String,
+    /// Its MAC address, if it is known.
+    pub mac: Option<String>,
+    /// Its number in the maps.
+    pub number: u16,
+    /// `up`, `down`, `draining`, `drained`, `failed` or `leaving`.
+    pub state: String,
+    /// Why.
+    pub reason: String,
+    /// Since when, RFC 3339.
+    pub since: String,
+    /// The weight in force.
+    pub weight: u32,
+    /// The priority.
+    pub priority: u32,
+    /// Slots whose current backend it is.
+    pub slots: u64,
+    /// Slots in transition whose previous backend it is.
+    pub previous_slots: u64,
+    /// Packets sent to it since it has its number.
+    pub packets: u64,
+    /// Bytes of these frames.
+    pub bytes: u64,
+    /// Recorded flows on it that have not ended.
+    pub flows: u64,
+    /// Until when flows may still exist that were silent all the while and so are not counted; RFC 3339. `None` where
+    /// there can be none.
+    pub silent_until: Option<String>,
+}
+
+/// How full the flow table is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FlowTableStatus {
+    /// Flows recorded now.
+    pub used: u64,
+    /// Ways there are.
+    pub capacity: u64,
+}
