@@ -105,7 +105,7 @@ pub fn build(members: &[Member<'_>], bits: u8) -> Vec<u16> {
         // Rounds only bound the work of sorting; their length has no influence on the result.
         now = round_end(now, &racers, block_bits);
         tries.clear();
-        for (order, racer) in racers.iter_mut().enumerate() {
+        for (order, racer) in (0_u32..).zip(&mut racers) {
             while let Some((time, block)) = racer.next_try(now) {
                 if !table.is_full(block) {
                     tries.push((time, order, block));
@@ -114,7 +114,7 @@ pub fn build(members: &[Member<'_>], bits: u8) -> Vec<u16> {
         }
         tries.sort_unstable();
         for &(_, order, block) in &tries {
-            let racer = &mut racers[order];
+            let racer = &mut racers[order as usize];
             racer.quota -= table.claim(block, racer.quota, racer.number);
         }
         racers.retain(|racer| racer.quota > 0);

@@ -106,18 +106,15 @@ proptest! {
     }
 
     #[test]
-    fn the_chosen_size_keeps_every_share_within_one_percent(weights in prop::collection::vec(1..=100_u32, 1..60)) {
-        let backends = backends(&weights);
+    fn the_chosen_size_keeps_every_share_within_one_percent(
+        weights in prop::collection::vec(1..=30_u32, 1..40),
+    ) {
         let bits = table_bits(&weights);
-        prop_assert!((MIN_BITS..=MAX_BITS).contains(&bits));
+        prop_assert!((MIN_BITS..MAX_BITS).contains(&bits));
+        let backends = backends(&weights);
         let members = members(&backends);
-        let total: u32 = weights.iter().sum();
-        let smallest = *weights.iter().min().expect("not empty");
-        // Below the cap the promise holds; at the cap it holds wherever the cap would suffice.
-        if u64::from(smallest) << bits >= 100 * u64::from(total) || bits < MAX_BITS {
-            let off = imbalance(&build(&members, bits), &members);
-            prop_assert!(off <= 1.0, "2^{bits} slots: {off} %");
-        }
+        let off = imbalance(&build(&members, bits), &members);
+        prop_assert!(off <= 1.0, "2^{bits} slots: {off} %");
     }
 
     #[test]
@@ -130,7 +127,7 @@ proptest! {
         let backends = backends(&left);
         let members = members(&backends);
         let off = imbalance(&build(&members, table_bits(&weights)), &members);
-        prop_assert!(table_bits(&weights) == MAX_BITS || off <= 1.0, "{off} %");
+        prop_assert!(off <= 1.0, "{off} %");
     }
 
     #[test]
@@ -211,16 +208,16 @@ fn as_many_backends_as_numbers_fill_the_largest_table() {
     }
 }
 
-/// Removing one of N has to move 1/N; the rest is disruption. The bounds are about twice what was
-/// measured (docs/decisions/maglev-power-of-two.md), and below what the textbook's turns give.
+/// Removing one of N has to move 1/N; the rest is disruption. All of this is deterministic; the bounds are
+/// a little above what was measured over many more sets of backends (docs/decisions/maglev-power-of-two.md).
 #[test]
 fn removal_and_addition_move_little_besides_the_backends_own_slots() {
     for (count, mean_limit, worst_limit) in [
-        (4, 1.5, 3.0),
-        (10, 2.0, 3.5),
-        (16, 2.0, 3.5),
-        (100, 2.5, 3.0),
-        (1000, 1.0, 1.2),
+        (4, 1.0, 2.5),
+        (10, 1.5, 2.5),
+        (16, 1.6, 2.5),
+        (100, 2.0, 2.5),
+        (1000, 0.9, 1.1),
     ] {
         let all = equal_members(count);
         let bits = table_bits(&vec![50; count]);
@@ -250,7 +247,7 @@ fn removal_and_addition_move_little_besides_the_backends_own_slots() {
 
 #[test]
 fn a_changed_weight_moves_little_besides_the_difference() {
-    for (count, limit) in [(4, 4.0), (10, 3.0), (100, 2.5), (1000, 1.0)] {
+    for (count, limit) in [(4, 3.0), (10, 2.0), (100, 2.0), (1000, 0.9)] {
         let all = equal_members(count);
         let bits = table_bits(&vec![50; count]);
         let before = build(&all, bits);
