@@ -9,7 +9,7 @@
 //!   `offset + j * skip` that needs a prime.
 //! - A turn tries *one* position and is lost if that is taken. The owner of a position is then simply
 //!   whoever would reach it first, which hardly depends on who else takes part; the paper's turn, which
-//!   walks on to the next free position, pushes others aside and so moves about twice as many slots.
+//!   walks on to the next free position, pushes others aside and so moves up to twice as many slots.
 //! - A backend stops when it has its quota, the whole number of slots next to its share. The balance
 //!   is therefore exact to less than one slot instead of a matter of luck.
 //! - Every table is built from 2^[`MIN_BITS`] blocks, whatever its size: a larger table only divides the
