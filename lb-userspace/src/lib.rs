@@ -1,4 +1,8 @@
 //! The controller of xdp-lb and everything its command line is made of.
 
 pub mod api;
+pub mod config;
 pub mod dataplane;
+pub mod health;
+pub mod maglev;
+pub mod neighbour;
