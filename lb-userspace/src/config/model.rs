@@ -2,9 +2,11 @@
 //!
 //! A value of these types that came out of [`Config::parse`](super::Config::parse) has passed every check that
 //! needs no host: names are unique, services don't overlap, every number is in its range. `docs/configuration.md`
-//! describes each key for the operator; the field names here are the key names there, unless said otherwise.
+//! describes each key for the operator. Serialized, a value is a configuration file again (but for the seed, which is
+//! a secret), with every default written out.
 
 use std::{
+    fmt,
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
     ops::RangeInclusive,
     path::PathBuf,
@@ -23,11 +25,12 @@ pub struct Config {
     /// `[limits]`: how large the maps are made.
     pub limits: Limits,
     /// `[[service]]`, in the file's order; never empty.
+    #[serde(rename = "service")]
     pub services: Vec<Service>,
 }
 
 /// `[node]`: who this director is and where it attaches.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, PartialEq, Serialize)]
 pub struct Node {
     /// This director's name. Default: the host name.
     pub name: String,
@@ -40,10 +43,28 @@ pub struct Node {
     /// What happens to a packet for one of our VIPs on a port that no service has.
     pub unserved: Unserved,
     /// The secret hash seed that all directors of a cluster share, as two words: the first 16 hex digits of the
-    /// key, then the last 16, each read as one big-endian number. `None`: the controller makes one. It is never
-    /// serialized: whoever knows it can aim at one backend.
+    /// key, then the last 16, each read as one big-endian number. `None`: the controller makes one. It is neither
+    /// serialized nor shown by `Debug`: whoever knows it can aim at one backend.
     #[serde(skip)]
     pub seed: Option<[u64; 2]>,
+}
+
+impl Node {
+    /// The default of `node.pin_path`.
+    pub const PIN_PATH: &str = "/sys/fs/bpf/xdp-lb";
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node")
+            .field("name", &self.name)
+            .field("interfaces", &self.interfaces)
+            .field("pin_path", &self.pin_path)
+            .field("xdp_mode", &self.xdp_mode)
+            .field("unserved", &self.unserved)
+            .field("seed", &self.seed.map(|_| "(secret)"))
+            .finish()
+    }
 }
 
 /// How XDP is attached (`node.xdp_mode`).
@@ -76,6 +97,7 @@ pub struct Control {
     /// The Unix socket the command line talks to.
     pub socket: PathBuf,
     /// Where metrics, API and console are served; `None` if the file says `"off"`.
+    #[serde(serialize_with = "address_or_off")]
     pub http: Option<SocketAddr>,
     /// The file that keeps the operator's decisions (drain, disable, weight) across a restart.
     pub state: PathBuf,
@@ -148,9 +170,16 @@ pub struct Service {
     #[serde(serialize_with = "as_text")]
     pub flow_idle: Duration,
     /// How the backends are probed. `None`: not at all; a backend counts as up once its MAC address is known.
+    #[serde(serialize_with = "probe_or_none")]
     pub probe: Option<Probe>,
     /// The real servers, in the file's order; never empty.
+    #[serde(rename = "backend")]
     pub backends: Vec<Backend>,
+}
+
+impl Service {
+    /// The default of `service.flow_idle`.
+    pub const FLOW_IDLE: Duration = Duration::from_secs(15 * 60);
 }
 
 /// A service's transport protocol.
@@ -180,15 +209,6 @@ impl Ports {
         match self {
             Self::Any => true,
             Self::Ranges(ranges) => ranges.iter().any(|range| range.contains(&port)),
-        }
-    }
-
-    /// The lowest port; `None` for [`Ports::Any`].
-    #[must_use]
-    pub fn first(&self) -> Option<u16> {
-        match self {
-            Self::Any => None,
-            Self::Ranges(ranges) => ranges.first().map(|range| *range.start()),
         }
     }
 
@@ -275,12 +295,14 @@ pub struct Probe {
 impl Probe {
     /// The default of `probe.interval`.
     pub const INTERVAL: Duration = Duration::from_secs(1);
-    /// The default of `probe.timeout`.
+    /// The default of `probe.timeout`; the interval, where that is shorter.
     pub const TIMEOUT: Duration = Duration::from_millis(500);
     /// The default of `probe.rise`.
     pub const RISE: u8 = 2;
     /// The default of `probe.fall`.
     pub const FALL: u8 = 3;
+    /// The default of `probe.status`: success and redirection (RFC 9110, section 15).
+    pub const STATUS: RangeInclusive<u16> = 200..=399;
 
     /// The probe of a TCP service that configures none: a TCP connect to `port` with every default.
     #[must_use]
@@ -308,6 +330,7 @@ pub enum ProbeKind {
         /// The request's target; begins with `/`. Default `/`.
         path: String,
         /// The `Host` header. `None`: the address and port that are probed.
+        #[serde(skip_serializing_if = "Option::is_none")]
         host: Option<String>,
         /// The status codes that count as success. Default 200 to 399.
         #[serde(serialize_with = "status_text")]
@@ -349,6 +372,30 @@ impl Backend {
 
 fn as_text<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&humantime::format_duration(*duration))
+}
+
+fn address_or_off<S: serde::Serializer>(
+    address: &Option<SocketAddr>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match address {
+        Some(address) => serializer.collect_str(address),
+        None => serializer.serialize_str("off"),
+    }
+}
+
+fn probe_or_none<S: serde::Serializer>(
+    probe: &Option<Probe>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct NoProbe {
+        r#type: &'static str,
+    }
+    match probe {
+        Some(probe) => probe.serialize(serializer),
+        None => NoProbe { r#type: "none" }.serialize(serializer),
+    }
 }
 
 fn status_text<S: serde::Serializer>(
