@@ -1,1 +1,3 @@
 //! The library of xdp-lb.
+
+pub mod health;
