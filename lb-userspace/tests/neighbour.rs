@@ -457,9 +457,12 @@ fn the_probes_way_to_a_vip() {
             source: ip("2001:db8::2"),
         };
         network.ip(director, "address add 2001:db8::2/64 dev eth0 nodad");
-        for way in [&way, &other, &v6] {
-            assert!(vip_route::ensure(&netlink, way).await.unwrap(), "{way:?}");
-            assert!(!vip_route::ensure(&netlink, way).await.unwrap(), "{way:?}");
+        let ways = [way, other, v6];
+        for changed in [true, false] {
+            let results = vip_route::ensure_all(&netlink, &ways).await.unwrap();
+            for result in results {
+                assert_eq!(result.unwrap(), changed);
+            }
         }
         network.ip(director, "route add 10.9.0.0/16 dev eth0 proto static");
         network.ip(

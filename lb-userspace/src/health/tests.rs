@@ -18,7 +18,7 @@ const PATIENT: Duration = Duration::from_secs(20);
 const HASTY: Duration = Duration::from_millis(200);
 
 /// Half of this is the time in which the backend's own address must answer.
-const FAIR: Duration = Duration::from_secs(3);
+const FAIR: Duration = Duration::from_secs(2);
 
 const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 100));
 const BACKEND: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 11));

@@ -4,15 +4,17 @@
 //! - [`Resolver`] follows the MAC addresses of a set of neighbours, and the interfaces.
 //! - [`vip_route`] keeps what a probe to a VIP needs on a director that has not assigned it.
 
+mod events;
 mod facts;
 mod netlink;
 mod resolver;
 mod table;
 pub mod vip_route;
 
+pub use events::{AddressEvent, LinkEvent, NetworkEvent};
 pub use facts::{AttachMode, AttachedXdp, HostFacts, Interface, Link, host_facts};
 pub use netlink::{Netlink, NetlinkError};
-pub use resolver::{AddressEvent, LinkEvent, NetworkEvent, Resolver};
+pub use resolver::Resolver;
 pub use table::{NeighbourEvent, Target};
 
 /// An Ethernet address, in the order of the wire.

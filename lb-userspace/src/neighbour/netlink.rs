@@ -3,11 +3,20 @@
 use std::io;
 use std::time::Duration;
 
-use rtnetlink::Handle;
+use futures::StreamExt;
+use futures::channel::mpsc::UnboundedReceiver;
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::RouteNetlinkMessage;
+use rtnetlink::sys::{AsyncSocket, SocketAddr};
+use rtnetlink::{Handle, MulticastGroup};
 use tokio::task::AbortHandle;
 
 /// The kernel answers at once; a request that has waited this long has lost its answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// The listening socket's buffer, in bytes (the kernel gives no more than net.core.rmem_max), for
+/// the notifications that many neighbours bring at once. What does not fit leads to a new listing.
+const RECEIVE_BUFFER: u32 = 1 << 20;
 
 /// A request to the kernel failed.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +92,45 @@ impl Netlink {
 }
 
 impl Drop for Netlink {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+/// A socket for notifications alone.
+pub(super) struct Listener {
+    messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+    connection: AbortHandle,
+}
+
+impl Listener {
+    pub(super) fn open() -> Result<Self, NetlinkError> {
+        let (mut connection, _, messages) = rtnetlink::new_multicast_connection(&[
+            MulticastGroup::Link,
+            MulticastGroup::Neigh,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+        ])
+        .map_err(NetlinkError::Socket)?;
+        connection
+            .socket_mut()
+            .socket_mut()
+            .set_rx_buf_sz(RECEIVE_BUFFER)
+            .map_err(NetlinkError::Socket)?;
+        Ok(Self {
+            messages,
+            connection: tokio::spawn(connection).abort_handle(),
+        })
+    }
+
+    /// The next notification; `None` if the socket broke.
+    pub(super) async fn next(&mut self) -> Option<NetlinkPayload<RouteNetlinkMessage>> {
+        let (message, _) = self.messages.next().await?;
+        Some(message.payload)
+    }
+}
+
+impl Drop for Listener {
     fn drop(&mut self) {
         self.connection.abort();
     }

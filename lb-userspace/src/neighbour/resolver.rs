@@ -4,62 +4,24 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use futures::channel::mpsc::UnboundedReceiver;
-use futures::{StreamExt, TryStreamExt};
-use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use futures::TryStreamExt;
+use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use rtnetlink::MulticastGroup;
-use rtnetlink::sys::{AsyncSocket, SocketAddr};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::MissedTickBehavior;
 
 use super::facts::{self, Link};
-use super::table::{NeighbourEvent, Outcome, Table, Target};
-use super::{Mac, Netlink, NetlinkError, mac};
+use super::netlink::Listener;
+use super::table::{Outcome, Table, Target};
+use super::{AddressEvent, LinkEvent, Mac, Netlink, NetlinkError, NetworkEvent, mac};
 
 /// How often those are asked for whom the kernel does not care for by itself: the unresolved, so
 /// that a backend that comes back is found soon.
 const TICK: Duration = Duration::from_secs(1);
-
-/// The listening socket's buffer, in bytes (the kernel gives no more than net.core.rmem_max), for
-/// the notifications that many neighbours bring at once. What does not fit leads to a new listing.
-const RECEIVE_BUFFER: u32 = 1 << 20;
-
-/// An interface changed in something a load balancer depends on, or is there to begin with.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LinkEvent {
-    /// The interface as it is now, or as it was before it vanished.
-    pub link: Link,
-    /// `false` if it has vanished.
-    pub exists: bool,
-}
-
-/// An address was assigned to an interface of this host, or taken from it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AddressEvent {
-    /// The address.
-    pub address: IpAddr,
-    /// The interface.
-    pub ifindex: u32,
-    /// Assigned, or taken away.
-    pub assigned: bool,
-}
-
-/// Something changed in the host's network.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NetworkEvent {
-    /// A followed neighbour's MAC.
-    Neighbour(NeighbourEvent),
-    /// An interface: its MAC, whether it is up, its MTU, its XDP program. Also sent once for each
-    /// interface at the start.
-    Link(LinkEvent),
-    /// An address of this host.
-    Address(AddressEvent),
-}
 
 enum Command {
     Follow(HashSet<Target>),
@@ -123,39 +85,6 @@ impl Drop for Resolver {
     }
 }
 
-/// A socket for notifications alone.
-struct Listener {
-    messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
-    connection: AbortHandle,
-}
-
-impl Listener {
-    fn open() -> Result<Self, NetlinkError> {
-        let (mut connection, _, messages) = rtnetlink::new_multicast_connection(&[
-            MulticastGroup::Link,
-            MulticastGroup::Neigh,
-            MulticastGroup::Ipv4Ifaddr,
-            MulticastGroup::Ipv6Ifaddr,
-        ])
-        .map_err(NetlinkError::Socket)?;
-        connection
-            .socket_mut()
-            .socket_mut()
-            .set_rx_buf_sz(RECEIVE_BUFFER)
-            .map_err(NetlinkError::Socket)?;
-        Ok(Self {
-            messages,
-            connection: tokio::spawn(connection).abort_handle(),
-        })
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        self.connection.abort();
-    }
-}
-
 /// Nobody wants the events any more.
 struct Unheard;
 
@@ -194,8 +123,8 @@ impl Following {
                     Some(Command::Confirm(target)) => self.confirm(target).await,
                     None => Err(Unheard),
                 },
-                message = self.listener.messages.next() => match message {
-                    Some((message, _)) => match message.payload {
+                message = self.listener.next() => match message {
+                    Some(payload) => match payload {
                         NetlinkPayload::InnerMessage(message) => self.notified(message).await,
                         NetlinkPayload::Overrun(_) => {
                             tracing::debug!("notifications were lost; listing anew");

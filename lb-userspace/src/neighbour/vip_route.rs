@@ -8,6 +8,7 @@
 //!
 //! The kernel drops both when the interface goes down; they have to be ensured again when it is up.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use futures::TryStreamExt;
@@ -21,7 +22,7 @@ use netlink_packet_route::route::{
 };
 use rtnetlink::RouteMessageBuilder;
 
-use super::{Netlink, NetlinkError, facts};
+use super::{HostFacts, Netlink, NetlinkError, facts};
 
 /// The protocol number of xdp-lb's routes (`proto 88` in `ip route`): not taken in
 /// `/etc/iproute2/rt_protos`.
@@ -81,56 +82,110 @@ pub enum VipRouteError {
 /// # Errors
 /// The VIP is assigned to this very host, another route leads to it, or the kernel refuses.
 pub async fn ensure(netlink: &Netlink, wanted: &ProbeRoute) -> Result<bool, VipRouteError> {
-    let vip = wanted.vip;
-    if let Some(owner) = facts::facts(netlink).await?.assigned(vip) {
-        return Err(VipRouteError::AssignedHere {
-            vip,
-            interface: owner.link.name.clone(),
-            prefix: owner
-                .addresses
-                .iter()
-                .find(|net| net.addr() == vip)
-                .map_or_else(|| host_prefix(vip), ipnet::IpNet::prefix_len),
-        });
+    Present::read(netlink)
+        .await?
+        .complete(netlink, wanted)
+        .await
+}
+
+/// [`ensure`] for many VIPs, reading what is there only once. A result for each, in their order.
+///
+/// # Errors
+/// What is there can't be read.
+pub async fn ensure_all(
+    netlink: &Netlink,
+    wanted: &[ProbeRoute],
+) -> Result<Vec<Result<bool, VipRouteError>>, NetlinkError> {
+    let present = Present::read(netlink).await?;
+    let mut results = Vec::with_capacity(wanted.len());
+    for wanted in wanted {
+        results.push(present.complete(netlink, wanted).await);
     }
-    let ours = our_routes(netlink, vip.is_ipv6()).await?;
-    let route = match ours.iter().find(|route| destination(route) == Some(vip)) {
-        Some(present) if leads(present, wanted) => false,
-        Some(_) => {
-            // Only a route's own attributes tell it from another to the same VIP (a replacement
-            // would leave an IPv6 route through another interface in place), so it goes first.
-            delete_routes(netlink, &ours, |route| destination(route) == Some(vip)).await?;
-            add_route(netlink, wanted).await?;
-            true
+    Ok(results)
+}
+
+/// What is there already.
+struct Present {
+    facts: HostFacts,
+    /// xdp-lb's own routes and entries, by VIP.
+    routes: HashMap<IpAddr, Vec<RouteMessage>>,
+    neighbours: HashMap<IpAddr, Vec<NeighbourMessage>>,
+}
+
+impl Present {
+    async fn read(netlink: &Netlink) -> Result<Self, NetlinkError> {
+        let mut present = Self {
+            facts: facts::facts(netlink).await?,
+            routes: HashMap::new(),
+            neighbours: HashMap::new(),
+        };
+        for v6 in [false, true] {
+            for route in our_routes(netlink, v6).await? {
+                if let Some(vip) = destination(&route) {
+                    present.routes.entry(vip).or_default().push(route);
+                }
+            }
         }
-        None => {
-            add_route(netlink, wanted).await?;
-            true
+        for neighbour in our_neighbours(netlink).await? {
+            if let Some(vip) = neighbour_address(&neighbour) {
+                present.neighbours.entry(vip).or_default().push(neighbour);
+            }
         }
-    };
-    let present = our_neighbours(netlink).await?;
-    let mut entry = false;
-    if !present
-        .iter()
-        .any(|n| leads_to(n, vip) && n.header.ifindex == wanted.ifindex)
-    {
-        let request = netlink
-            .handle()
-            .neighbours()
-            .add(wanted.ifindex, vip)
-            .link_layer_address(&PROBE_MAC)
-            .state(NeighbourState::Permanent)
-            .replace()
-            .execute();
-        netlink
-            .ask(|| format!("set the neighbour entry of {vip}"), request)
-            .await?;
-        entry = true;
+        Ok(present)
     }
-    // Left over from an interface the VIP was reached through before.
-    let stale = |n: &NeighbourMessage| leads_to(n, vip) && n.header.ifindex != wanted.ifindex;
-    let removed = delete_neighbours(netlink, &present, stale).await?;
-    Ok(route || entry || removed > 0)
+
+    /// Adds and removes what it takes to make `wanted` true, and nothing else.
+    async fn complete(
+        &self,
+        netlink: &Netlink,
+        wanted: &ProbeRoute,
+    ) -> Result<bool, VipRouteError> {
+        let vip = wanted.vip;
+        if vip.is_ipv6() != wanted.source.is_ipv6() {
+            return Err(VipRouteError::Family {
+                vip,
+                source_address: wanted.source,
+            });
+        }
+        if let Some(owner) = self.facts.assigned(vip) {
+            return Err(VipRouteError::AssignedHere {
+                vip,
+                interface: owner.link.name.clone(),
+                prefix: owner
+                    .addresses
+                    .iter()
+                    .find(|net| net.addr() == vip)
+                    .map_or_else(|| host_prefix(vip), ipnet::IpNet::prefix_len),
+            });
+        }
+        let routes = self.routes.get(&vip).map_or(&[][..], Vec::as_slice);
+        let mut changed = false;
+        if !routes.iter().any(|route| leads(route, wanted)) {
+            // A replacement would leave an IPv6 route through another interface in place.
+            delete_routes(netlink, routes, |_| true).await?;
+            add_route(netlink, wanted).await?;
+            changed = true;
+        }
+        let neighbours = self.neighbours.get(&vip).map_or(&[][..], Vec::as_slice);
+        let right = |neighbour: &NeighbourMessage| neighbour.header.ifindex == wanted.ifindex;
+        if !neighbours.iter().any(right) {
+            let request = netlink
+                .handle()
+                .neighbours()
+                .add(wanted.ifindex, vip)
+                .link_layer_address(&PROBE_MAC)
+                .state(NeighbourState::Permanent)
+                .replace()
+                .execute();
+            netlink
+                .ask(|| format!("set the neighbour entry of {vip}"), request)
+                .await?;
+            changed = true;
+        }
+        // Left from an interface the VIP was reached through before.
+        let removed = delete_neighbours(netlink, neighbours, |n| !right(n)).await?;
+        Ok(changed || removed > 0)
+    }
 }
 
 /// Removes what [`ensure`] made for this VIP; `false` if there was nothing.
@@ -141,7 +196,7 @@ pub async fn remove(netlink: &Netlink, vip: IpAddr) -> Result<bool, NetlinkError
     let routes = our_routes(netlink, vip.is_ipv6()).await?;
     let neighbours = our_neighbours(netlink).await?;
     let removed = delete_routes(netlink, &routes, |route| destination(route) == Some(vip)).await?
-        + delete_neighbours(netlink, &neighbours, |n| leads_to(n, vip)).await?;
+        + delete_neighbours(netlink, &neighbours, |n| neighbour_address(n) == Some(vip)).await?;
     Ok(removed > 0)
 }
 
@@ -164,17 +219,13 @@ pub async fn remove_all_ours(netlink: &Netlink, ifindex: u32) -> Result<usize, N
 
 async fn add_route(netlink: &Netlink, wanted: &ProbeRoute) -> Result<(), VipRouteError> {
     let vip = wanted.vip;
-    let family = |_| VipRouteError::Family {
-        vip,
-        source_address: wanted.source,
-    };
-    if vip.is_ipv6() != wanted.source.is_ipv6() {
-        return Err(family(()));
-    }
     let message = RouteMessageBuilder::<IpAddr>::new()
         .destination_prefix(vip, host_prefix(vip))
         .and_then(|builder| builder.pref_source(wanted.source))
-        .map_err(|_| family(()))?
+        .map_err(|_| VipRouteError::Family {
+            vip,
+            source_address: wanted.source,
+        })?
         .output_interface(wanted.ifindex)
         .protocol(RouteProtocol::Other(ROUTE_PROTOCOL))
         .scope(match vip {
@@ -331,12 +382,15 @@ fn leads(route: &RouteMessage, wanted: &ProbeRoute) -> bool {
     interface(route) == Some(wanted.ifindex) && source == Some(wanted.source)
 }
 
-fn leads_to(neighbour: &NeighbourMessage, vip: IpAddr) -> bool {
+fn neighbour_address(neighbour: &NeighbourMessage) -> Option<IpAddr> {
     neighbour
         .attributes
-        .contains(&NeighbourAttribute::Destination(NeighbourAddress::from(
-            vip,
-        )))
+        .iter()
+        .find_map(|attribute| match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some((*ip).into()),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => Some((*ip).into()),
+            _ => None,
+        })
 }
 
 #[cfg(test)]
