@@ -7,6 +7,11 @@ use serde::Serialize;
 
 use super::source::Text;
 
+/// The most errors that are kept of one file: a text of another kind altogether has one in each line.
+const ERRORS_MAX: usize = 1_000;
+/// The longest line that is shown, in bytes: a longer one fills the screen, and costs its length for each error.
+const LINE_MAX: usize = 1_000;
+
 /// The kind of a [`ConfigError`], for those who read `--json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -97,7 +102,8 @@ impl ConfigError {
     }
 }
 
-/// All that is wrong with one file, in the file's order; never empty.
+/// All that is wrong with one file, in the file's order; never empty. Of more than 1,000 errors it has the first, and
+/// the number of the others.
 ///
 /// Its [`Display`](fmt::Display) is [`render`](Self::render) without colours: several lines, to be printed as they
 /// are.
@@ -105,18 +111,25 @@ impl ConfigError {
 pub struct ConfigErrors {
     text: Text,
     errors: Vec<ConfigError>,
+    omitted: usize,
 }
 
 impl ConfigErrors {
     pub(super) fn new(text: Text, mut errors: Vec<ConfigError>) -> Self {
+        errors.sort_by_key(|error| error.span.as_ref().map_or(0, |span| span.start));
+        let omitted = errors.len().saturating_sub(ERRORS_MAX);
+        errors.truncate(ERRORS_MAX);
         for error in &mut errors {
             if let Some(span) = &error.span {
                 let (line, column) = text.position(span.start);
                 (error.line, error.column) = (Some(line), Some(column));
             }
         }
-        errors.sort_by_key(|error| error.span.as_ref().map_or(0, |span| span.start));
-        Self { text, errors }
+        Self {
+            text,
+            errors,
+            omitted,
+        }
     }
 
     /// Each error by itself.
@@ -145,9 +158,10 @@ impl ConfigErrors {
             rendered.push_str(&renderer.render(&[self.report(error)]));
             rendered.push_str("\n\n");
         }
-        let count = match self.errors.len() {
-            1 => "1 error".to_owned(),
-            count => format!("{count} errors"),
+        let count = match (self.errors.len(), self.omitted) {
+            (1, 0) => "1 error".to_owned(),
+            (count, 0) => format!("{count} errors"),
+            (count, omitted) => format!("{count} errors, and {omitted} more that are not shown,"),
         };
         let summary = Level::ERROR.primary_title(format!("{count} in {}", visible(self.file())));
         rendered.push_str(&renderer.render(&[Group::with_title(summary)]));
@@ -157,27 +171,45 @@ impl ConfigErrors {
     fn report<'a>(&'a self, error: &'a ConfigError) -> Group<'a> {
         let title = Level::ERROR.primary_title(error.message.as_str());
         let mut group = Group::with_title(title);
+        let expected = error
+            .expected
+            .as_ref()
+            .map(|what| format!("expected {what}"));
         match &error.span {
-            Some(span) => {
-                let label = error
-                    .expected
-                    .as_ref()
-                    .map(|what| format!("expected {what}"));
-                group = group.element(self.snippet(span, AnnotationKind::Primary, label));
-                for (span, label) in &error.related {
-                    group = group.element(self.snippet(
-                        span,
-                        AnnotationKind::Context,
-                        Some(label.clone()),
-                    ));
+            Some(span) if self.is_long(span) => {
+                let (line, column) = self.text.position(span.start);
+                let origin = Origin::path(visible(self.file()))
+                    .line(line)
+                    .char_column(column);
+                group = group.element(origin);
+                if let Some(expected) = expected {
+                    group = group.element(Level::NOTE.message(expected));
                 }
             }
-            None => group = group.element(Origin::path(visible(self.file()))),
+            Some(span) => {
+                group = group.element(self.snippet(span, AnnotationKind::Primary, expected));
+            }
+            None => {
+                group = group.element(Origin::path(visible(self.file())));
+                if let Some(expected) = expected {
+                    group = group.element(Level::NOTE.message(expected));
+                }
+            }
+        }
+        for (span, label) in &error.related {
+            if !self.is_long(span) {
+                let kind = AnnotationKind::Context;
+                group = group.element(self.snippet(span, kind, Some(label.clone())));
+            }
         }
         for help in &error.help {
             group = group.element(Level::HELP.message(help.as_str()));
         }
         group
+    }
+
+    fn is_long(&self, span: &Range<usize>) -> bool {
+        self.text.line_at(span.start).2.len() > LINE_MAX
     }
 
     /// The one line `span` begins in, so that the work does not grow with the file; a longer span is cut there.

@@ -85,7 +85,7 @@ impl ConfigFile {
         for secret in secrets {
             source.text.mask(secret);
         }
-        let errors = syntax::combine(source.text.as_str(), parser_errors, errors);
+        let errors = syntax::combine(&source.text, parser_errors, errors);
         if !errors.is_empty() {
             return Err(ConfigErrors::new(source.text, errors));
         }

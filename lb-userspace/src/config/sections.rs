@@ -101,3 +101,34 @@ pub(super) static BACKEND: Section = Section {
 /// All of them, to find where a misplaced key belongs.
 pub(super) static ALL: [&Section; 7] =
     [&ROOT, &NODE, &CONTROL, &LIMITS, &SERVICE, &PROBE, &BACKEND];
+
+#[cfg(test)]
+mod tests {
+    use super::ALL;
+
+    /// The reference and the example name every table and every key, or they are out of date.
+    #[test]
+    fn every_key_is_documented() {
+        for page in ["docs/configuration.md", "packaging/config.toml"] {
+            let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../").to_owned() + page;
+            let text = std::fs::read_to_string(&path).expect("the page is there");
+            for section in &ALL[1..] {
+                let (_, described) = text
+                    .split_once(section.title)
+                    .unwrap_or_else(|| panic!("{page} lacks {}", section.title));
+                for key in section
+                    .keys
+                    .iter()
+                    .filter(|key| !matches!(**key, "probe" | "backend"))
+                {
+                    let named = described.contains(&format!("`{key}`"))
+                        || described.lines().any(|line| {
+                            line.trim_start_matches('#')
+                                .starts_with(&format!("{key} = "))
+                        });
+                    assert!(named, "{page} lacks `{key}` of {}", section.title);
+                }
+            }
+        }
+    }
+}

@@ -47,6 +47,13 @@ impl Text {
         (number, start, line.trim_end_matches(['\n', '\r']))
     }
 
+    /// Each line's first byte and its text.
+    pub(super) fn lines(&self) -> impl Iterator<Item = (usize, &str)> {
+        self.lines
+            .iter()
+            .map(|start| (*start, self.line_at(*start).2))
+    }
+
     /// Makes what is written at `span` unreadable, without moving anything else: a secret must not get into a log
     /// because the line it is in has an error.
     pub(super) fn mask(&mut self, span: Range<usize>) {

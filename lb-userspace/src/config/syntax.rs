@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
-use super::error::{ConfigError, ErrorKind, visible};
+use super::{
+    error::{ConfigError, ErrorKind, visible},
+    source::Text,
+};
 
 /// The message of a key that is set twice. The TOML parser has no kinds of errors to match on.
 const DUPLICATE: &str = "duplicate key";
@@ -15,7 +18,7 @@ const VALUES: [&str; 3] = [UNQUOTED, "invalid float", "invalid boolean"];
 /// Puts the parser's own errors together with those errors of `read` (what reading the rest of the document found)
 /// that are true in spite of them.
 pub(super) fn combine(
-    text: &str,
+    text: &Text,
     parser: Vec<toml::de::Error>,
     read: Vec<ConfigError>,
 ) -> Vec<ConfigError> {
@@ -23,17 +26,26 @@ pub(super) fn combine(
         return read;
     }
     let parser = without_echoes(text, parser);
+    let sections = Sections::new(text);
+    // In the order of their beginnings and of their ends, as the errors are in the text's order.
     let broken: Vec<Range<usize>> = parser
         .iter()
         .filter(|error| error.message() != DUPLICATE)
         .map(|error| {
-            let section = section_around(text, place(text, error).start);
+            let section = sections.around(text, place(text, error).start);
             match is_unclosed(error) {
                 true => section.start..usize::MAX,
                 false => section,
             }
         })
         .collect();
+    let is_broken = |at: usize| {
+        let begun = broken.partition_point(|section| section.start <= at);
+        begun > 0
+            && broken
+                .get(begun - 1)
+                .is_some_and(|section| at < section.end)
+    };
     let true_still = read.into_iter().filter(|error| {
         let about_one_value = matches!(
             error.kind,
@@ -42,22 +54,28 @@ pub(super) fn combine(
                 | ErrorKind::BadValue
                 | ErrorKind::OutOfRange
         );
-        let in_broken =
-            |span: &Range<usize>| broken.iter().any(|section| section.contains(&span.start));
-        about_one_value && error.span.as_ref().is_some_and(|span| !in_broken(span))
+        about_one_value
+            && error
+                .span
+                .as_ref()
+                .is_some_and(|span| !is_broken(span.start))
     });
-    let syntax: Vec<ConfigError> = parser.iter().map(|error| translate(text, error)).collect();
+    let end = text.as_str().trim_end().len();
+    let syntax: Vec<ConfigError> = parser
+        .iter()
+        .map(|error| translate(text, end, error))
+        .collect();
     syntax.into_iter().chain(true_still).collect()
 }
 
 /// One error a line; and after a bracket that isn't closed, nothing, since all that follows is then read as part of
 /// what the bracket opened.
-fn without_echoes(text: &str, mut errors: Vec<toml::de::Error>) -> Vec<toml::de::Error> {
+fn without_echoes(text: &Text, mut errors: Vec<toml::de::Error>) -> Vec<toml::de::Error> {
     errors.sort_by_key(|error| place(text, error).start);
     let mut kept: Vec<toml::de::Error> = Vec::new();
     let mut last_line = None;
     for error in errors {
-        let line = line_start(text, place(text, &error).start);
+        let (line, ..) = text.line_at(place(text, &error).start);
         if last_line == Some(line) {
             continue;
         }
@@ -80,9 +98,10 @@ fn is_unclosed(error: &toml::de::Error) -> bool {
             .any(|part| message.contains(part))
 }
 
-fn translate(text: &str, error: &toml::de::Error) -> ConfigError {
+/// `end` is where the text ends but for white space.
+fn translate(text: &Text, end: usize, error: &toml::de::Error) -> ConfigError {
     let span = place(text, error);
-    let what = text.get(span.clone()).unwrap_or("");
+    let what = text.as_str().get(span.clone()).unwrap_or("");
     if error.message() == DUPLICATE {
         return ConfigError::new(
             ErrorKind::Syntax,
@@ -110,7 +129,7 @@ fn translate(text: &str, error: &toml::de::Error) -> ConfigError {
         None => (error.message(), None),
     };
     // A text that ends within a value, a key or a header was cut there: the parser points at its end.
-    let cut_short = span.start >= text.trim_end().len();
+    let cut_short = span.start >= end;
     let found = match (what, cut_short) {
         ("", true) => ": found the end of the file".to_owned(),
         ("", false) => String::new(),
@@ -144,38 +163,42 @@ fn is_word(text: &str) -> bool {
 }
 
 /// Where an error is: within the text, on character boundaries.
-fn place(text: &str, error: &toml::de::Error) -> Range<usize> {
+fn place(text: &Text, error: &toml::de::Error) -> Range<usize> {
+    let text = text.as_str();
     let span = error.span().unwrap_or(0..0);
     let start = text.floor_char_boundary(span.start);
     let end = text.ceil_char_boundary(span.end.max(start));
     start..end
 }
 
-fn line_start(text: &str, at: usize) -> usize {
-    text.get(..at)
-        .and_then(|before| before.rfind('\n'))
-        .map_or(0, |newline| newline + 1)
+/// The parts of a text between its table headers.
+struct Sections {
+    /// The first byte of the text and of each line that looks like a header.
+    starts: Vec<usize>,
 }
 
-/// The part of the text that an error at `at` makes unreliable: from the header above it to the next one.
-fn section_around(text: &str, at: usize) -> Range<usize> {
-    let is_header = |start: usize| {
-        text.get(start..)
-            .is_some_and(|rest| rest.trim_start_matches([' ', '\t']).starts_with('['))
-    };
-    let mut start = line_start(text, at);
-    // The parser finds a missing bracket or comma only on the line below, which may be a header that is right.
-    if at == start && start > 0 {
-        start = line_start(text, start - 1);
+impl Sections {
+    fn new(text: &Text) -> Self {
+        let headers = text
+            .lines()
+            .filter(|(_, line)| line.trim_start().starts_with('['));
+        let starts = std::iter::once(0).chain(headers.map(|(start, _)| start));
+        Self {
+            starts: starts.collect(),
+        }
     }
-    while start > 0 && !is_header(start) {
-        start = line_start(text, start - 1);
+
+    /// The part of the text that an error at `at` makes unreliable: from the header above it to the next one.
+    fn around(&self, text: &Text, at: usize) -> Range<usize> {
+        let (_, line, _) = text.line_at(at);
+        // The parser finds a missing bracket or comma only on the line below, which may be a header that is right.
+        let above = if at == line { at.saturating_sub(1) } else { at };
+        let start = self
+            .starts
+            .partition_point(|start| *start <= above)
+            .saturating_sub(1);
+        let next = self.starts.partition_point(|start| *start <= at);
+        let start = self.starts.get(start).copied().unwrap_or(0);
+        start..self.starts.get(next).copied().unwrap_or(usize::MAX)
     }
-    let next = text
-        .get(at..)
-        .into_iter()
-        .flat_map(|rest| rest.match_indices('\n'))
-        .map(|(newline, _)| at + newline + 1)
-        .find(|line| is_header(*line));
-    start..next.unwrap_or(text.len() + 1)
 }

@@ -140,7 +140,7 @@ fn piece() -> impl Strategy<Value = String> {
         "node = 1\n",
     ];
     prop_oneof![
-        8 => prop::sample::select(&WORDS[..]).prop_map(str::to_owned),
+        8 => prop::sample::select(WORDS).prop_map(str::to_owned),
         1 => "\\PC{0,12}",
     ]
 }
