@@ -8,7 +8,7 @@
 //! | --- | --- | --- | --- |
 //! | `CONTROL` | 0 | [`Control`] | controller (mapped) |
 //! | `SERVICES` | bucket | [`Bucket`] | controller (mapped) |
-//! | `SLOTS` | slot | [`crate::pick::Slot`] in a [`Word32`] | controller (mapped) |
+//! | `SLOTS` | slot / 16 | [`SlotLine`] | controller (mapped) |
 //! | `BACKENDS` | backend number | [`crate::pick::Backend`] in a [`Word64`] | controller (mapped) |
 //! | `PORTS` | port | [`Port`] | controller |
 //! | `REDIRECT` | port | the interface's index (`DEVMAP`) | controller |
@@ -160,6 +160,18 @@ pub struct Bucket {
     pub ways: [Way; WAYS],
 }
 
+/// Slots in a [`SlotLine`].
+pub const SLOTS_IN_LINE: u32 = 16;
+
+/// Sixteen slots: one cache line. A slot alone would take eight bytes, since the kernel rounds an array's elements up
+/// (`array_map_alloc` in `kernel/bpf/arraymap.c`).
+#[derive(Clone, Debug, Default)]
+#[repr(C, align(64))]
+pub struct SlotLine {
+    /// Each a [`crate::pick::Slot`].
+    pub slots: [Word32; SLOTS_IN_LINE as usize],
+}
+
 /// One of the director's interfaces.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -223,8 +235,14 @@ pub enum BackendState {
 
 impl BackendState {
     /// Every state, in the order of the numbers.
-    pub const ALL: [Self; 6] =
-        [Self::Down, Self::Up, Self::Draining, Self::Drained, Self::Failed, Self::Leaving];
+    pub const ALL: [Self; 6] = [
+        Self::Down,
+        Self::Up,
+        Self::Draining,
+        Self::Drained,
+        Self::Failed,
+        Self::Leaving,
+    ];
 
     /// The name used on the command line and in `--json`.
     #[must_use]
@@ -340,10 +358,13 @@ const _: () = {
     assert!(size_of::<Control>() == 64 && align_of::<Control>() == 64);
     assert!(size_of::<Way>() == 16);
     assert!(size_of::<Bucket>() == 64 && align_of::<Bucket>() == 64);
+    assert!(size_of::<SlotLine>() == 64 && align_of::<SlotLine>() == 64);
     assert!(size_of::<Port>() == 16 && align_of::<Port>() == 8);
     assert!(size_of::<Counter>() == 16);
     assert!(size_of::<ServiceInfo>() == 64 + 16 + 8 + 8 + 8 && align_of::<ServiceInfo>() == 8);
-    assert!(size_of::<BackendInfo>() == 64 + 16 + 120 + 24 + 8 + 8 && align_of::<BackendInfo>() == 8);
+    assert!(
+        size_of::<BackendInfo>() == 64 + 16 + 120 + 24 + 8 + 8 && align_of::<BackendInfo>() == 8
+    );
 };
 
 #[cfg(test)]

@@ -23,7 +23,8 @@ pub fn answer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let Some(frame) = packet.bytes::<{ ETH_LEN + ARP_LEN }>(0) else {
         return Verdict::ArpOther;
     };
-    let [_, _, _, _, _, _, _, _, _, _, _, _, _, _, kind @ .., _, _] = frame.first_chunk::<22>().unwrap_or(&[0; 22]);
+    let [_, _, _, _, _, _, _, _, _, _, _, _, _, _, kind @ .., _, _] =
+        frame.first_chunk::<22>().unwrap_or(&[0; 22]);
     let sender_mac = le64_at::<{ ETH_LEN + 8 }, _>(frame) & crate::wire::MAC_MASK;
     let sender_ip = be32_at::<{ ETH_LEN + 14 }, _>(frame);
     let target_ip = be32_at::<{ ETH_LEN + 24 }, _>(frame);
@@ -49,10 +50,48 @@ pub fn answer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let asker_ip = sender_ip.to_be_bytes();
     let vip = target_ip.to_be_bytes();
     let [
-        d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, _, _, // Ethernet; the type stays
-        _, _, _, _, _, _, _, op, // operation
-        sm0, sm1, sm2, sm3, sm4, sm5, si0, si1, si2, si3, // sender
-        tm0, tm1, tm2, tm3, tm4, tm5, ti0, ti1, ti2, ti3, // target
+        d0,
+        d1,
+        d2,
+        d3,
+        d4,
+        d5,
+        s0,
+        s1,
+        s2,
+        s3,
+        s4,
+        s5,
+        _,
+        _, // Ethernet; the type stays
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        op, // operation
+        sm0,
+        sm1,
+        sm2,
+        sm3,
+        sm4,
+        sm5,
+        si0,
+        si1,
+        si2,
+        si3, // sender
+        tm0,
+        tm1,
+        tm2,
+        tm3,
+        tm4,
+        tm5,
+        ti0,
+        ti1,
+        ti2,
+        ti3, // target
     ] = frame;
     [*d0, *d1, *d2, *d3, *d4, *d5] = asker;
     [*s0, *s1, *s2, *s3, *s4, *s5] = own;

@@ -31,7 +31,10 @@ impl FlowKey {
     #[inline(always)]
     #[must_use]
     pub const fn ipv4(client: u32, ports: u32, service: u16) -> Self {
-        Self { endpoints: (client as u64) << 32 | ports as u64, service }
+        Self {
+            endpoints: (client as u64) << 32 | ports as u64,
+            service,
+        }
     }
 
     /// The client's IPv4 address in host order.
@@ -218,7 +221,11 @@ const fn dispensable(state: FlowState, now: u16) -> u32 {
     if !state.used() {
         return 1 << 18;
     }
-    let ended = if matches!(state.phase(), Phase::Ended) { 1 << 17 } else { 0 };
+    let ended = if matches!(state.phase(), Phase::Ended) {
+        1 << 17
+    } else {
+        0
+    };
     ended | state.silent(now) as u32
 }
 
@@ -257,15 +264,19 @@ pub fn record<T: Tables>(tables: &T, key: FlowKey, hash: u64, backend: u16, phas
         return;
     }
     let (first, second) = bucket_indices(hash, tables.flow_bits());
-    let (Some(first), Some(second)) = (tables.flow_bucket(first), tables.flow_bucket(second)) else {
+    let (Some(first), Some(second)) = (tables.flow_bucket(first), tables.flow_bucket(second))
+    else {
         return;
     };
     let (way_of_first, worth_of_first, empty_in_first) = candidate(first, now);
     let (way_of_second, worth_of_second, empty_in_second) = candidate(second, now);
     let second_is_better = empty_in_second > empty_in_first
         || empty_in_second == empty_in_first && worth_of_second > worth_of_first;
-    let (way, worth) =
-        if second_is_better { (way_of_second, worth_of_second) } else { (way_of_first, worth_of_first) };
+    let (way, worth) = if second_is_better {
+        (way_of_second, worth_of_second)
+    } else {
+        (way_of_first, worth_of_first)
+    };
     // The state goes first to nothing, so that no reader takes the old state for the new key's.
     way.state.set(0);
     way.key.set(key.endpoints);
@@ -282,7 +293,11 @@ pub fn record<T: Tables>(tables: &T, key: FlowKey, hash: u64, backend: u16, phas
 /// flow's phase never goes back: what opens anew is recorded anew.
 #[inline(always)]
 pub fn touch(way: &FlowWay, known: FlowState, hash: u64, now: u16, phase: Phase) {
-    let phase = if phase as u8 > known.phase() as u8 { phase } else { known.phase() };
+    let phase = if phase as u8 > known.phase() as u8 {
+        phase
+    } else {
+        known.phase()
+    };
     let state = FlowState::new(known.backend(), known.service(), now, hash, phase);
     if state != known {
         way.state.set(state.0);
@@ -299,17 +314,26 @@ mod tests {
         let state = FlowState::new(0xfffe, 0xabcd, 0x1234, hash, Phase::Closing);
         assert!(state.used() && state.belongs(hash, 0xabcd));
         assert!(!state.belongs(hash, 0xabce) && !state.belongs(hash ^ 1 << 20, 0xabcd));
-        assert_eq!((state.backend(), state.service(), state.seen()), (0xfffe, 0xabcd, 0x1234));
+        assert_eq!(
+            (state.backend(), state.service(), state.seen()),
+            (0xfffe, 0xabcd, 0x1234)
+        );
         assert_eq!(state.phase(), Phase::Closing);
         assert_eq!(state.silent(0x1233), u16::MAX);
-        assert_eq!(FlowState::new(1, 2, 3, hash, Phase::Ended).phase(), Phase::Ended);
+        assert_eq!(
+            FlowState::new(1, 2, 3, hash, Phase::Ended).phase(),
+            Phase::Ended
+        );
         assert!(!FlowState(0).used());
     }
 
     #[test]
     fn key_round_trips() {
         let key = FlowKey::ipv4(0x0a00_0001, 0xc000_0050, 9);
-        assert_eq!((key.client(), key.client_port(), key.service_port()), (0x0a00_0001, 0xc000, 80));
+        assert_eq!(
+            (key.client(), key.client_port(), key.service_port()),
+            (0x0a00_0001, 0xc000, 80)
+        );
     }
 
     #[test]
@@ -318,7 +342,10 @@ mod tests {
         let open = |seen| FlowState::new(1, 1, seen, hash, Phase::Open);
         let ended = FlowState::new(1, 1, 100, hash, Phase::Ended);
         assert!(dispensable(FlowState(0), 100) > dispensable(ended, 100));
-        assert!(dispensable(ended, 100) > dispensable(open(101), 100), "even against the longest silence");
+        assert!(
+            dispensable(ended, 100) > dispensable(open(101), 100),
+            "even against the longest silence"
+        );
         assert!(dispensable(open(10), 100) > dispensable(open(90), 100));
     }
 }

@@ -23,8 +23,14 @@ pub struct Outcome {
 #[inline(always)]
 pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Outcome {
     match forward(packet, tables) {
-        Ok(port) if port == tables.own_port() => Outcome { verdict: Verdict::Forwarded, port },
-        Ok(port) => Outcome { verdict: Verdict::Redirected, port },
+        Ok(port) if port == tables.own_port() => Outcome {
+            verdict: Verdict::Forwarded,
+            port,
+        },
+        Ok(port) => Outcome {
+            verdict: Verdict::Redirected,
+            port,
+        },
         Err(verdict) => {
             tables.count_verdict(verdict);
             Outcome { verdict, port: 0 }
@@ -37,7 +43,10 @@ pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Outcome {
 fn forward<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<u16, Verdict> {
     match parse::parse(packet)? {
         Frame::Ipv4(flow) => forward_ipv4(packet, tables, &flow),
-        Frame::Ipv4Unfit { destination, verdict } => Err(if is_vip(tables, destination)? {
+        Frame::Ipv4Unfit {
+            destination,
+            verdict,
+        } => Err(if is_vip(tables, destination)? {
             verdict
         } else {
             Verdict::NotOurs
@@ -55,7 +64,11 @@ fn is_vip<T: Tables>(tables: &T, address: u32) -> Result<bool, Verdict> {
 }
 
 #[inline(always)]
-fn forward_ipv4<P: Packet, T: Tables>(packet: &mut P, tables: &T, flow: &Ipv4Flow) -> Result<u16, Verdict> {
+fn forward_ipv4<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    flow: &Ipv4Flow,
+) -> Result<u16, Verdict> {
     let control = tables.control().ok_or(Verdict::Inconsistent)?;
     let service = service_ipv4(tables, Directory(control.directory.get()), flow)?;
     if flow.eth_destination != tables.own_mac() {
@@ -68,7 +81,9 @@ fn forward_ipv4<P: Packet, T: Tables>(packet: &mut P, tables: &T, flow: &Ipv4Flo
     tables.note(Step::Hash { source, hash });
 
     let index = pick::slot_index(hash, service.bits());
-    let slot = tables.slot(service.offset() + index).ok_or(Verdict::Inconsistent)?;
+    let slot = tables
+        .slot(service.offset() + index)
+        .ok_or(Verdict::Inconsistent)?;
     tables.note(Step::Slot { index, slot });
 
     let number = if slot.in_transition() {
@@ -86,13 +101,20 @@ fn forward_ipv4<P: Packet, T: Tables>(packet: &mut P, tables: &T, flow: &Ipv4Flo
 
 /// The service of a flow's destination.
 #[inline(always)]
-fn service_ipv4<T: Tables>(tables: &T, directory: Directory, flow: &Ipv4Flow) -> Result<ServiceValue, Verdict> {
+fn service_ipv4<T: Tables>(
+    tables: &T,
+    directory: Directory,
+    flow: &Ipv4Flow,
+) -> Result<ServiceValue, Verdict> {
     let key = ServiceKey::ipv4(flow.destination, flow.protocol, flow.service_port());
     // Port 0 is no service's: it is how the lookup writes "any port".
     if flow.service_port() != 0
         && let Some(service) = find(tables, directory, key)
     {
-        tables.note(Step::Service { key, found: Some(service) });
+        tables.note(Step::Service {
+            key,
+            found: Some(service),
+        });
         return Ok(service);
     }
     let Some(vip) = find(tables, directory, ServiceKey::ipv4_vip(flow.destination)) else {
@@ -102,12 +124,19 @@ fn service_ipv4<T: Tables>(tables: &T, directory: Directory, flow: &Ipv4Flow) ->
     if vip.has_any_port() && flow.service_port() != 0 {
         let key = ServiceKey::ipv4_any_port(flow.destination, flow.protocol);
         if let Some(service) = find(tables, directory, key) {
-            tables.note(Step::Service { key, found: Some(service) });
+            tables.note(Step::Service {
+                key,
+                found: Some(service),
+            });
             return Ok(service);
         }
     }
     tables.note(Step::Service { key, found: None });
-    Err(if tables.unserved_pass() { Verdict::UnservedPassed } else { Verdict::Unserved })
+    Err(if tables.unserved_pass() {
+        Verdict::UnservedPassed
+    } else {
+        Verdict::Unserved
+    })
 }
 
 /// Backend, rewrite, count; the port to leave through.

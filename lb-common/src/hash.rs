@@ -32,7 +32,10 @@ pub const fn mix(source: u64, seed: Seed) -> u64 {
 #[must_use]
 pub const fn mix_flow(flow: u64, service: u16, seed: Seed) -> u64 {
     // The keys change places, so that the flow table's order tells nothing about the pick.
-    mix(flow ^ (service as u64).wrapping_mul(SERVICE), Seed([seed.0[1], seed.0[0]]))
+    mix(
+        flow ^ (service as u64).wrapping_mul(SERVICE),
+        Seed([seed.0[1], seed.0[0]]),
+    )
 }
 
 #[cfg(test)]
@@ -47,19 +50,25 @@ mod tests {
         const INDEX_BITS: usize = 32;
         const SAMPLES: u32 = 8192;
         let seed = Seed([0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210]);
-        let inputs: Vec<u64> =
-            (0..u64::from(SAMPLES)).map(|i| i.wrapping_mul(0x2545_f491_4f6c_dd1d) ^ (i << 40)).collect();
+        let inputs: Vec<u64> = (0..u64::from(SAMPLES))
+            .map(|i| i.wrapping_mul(0x2545_f491_4f6c_dd1d) ^ (i << 40))
+            .collect();
         for bit in 0..64 {
             let mut flips = [0u32; INDEX_BITS];
             for &input in &inputs {
-                let difference = (mix(input, seed) ^ mix(input ^ (1 << bit), seed)) >> (64 - INDEX_BITS);
+                let difference =
+                    (mix(input, seed) ^ mix(input ^ (1 << bit), seed)) >> (64 - INDEX_BITS);
                 for (out, count) in flips.iter_mut().enumerate() {
                     *count += u32::try_from(difference >> out & 1).unwrap();
                 }
             }
             for (out, count) in flips.iter().enumerate() {
                 let share = f64::from(*count) / f64::from(SAMPLES);
-                assert!((0.46..0.54).contains(&share), "input bit {bit}, output bit {}: {share}", out + 64 - INDEX_BITS);
+                assert!(
+                    (0.46..0.54).contains(&share),
+                    "input bit {bit}, output bit {}: {share}",
+                    out + 64 - INDEX_BITS
+                );
             }
         }
     }
@@ -75,7 +84,10 @@ mod tests {
             counts[(mix(source, seed) >> 56) as usize] += 1;
         }
         let expected = f64::from(CLIENTS) / 256.0;
-        let chi: f64 = counts.iter().map(|c| (f64::from(*c) - expected).powi(2) / expected).sum();
+        let chi: f64 = counts
+            .iter()
+            .map(|c| (f64::from(*c) - expected).powi(2) / expected)
+            .sum();
         assert!(chi < 340.0, "chi-squared {chi}: above the 0.9998 quantile");
     }
 
@@ -85,6 +97,9 @@ mod tests {
         let same = (0u64..10_000)
             .filter(|c| mix(c << 32, Seed([1, 2])) >> 56 == mix(c << 32, Seed([1, 3])) >> 56)
             .count();
-        assert!(same < 120, "{same} of 10000 stayed in their slot, 39 are expected");
+        assert!(
+            same < 120,
+            "{same} of 10000 stayed in their slot, 39 are expected"
+        );
     }
 }

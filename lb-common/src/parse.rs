@@ -3,8 +3,9 @@
 use crate::packet::Packet;
 use crate::verdict::Verdict;
 use crate::wire::{
-    ETH_LEN, ETH_TYPE, ETHERTYPE_ARP, ETHERTYPE_IPV4, IPV4_FRAGMENT_MASK, IPV4_LEN, PROTO_TCP, PROTO_UDP, TCP_ACK,
-    TCP_FIN, TCP_FLAGS, TCP_LEN, TCP_RST, TCP_SYN, UDP_LEN, be16_at, be32_at, le64_at, u8_at,
+    ETH_LEN, ETH_TYPE, ETHERTYPE_ARP, ETHERTYPE_IPV4, IPV4_FRAGMENT_MASK, IPV4_LEN, PROTO_TCP,
+    PROTO_UDP, TCP_ACK, TCP_FIN, TCP_FLAGS, TCP_LEN, TCP_RST, TCP_SYN, UDP_LEN, be16_at, be32_at,
+    le64_at, u8_at,
 };
 
 /// Bytes that hold everything the pick needs of a frame without IPv4 options: up to the ports.
@@ -84,7 +85,11 @@ pub fn parse<P: Packet>(packet: &P) -> Result<Frame, Verdict> {
         let protocol = u8_at::<{ ETH_LEN + 9 }, _>(head);
         let fragment = be16_at::<{ ETH_LEN + 6 }, _>(head) & IPV4_FRAGMENT_MASK;
         let total = be16_at::<{ ETH_LEN + 2 }, _>(head) as usize;
-        let least = if protocol == PROTO_TCP { IPV4_LEN + TCP_LEN } else { IPV4_LEN + UDP_LEN };
+        let least = if protocol == PROTO_TCP {
+            IPV4_LEN + TCP_LEN
+        } else {
+            IPV4_LEN + UDP_LEN
+        };
         if (protocol == PROTO_TCP || protocol == PROTO_UDP)
             && fragment == 0
             && total >= least
@@ -117,10 +122,17 @@ fn parse_rare<P: Packet>(packet: &P) -> Result<Frame, Verdict> {
 
 #[inline(always)]
 fn parse_ipv4<P: Packet>(packet: &P, eth_destination: u64) -> Result<Frame, Verdict> {
-    let ip = packet.bytes::<IPV4_LEN>(ETH_LEN).ok_or(Verdict::Truncated)?;
+    let ip = packet
+        .bytes::<IPV4_LEN>(ETH_LEN)
+        .ok_or(Verdict::Truncated)?;
     let destination = be32_at::<16, _>(ip);
     let client = be32_at::<12, _>(ip);
-    let unfit = |verdict| Ok(Frame::Ipv4Unfit { destination, verdict });
+    let unfit = |verdict| {
+        Ok(Frame::Ipv4Unfit {
+            destination,
+            verdict,
+        })
+    };
 
     let version = u8_at::<0, _>(ip) >> 4;
     let header = (u8_at::<0, _>(ip) & 0xf) as usize * 4;
@@ -148,7 +160,14 @@ fn parse_ipv4<P: Packet>(packet: &P, eth_destination: u64) -> Result<Frame, Verd
         return unfit(Verdict::Truncated);
     };
     let ports = be32_at::<0, _>(head);
-    Ok(Frame::Ipv4(Ipv4Flow { eth_destination, client, destination, ports, protocol, transport }))
+    Ok(Frame::Ipv4(Ipv4Flow {
+        eth_destination,
+        client,
+        destination,
+        ports,
+        protocol,
+        transport,
+    }))
 }
 
 /// What the packet says about its flow's life; only asked in a slot in transition.
@@ -160,7 +179,11 @@ pub fn signal<P: Packet>(packet: &P, flow: &Ipv4Flow) -> Result<Signal, Verdict>
     if flow.protocol != PROTO_TCP {
         return Ok(Signal::Unknown);
     }
-    let flags = u8_at::<0, 1>(packet.bytes::<1>(flow.transport + TCP_FLAGS).ok_or(Verdict::Truncated)?);
+    let flags = u8_at::<0, 1>(
+        packet
+            .bytes::<1>(flow.transport + TCP_FLAGS)
+            .ok_or(Verdict::Truncated)?,
+    );
     Ok(if flags & TCP_RST != 0 {
         Signal::Resets
     } else if flags & (TCP_SYN | TCP_ACK) == TCP_SYN {

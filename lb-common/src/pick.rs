@@ -13,11 +13,20 @@ pub struct Affinity {
 
 impl Affinity {
     /// `affinity = "none"`: every flow for itself.
-    pub const NONE_IPV4: Self = Self { prefix: 32, ports: true };
+    pub const NONE_IPV4: Self = Self {
+        prefix: 32,
+        ports: true,
+    };
     /// `affinity = "client"`: all flows of a source address together.
-    pub const CLIENT_IPV4: Self = Self { prefix: 32, ports: false };
+    pub const CLIENT_IPV4: Self = Self {
+        prefix: 32,
+        ports: false,
+    };
     /// `affinity = "network"`: all flows of a /24 together.
-    pub const NETWORK_IPV4: Self = Self { prefix: 24, ports: false };
+    pub const NETWORK_IPV4: Self = Self {
+        prefix: 24,
+        ports: false,
+    };
 
     /// The part of a flow that picks, as the hash takes it: address in the upper half, ports in the lower.
     #[inline(always)]
@@ -132,19 +141,41 @@ mod tests {
     fn affinity_takes_its_part() {
         let client = 0xc0a8_0a63;
         let ports = 0x1234_0050;
-        assert_eq!(Affinity::NONE_IPV4.source_ipv4(client, ports), 0xc0a8_0a63_1234_0050);
-        assert_eq!(Affinity::CLIENT_IPV4.source_ipv4(client, ports), 0xc0a8_0a63_0000_0000);
-        assert_eq!(Affinity::NETWORK_IPV4.source_ipv4(client, ports), 0xc0a8_0a00_0000_0000);
-        assert_eq!(Affinity { prefix: 0, ports: false }.source_ipv4(client, ports), 0);
+        assert_eq!(
+            Affinity::NONE_IPV4.source_ipv4(client, ports),
+            0xc0a8_0a63_1234_0050
+        );
+        assert_eq!(
+            Affinity::CLIENT_IPV4.source_ipv4(client, ports),
+            0xc0a8_0a63_0000_0000
+        );
+        assert_eq!(
+            Affinity::NETWORK_IPV4.source_ipv4(client, ports),
+            0xc0a8_0a00_0000_0000
+        );
+        assert_eq!(
+            Affinity {
+                prefix: 0,
+                ports: false
+            }
+            .source_ipv4(client, ports),
+            0
+        );
     }
 
     #[test]
     fn slot_and_backend_round_trip() {
         let slot = Slot::new(0xffff, 1);
-        assert_eq!((slot.current(), slot.previous(), slot.in_transition()), (0xffff, 1, true));
+        assert_eq!(
+            (slot.current(), slot.previous(), slot.in_transition()),
+            (0xffff, 1, true)
+        );
         assert!(!Slot::settled(7).in_transition());
         let backend = Backend::new(0x0605_0403_0201, 0x7fff, true);
-        assert_eq!((backend.mac(), backend.port(), backend.failed()), (0x0605_0403_0201, 0x7fff, true));
+        assert_eq!(
+            (backend.mac(), backend.port(), backend.failed()),
+            (0x0605_0403_0201, 0x7fff, true)
+        );
     }
 
     #[test]

@@ -69,7 +69,10 @@ impl ServiceValue {
     /// Packs a service. `bits` is log2 of the table's size (1 to 26), `offset` its first slot.
     #[must_use]
     pub const fn new(id: u16, offset: u32, bits: u8, affinity: Affinity) -> Self {
-        assert!(offset < MAX_SLOT_OFFSET && bits >= 1 && bits <= 26, "table outside the slots that can be named");
+        assert!(
+            offset < MAX_SLOT_OFFSET && bits >= 1 && bits <= 26,
+            "table outside the slots that can be named"
+        );
         Self(
             Self::SET
                 | offset as u64
@@ -111,7 +114,10 @@ impl ServiceValue {
     #[inline(always)]
     #[must_use]
     pub const fn affinity(self) -> Affinity {
-        Affinity { prefix: (self.0 >> 47) as u8, ports: self.0 >> 55 & 1 == 1 }
+        Affinity {
+            prefix: (self.0 >> 47) as u8,
+            ports: self.0 >> 55 & 1 == 1,
+        }
     }
 
     /// In a VIP's entry: whether some service has all ports of a protocol there.
@@ -193,7 +199,10 @@ mod tests {
 
     #[test]
     fn value_round_trips() {
-        let affinity = Affinity { prefix: 128, ports: true };
+        let affinity = Affinity {
+            prefix: 128,
+            ports: true,
+        };
         let value = ServiceValue::new(0xffff, MAX_SLOT_OFFSET - 1, 26, affinity);
         assert_eq!(value.id(), 0xffff);
         assert_eq!(value.offset(), MAX_SLOT_OFFSET - 1);
@@ -201,13 +210,28 @@ mod tests {
         assert_eq!(value.affinity(), affinity);
         assert!(!value.has_any_port());
         assert!(ServiceValue::vip(true).has_any_port());
-        assert_eq!(ServiceValue::new(0, 0, 1, Affinity { prefix: 0, ports: false }).bits(), 1);
+        assert_eq!(
+            ServiceValue::new(
+                0,
+                0,
+                1,
+                Affinity {
+                    prefix: 0,
+                    ports: false
+                }
+            )
+            .bits(),
+            1
+        );
     }
 
     #[test]
     fn key_round_trips() {
         let key = ServiceKey::ipv4(0xc000_020a, 6, 443);
-        assert_eq!((key.vip(), key.protocol(), key.port()), (0xc000_020a, 6, 443));
+        assert_eq!(
+            (key.vip(), key.protocol(), key.port()),
+            (0xc000_020a, 6, 443)
+        );
         assert_ne!(ServiceKey::ipv4_vip(0), ServiceKey(0));
     }
 
@@ -216,11 +240,18 @@ mod tests {
         for bits in 1..=20 {
             for second in [false, true] {
                 let directory = Directory::new(0xdead_beef_cafe_f00d, bits, second);
-                assert_eq!((directory.bits(), directory.second_half()), (u32::from(bits), second));
+                assert_eq!(
+                    (directory.bits(), directory.second_half()),
+                    (u32::from(bits), second)
+                );
                 let size = 1u32 << bits;
                 for port in 1..2000 {
                     let bucket = directory.bucket(ServiceKey::ipv4(0x0a00_0001, 6, port));
-                    assert!(if second { (size..2 * size).contains(&bucket) } else { bucket < size });
+                    assert!(if second {
+                        (size..2 * size).contains(&bucket)
+                    } else {
+                        bucket < size
+                    });
                 }
             }
         }

@@ -58,7 +58,11 @@ pub fn backend_in_transition<T: Tables>(
     } else {
         tables.note(Step::OlderThanChange { flow: key });
         // The controller takes a failed backend out of both sides; this closes the moment until it has.
-        if has_failed(tables, slot.previous()) { known(slot.current())? } else { slot.previous() }
+        if has_failed(tables, slot.previous()) {
+            known(slot.current())?
+        } else {
+            slot.previous()
+        }
     };
     if tables.records() {
         flow::record(tables, key, hash, backend, phase);
@@ -68,7 +72,11 @@ pub fn backend_in_transition<T: Tables>(
 
 #[inline(always)]
 fn known(backend: u16) -> Result<u16, Verdict> {
-    if backend == 0 { Err(Verdict::NoBackend) } else { Ok(backend) }
+    if backend == 0 {
+        Err(Verdict::NoBackend)
+    } else {
+        Ok(backend)
+    }
 }
 
 #[inline(always)]

@@ -106,7 +106,10 @@ impl Verdict {
 const _: () = {
     let mut i = 0;
     while i < Verdict::COUNT {
-        assert!(Verdict::ALL[i] as usize == i, "verdict numbers must be dense");
+        assert!(
+            Verdict::ALL[i] as usize == i,
+            "verdict numbers must be dense"
+        );
         i += 1;
     }
 };

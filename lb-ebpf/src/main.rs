@@ -2,6 +2,7 @@
 //! reached is in [`packet`] and [`maps`].
 #![no_std]
 #![no_main]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 mod maps;
 mod packet;
@@ -18,6 +19,10 @@ use crate::{maps::KernelTables, packet::Frame};
 
 /// One packet from the driver: balanced, answered, or left to the host.
 #[xdp]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the macro hands the context over by value"
+)]
 fn xdp_lb(context: XdpContext) -> u32 {
     let outcome = forward::process(&mut Frame(&context), &KernelTables);
     match outcome.verdict.action() {
@@ -30,10 +35,14 @@ fn xdp_lb(context: XdpContext) -> u32 {
 
 /// One packet of the director itself on its way out: a probe gets the MAC of the backend its mark names.
 #[classifier]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the macro hands the context over by value"
+)]
 fn probe_egress(context: TcContext) -> i32 {
     match probe::aim(&context) {
-        Ok(()) => TC_ACT_OK as i32,
-        Err(probe::Unaimed) => TC_ACT_SHOT as i32,
+        Ok(()) => TC_ACT_OK,
+        Err(probe::Unaimed) => TC_ACT_SHOT,
     }
 }
 

@@ -11,11 +11,12 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        BackendInfo, Bucket, Control, Counter, DEFAULT_BACKENDS, DEFAULT_FLOW_BUCKETS, DEFAULT_SERVICE_BUCKETS,
-        DEFAULT_SERVICES, DEFAULT_SLOTS, MAX_PORTS, MMAPABLE, Port, ServiceInfo,
+        BackendInfo, Bucket, Control, Counter, DEFAULT_BACKENDS, DEFAULT_FLOW_BUCKETS,
+        DEFAULT_SERVICE_BUCKETS, DEFAULT_SERVICES, DEFAULT_SLOTS, MAX_PORTS, MMAPABLE, Port,
+        SLOTS_IN_LINE, ServiceInfo, SlotLine,
     },
     flow::{FlowBucket, TICK_SHIFT},
-    memory::{Word32, Word64},
+    memory::Word64,
     pick::{Backend, Slot},
     tables::{Event, Tables},
     verdict::Verdict,
@@ -39,7 +40,7 @@ static CONTROL: Array<Control> = Array::with_max_entries(1, MMAPABLE);
 #[map]
 static SERVICES: Array<Bucket> = Array::with_max_entries(DEFAULT_SERVICE_BUCKETS, MMAPABLE);
 #[map]
-static SLOTS: Array<Word32> = Array::with_max_entries(DEFAULT_SLOTS, MMAPABLE);
+static SLOTS: Array<SlotLine> = Array::with_max_entries(DEFAULT_SLOTS / SLOTS_IN_LINE, MMAPABLE);
 #[map]
 static BACKENDS: Array<Word64> = Array::with_max_entries(DEFAULT_BACKENDS, MMAPABLE);
 #[map]
@@ -70,7 +71,9 @@ pub(crate) fn redirect(port: u16) -> u32 {
 /// The entry of a backend, for the data path and for probes alike.
 #[inline(always)]
 pub(crate) fn backend(number: u16) -> Option<Backend> {
-    BACKENDS.get(u32::from(number)).map(|word| Backend(word.get()))
+    BACKENDS
+        .get(u32::from(number))
+        .map(|word| Backend(word.get()))
 }
 
 /// Adds to a counter of this CPU.
@@ -99,7 +102,8 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn slot(&self, index: u32) -> Option<Slot> {
-        SLOTS.get(index).map(|word| Slot(word.get()))
+        let line = SLOTS.get(index / SLOTS_IN_LINE)?;
+        Some(Slot(line.slots[(index % SLOTS_IN_LINE) as usize].get()))
     }
 
     #[inline(always)]

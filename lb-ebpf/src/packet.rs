@@ -12,8 +12,15 @@ impl Frame<'_> {
     /// Both ends are read anew at each call, as the verifier wants it after a helper that moves them.
     #[inline(always)]
     fn address(&self, offset: usize, len: usize) -> Option<usize> {
-        let start = self.0.data() + offset;
-        if start + len > self.0.data_end() { None } else { Some(start) }
+        let mut start = self.0.data() + offset;
+        if offset != 0 {
+            opaque(&mut start);
+        }
+        if start + len > self.0.data_end() {
+            None
+        } else {
+            Some(start)
+        }
     }
 }
 
@@ -37,4 +44,21 @@ impl Packet for Frame<'_> {
         // SAFETY: as above; `&mut self` keeps every other reference away.
         Some(unsafe { &mut *(address as *mut [u8; N]) })
     }
+}
+
+/// Keeps the compiler from computing `start` twice. The verifier proves a variable offset only for the register that was
+/// compared with the end; an equal sum in another register is nothing to it.
+#[inline(always)]
+fn opaque(start: &mut usize) {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: no instruction at all; the register keeps its value.
+    unsafe {
+        core::arch::asm!(
+            "/* {0} */",
+            inout(reg) * start,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    let _ = start;
 }

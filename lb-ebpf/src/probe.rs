@@ -36,5 +36,7 @@ pub(crate) fn aim(context: &TcContext) -> Result<(), Unaimed> {
     if backend.mac() == 0 {
         return Err(Unaimed);
     }
-    context.store(0, &mac_bytes(backend.mac()), 0).map_err(|_error| Unaimed)
+    context
+        .store(0, &mac_bytes(backend.mac()), 0)
+        .map_err(|_error| Unaimed)
 }

@@ -2,3 +2,8 @@
 
 pub mod api;
 pub mod cli;
+pub mod config;
+pub mod dataplane;
+pub mod health;
+pub mod maglev;
+pub mod neighbour;

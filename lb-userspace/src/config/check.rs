@@ -1,0 +1,295 @@
+//! The checks that compare one setting with another.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    net::IpAddr,
+    ops::Range,
+};
+
+use toml::Spanned;
+
+use super::{
+    error::{ConfigError, ErrorKind},
+    model::{Ports, Protocol},
+    raw::{RawBackend, RawConfig, RawLimits, RawService, SERVICES_MAX},
+    reader::Sink,
+};
+
+/// Reports everything that is wrong between the settings of `config`.
+pub(super) fn check(config: &RawConfig, sink: &Sink) {
+    if let Some(node) = &config.node {
+        unique(
+            node.interfaces.iter(),
+            "interface",
+            " in `interfaces`",
+            sink,
+        );
+    }
+    let names = config
+        .services
+        .iter()
+        .filter_map(|service| service.name.as_ref());
+    unique(names, "service name", "", sink);
+    for service in &config.services {
+        backends_of(service, sink);
+    }
+    same_address(&config.services, sink);
+    vip_or_backend(&config.services, sink);
+    overlaps(&config.services, sink);
+    sizes(config, sink);
+}
+
+/// Reports each value that was there before.
+fn unique<'a, T: std::hash::Hash + Eq + std::fmt::Display + 'a>(
+    values: impl Iterator<Item = &'a Spanned<T>>,
+    what: &str,
+    place: &str,
+    sink: &Sink,
+) {
+    let mut seen: HashMap<&T, Range<usize>> = HashMap::new();
+    for value in values {
+        match seen.entry(value.get_ref()) {
+            Entry::Vacant(first) => {
+                first.insert(value.span());
+            }
+            Entry::Occupied(first) => sink.push(
+                ConfigError::new(
+                    ErrorKind::Duplicate,
+                    format!(
+                        "duplicate {what}{place}: found \"{}\" again",
+                        value.get_ref()
+                    ),
+                )
+                .at(value.span())
+                .expected(format!("another {what}"))
+                .related(first.get().clone(), "first used here"),
+            ),
+        }
+    }
+}
+
+fn backends_of(service: &RawService, sink: &Sink) {
+    let place = match &service.name {
+        Some(name) => format!(" in service \"{}\"", name.get_ref()),
+        None => " in this service".to_owned(),
+    };
+    let names = service
+        .backends
+        .iter()
+        .filter_map(|backend| backend.name.as_ref());
+    unique(names, "backend name", &place, sink);
+    let addresses = service
+        .backends
+        .iter()
+        .filter_map(|backend| backend.address.as_ref());
+    unique(addresses, "backend address", &place, sink);
+    if !service.backends.is_empty()
+        && service
+            .backends
+            .iter()
+            .all(|backend| backend.weight == Some(0))
+    {
+        sink.push(
+            ConfigError::new(
+                ErrorKind::Conflict,
+                format!("every backend{place} has weight 0, so that none may get a new flow"),
+            )
+            .at(service.span.clone())
+            .expected("at least one backend with a weight above 0")
+            .help("to take the service out of use, remove it from the file"),
+        );
+    }
+}
+
+/// A backend's name means the same server wherever it occurs: a drain by name takes all its services.
+fn same_address(services: &[RawService], sink: &Sink) {
+    let mut known: HashMap<&str, (usize, &Spanned<IpAddr>)> = HashMap::new();
+    for (number, service) in services.iter().enumerate() {
+        for RawBackend { name, address, .. } in &service.backends {
+            let (Some(name), Some(address)) = (name, address) else {
+                continue;
+            };
+            let (first, before) = *known.entry(name.get_ref()).or_insert((number, address));
+            // Within one service the name itself is the error, and has been reported.
+            if first != number && before.get_ref() != address.get_ref() {
+                sink.push(
+                    ConfigError::new(
+                        ErrorKind::Conflict,
+                        format!(
+                            "backend \"{}\" has two addresses: found {} here and {} in another service",
+                            name.get_ref(),
+                            address.get_ref(),
+                            before.get_ref()
+                        ),
+                    )
+                    .at(address.span())
+                    .expected(format!("{}, or another name", before.get_ref()))
+                    .related(before.span(), "the other address"),
+                );
+            }
+        }
+    }
+}
+
+fn vip_or_backend(services: &[RawService], sink: &Sink) {
+    let mut vips: HashMap<IpAddr, &Spanned<IpAddr>> = HashMap::new();
+    for vip in services.iter().filter_map(|service| service.vip.as_ref()) {
+        vips.entry(*vip.get_ref()).or_insert(vip);
+    }
+    let backends = services.iter().flat_map(|service| &service.backends);
+    for address in backends.filter_map(|backend| backend.address.as_ref()) {
+        if let Some(vip) = vips.get(address.get_ref()) {
+            sink.push(
+                ConfigError::new(
+                    ErrorKind::Conflict,
+                    format!("a backend's address is a VIP: found {}", address.get_ref()),
+                )
+                .at(address.span())
+                .expected("the backend's own address, by which the director reaches it")
+                .related(vip.span(), "the VIP"),
+            );
+        }
+    }
+}
+
+/// Services that claim the same port of a VIP: one error for each service that claims what an earlier line has.
+fn overlaps(services: &[RawService], sink: &Sink) {
+    struct Claim<'a> {
+        first: u16,
+        last: u16,
+        ports: &'a Spanned<Ports>,
+        service: usize,
+    }
+    let mut claims: HashMap<(IpAddr, Protocol), Vec<Claim<'_>>> = HashMap::new();
+    for (number, service) in services.iter().enumerate() {
+        let (Some(vip), Some(protocol), Some(ports)) =
+            (&service.vip, service.protocol, &service.ports)
+        else {
+            continue;
+        };
+        let claims = claims.entry((*vip.get_ref(), protocol)).or_default();
+        let mut claim = |first, last| {
+            claims.push(Claim {
+                first,
+                last,
+                ports,
+                service: number,
+            });
+        };
+        match ports.get_ref() {
+            Ports::Any => claim(0, u16::MAX),
+            Ports::Ranges(ranges) => ranges
+                .iter()
+                .for_each(|range| claim(*range.start(), *range.end())),
+        }
+    }
+    for ((vip, protocol), mut claims) in claims {
+        claims.sort_by_key(|claim| (claim.first, claim.service));
+        let mut reported = std::collections::HashSet::new();
+        let mut reach: Option<&Claim<'_>> = None;
+        for claim in &claims {
+            if let Some(before) = reach
+                && claim.first <= before.last
+            {
+                let (early, late) = match before.service < claim.service {
+                    true => (before, claim),
+                    false => (claim, before),
+                };
+                if reported.insert(late.service) {
+                    let protocol = match protocol {
+                        Protocol::Tcp => "TCP",
+                        Protocol::Udp => "UDP",
+                    };
+                    // Port 0 stands for the beginning of "any" and is no port.
+                    let port = claim.first.max(1);
+                    sink.push(
+                        ConfigError::new(
+                            ErrorKind::Overlap,
+                            format!("services overlap: found {protocol} port {port} of {vip} in two of them"),
+                        )
+                        .at(late.ports.span())
+                        .expected("ports that no other service has on this VIP and protocol")
+                        .related(early.ports.span(), "the other service's ports"),
+                    );
+                }
+            }
+            if reach.is_none_or(|before| before.last < claim.last) {
+                reach = Some(claim);
+            }
+        }
+    }
+}
+
+/// More than xdp-lb or the file's own limits can hold.
+fn sizes(config: &RawConfig, sink: &Sink) {
+    if let Some(service) = config.services.get(SERVICES_MAX) {
+        sink.push(
+            ConfigError::new(
+                ErrorKind::Limit,
+                format!("too many services: found {}", config.services.len()),
+            )
+            .at(service.span.clone())
+            .expected(format!("at most {SERVICES_MAX}"))
+            .help("this is the first that is too many; one service can have many ports"),
+        );
+    }
+    let Some(RawLimits {
+        limits,
+        backends: backends_limit,
+        ports: ports_limit,
+    }) = &config.limits
+    else {
+        return;
+    };
+    let all = config.services.iter().flat_map(|service| &service.backends);
+    let at_most = usize::try_from(limits.backends).unwrap_or(usize::MAX);
+    if let Some(backend) = all.clone().nth(at_most) {
+        over_limit(
+            "backends",
+            all.count(),
+            limits.backends,
+            backends_limit,
+            &backend.span,
+            sink,
+        );
+    }
+    let mut entries: u64 = 0;
+    let mut first_over = None;
+    for ports in config
+        .services
+        .iter()
+        .filter_map(|service| service.ports.as_ref())
+    {
+        entries += u64::from(ports.get_ref().entries());
+        if entries > u64::from(limits.ports) {
+            first_over.get_or_insert(ports.span());
+        }
+    }
+    if let Some(span) = first_over {
+        over_limit("ports", entries, limits.ports, ports_limit, &span, sink);
+    }
+}
+
+fn over_limit(
+    what: &str,
+    found: impl std::fmt::Display,
+    limit: u32,
+    limit_span: &Option<Range<usize>>,
+    first_over: &Range<usize>,
+    sink: &Sink,
+) {
+    let mut error = ConfigError::new(
+        ErrorKind::Limit,
+        format!("too many {what} in all services together: found {found}"),
+    )
+    .at(first_over.clone())
+    .expected(format!("at most {limit}; here it becomes too many"))
+    .help(format!("raise `{what}` in [limits] to at least {found}"));
+    if what == "ports" {
+        error = error.help("or use `ports = \"any\"`, which counts as one");
+    }
+    if let Some(span) = limit_span {
+        error = error.related(span.clone(), "the limit");
+    }
+    sink.push(error);
+}

@@ -1,0 +1,26 @@
+//! The configuration file: what it says, and every way it can be wrong.
+//!
+//! [`Config::load`] gives a configuration that holds, or all errors of the file at once. Whether it fits this host
+//! is asked afterwards, with [`check_host`], because that needs what only the kernel knows.
+
+mod check;
+mod error;
+mod host;
+mod load;
+mod model;
+mod ports;
+mod raw;
+mod reader;
+mod sections;
+mod service;
+mod source;
+mod syntax;
+mod values;
+
+pub use error::{ConfigError, ConfigErrors, ErrorKind};
+pub use host::{HostFacts, InterfaceFacts, check_host};
+pub use load::ConfigFile;
+pub use model::{
+    Affinity, Backend, Config, Control, Limits, Node, Ports, Probe, ProbeKind, Protocol, Service,
+    Unserved, Via, XdpMode,
+};

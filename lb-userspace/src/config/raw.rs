@@ -1,0 +1,252 @@
+//! The file as read, value by value: what was wrong is `None`, what was right keeps its place for the checks that
+//! compare one setting with another.
+
+use std::{net::IpAddr, ops::Range};
+
+use toml::{Spanned, de::DeTable};
+
+use super::{
+    error::{ConfigError, ErrorKind, visible},
+    model::{Affinity, Backend, Control, Limits, Node, Ports, Probe, Protocol, Unserved, XdpMode},
+    reader::{Field, Fields, Sink},
+    sections, service, values,
+};
+
+/// The longest path of a Unix socket: `sun_path` in unix(7), less the terminating zero.
+const SOCKET_PATH_MAX: usize = 107;
+/// The most backends there can be: a slot names one in 16 bits, and 0 names none.
+pub(super) const BACKENDS_MAX: u32 = 65_535;
+/// The most services there can be.
+pub(super) const SERVICES_MAX: usize = 4_096;
+
+/// The whole file.
+#[derive(Debug)]
+pub(super) struct RawConfig {
+    pub(super) node: Option<RawNode>,
+    pub(super) control: Option<Control>,
+    pub(super) limits: Option<RawLimits>,
+    pub(super) services: Vec<RawService>,
+}
+
+/// `[node]`.
+#[derive(Debug)]
+pub(super) struct RawNode {
+    pub(super) node: Option<Node>,
+    pub(super) interfaces: Vec<Spanned<String>>,
+}
+
+/// `[limits]`, and where the limits stand that are compared with the rest of the file.
+#[derive(Debug)]
+pub(super) struct RawLimits {
+    pub(super) limits: Limits,
+    pub(super) backends: Option<Range<usize>>,
+    pub(super) ports: Option<Range<usize>>,
+}
+
+/// `[[service]]`.
+#[derive(Debug)]
+pub(super) struct RawService {
+    pub(super) span: Range<usize>,
+    pub(super) name: Option<Spanned<String>>,
+    pub(super) vip: Option<Spanned<IpAddr>>,
+    pub(super) protocol: Option<Protocol>,
+    pub(super) ports: Option<Spanned<Ports>>,
+    pub(super) affinity: Option<Affinity>,
+    pub(super) flow_idle: Option<std::time::Duration>,
+    pub(super) probe: Option<Option<Probe>>,
+    pub(super) backends: Vec<RawBackend>,
+}
+
+/// `[[service.backend]]`.
+#[derive(Debug)]
+pub(super) struct RawBackend {
+    pub(super) span: Range<usize>,
+    pub(super) name: Option<Spanned<String>>,
+    pub(super) address: Option<Spanned<IpAddr>>,
+    pub(super) weight: Option<u32>,
+    pub(super) priority: Option<u32>,
+}
+
+impl RawBackend {
+    /// The backend, if everything in it was right.
+    pub(super) fn finish(self) -> Option<Backend> {
+        Some(Backend {
+            name: self.name?.into_inner(),
+            address: self.address?.into_inner(),
+            weight: self.weight?,
+            priority: self.priority?,
+        })
+    }
+}
+
+/// Reads the whole document.
+pub(super) fn read(document: &DeTable<'_>, sink: &Sink) -> RawConfig {
+    let root = Fields::of(&sections::ROOT, document, 0..0, sink);
+    let node = root
+        .require("node", "[node]", sink)
+        .and_then(|field| read_node(&field, sink));
+    let control = root.read_or("control", Control::default(), |field| {
+        read_control(field, sink)
+    });
+    let limits = match root.get("limits") {
+        Some(field) => read_limits(&field, sink),
+        None => Some(RawLimits {
+            limits: Limits::default(),
+            backends: None,
+            ports: None,
+        }),
+    };
+    let services = root.tables(&sections::SERVICE, sink).unwrap_or_default();
+    RawConfig {
+        node,
+        control,
+        limits,
+        services: services
+            .iter()
+            .map(|fields| service::read(fields, sink))
+            .collect(),
+    }
+}
+
+fn read_node(field: &Field<'_, '_>, sink: &Sink) -> Option<RawNode> {
+    let fields = Fields::open(&sections::NODE, field.value, field.span.clone(), sink)?;
+    let name = match fields.get("name") {
+        Some(field) => values::name(&field, sink),
+        None => host_name(&fields, sink),
+    };
+    let interfaces = fields
+        .require("interfaces", "interfaces = [\"eth0\"]", sink)
+        .and_then(|field| read_interfaces(&field, sink));
+    let pin_path = fields.read_or("pin_path", Node::PIN_PATH.into(), |field| {
+        values::path(field, None, sink)
+    });
+    let xdp_mode = fields.read_or("xdp_mode", XdpMode::default(), |field| {
+        let modes = [
+            ("auto", XdpMode::Auto),
+            ("native", XdpMode::Native),
+            ("generic", XdpMode::Generic),
+        ];
+        values::choice(field, &modes, sink)
+    });
+    let unserved = fields.read_or("unserved", Unserved::default(), |field| {
+        values::choice(
+            field,
+            &[("drop", Unserved::Drop), ("pass", Unserved::Pass)],
+            sink,
+        )
+    });
+    let seed = fields.read_or("seed", None, |field| values::seed(field, sink).map(Some));
+    let names = interfaces
+        .iter()
+        .flatten()
+        .map(|name| name.get_ref().clone())
+        .collect();
+    let node = || {
+        Some(Node {
+            name: name?,
+            interfaces: names,
+            pin_path: pin_path?,
+            xdp_mode: xdp_mode?,
+            unserved: unserved?,
+            seed: seed?,
+        })
+    };
+    Some(RawNode {
+        node: node(),
+        interfaces: interfaces.unwrap_or_default(),
+    })
+}
+
+fn host_name(fields: &Fields<'_, '_>, sink: &Sink) -> Option<String> {
+    let uname = rustix::system::uname();
+    let name = uname.nodename().to_string_lossy();
+    if !values::is_name(&name) {
+        sink.push(
+            ConfigError::new(
+                ErrorKind::MissingKey,
+                format!(
+                    "missing key `name` in [node], and the host name can't stand in for it: found \"{}\"",
+                    visible(&name)
+                ),
+            )
+            .at(fields.span())
+            .expected(format!("a name of {}", values::NAME_RULE))
+            .help("add `name = \"lb1\"`"),
+        );
+        return None;
+    }
+    Some(name.into_owned())
+}
+
+fn read_interfaces(field: &Field<'_, '_>, sink: &Sink) -> Option<Vec<Spanned<String>>> {
+    let expected = "a list of interface names, as [\"eth0\"]";
+    let toml::de::DeValue::Array(entries) = field.value else {
+        let mut error = field.wrong_type(expected);
+        if let toml::de::DeValue::String(name) = field.value {
+            error = error.help(format!("write a list: [\"{}\"]", visible(name)));
+        }
+        sink.push(error);
+        return None;
+    };
+    if entries.is_empty() {
+        let error = field
+            .error(ErrorKind::BadValue, "is empty")
+            .expected(expected);
+        sink.push(error.help("name each interface on which the clients' packets arrive"));
+        return None;
+    }
+    let names: Vec<_> = entries
+        .iter()
+        .map(|entry| {
+            let field = Field {
+                key: field.key,
+                value: entry.get_ref(),
+                span: entry.span(),
+                key_span: field.key_span.clone(),
+            };
+            values::interface(&field, sink).map(|name| Spanned::new(entry.span(), name))
+        })
+        .collect();
+    names.into_iter().collect()
+}
+
+fn read_control(field: &Field<'_, '_>, sink: &Sink) -> Option<Control> {
+    let fields = Fields::open(&sections::CONTROL, field.value, field.span.clone(), sink)?;
+    let default = Control::default();
+    let socket = fields.read_or("socket", default.socket, |field| {
+        values::path(field, Some(SOCKET_PATH_MAX), sink)
+    });
+    let http = fields.read_or("http", default.http, |field| values::listen(field, sink));
+    let state = fields.read_or("state", default.state, |field| {
+        values::path(field, None, sink)
+    });
+    Some(Control {
+        socket: socket?,
+        http: http?,
+        state: state?,
+    })
+}
+
+fn read_limits(field: &Field<'_, '_>, sink: &Sink) -> Option<RawLimits> {
+    let fields = Fields::open(&sections::LIMITS, field.value, field.span.clone(), sink)?;
+    let default = Limits::default();
+    let read = |key, default, range| {
+        fields.read_or(key, default, |field| values::number(field, range, sink))
+    };
+    // The upper bounds keep a slip of the finger from taking a host's memory: 2^24 flows are about 1 GiB, 2^26
+    // slots 256 MiB, 2^24 ports 256 MiB.
+    let flows = read("flows", default.flows, 1_024..=1 << 24);
+    let slots = read("slots", default.slots, 1_024..=1 << 26);
+    let backends = read("backends", default.backends, 1..=BACKENDS_MAX);
+    let ports = read("ports", default.ports, 1..=1 << 24);
+    Some(RawLimits {
+        limits: Limits {
+            flows: flows?,
+            slots: slots?,
+            backends: backends?,
+            ports: ports?,
+        },
+        backends: fields.get("backends").map(|field| field.span),
+        ports: fields.get("ports").map(|field| field.span),
+    })
+}

@@ -1,0 +1,103 @@
+//! The tables a file may have and the keys of each: the one list that reading, suggestions and help come from.
+
+/// One kind of table.
+#[derive(Debug)]
+pub(super) struct Section {
+    /// The key it stands under.
+    pub(super) key: &'static str,
+    /// How a message names it.
+    pub(super) title: &'static str,
+    /// How its header is written.
+    pub(super) header: &'static str,
+    /// Its keys.
+    pub(super) keys: &'static [&'static str],
+    /// Keys that the design has and this version does not.
+    pub(super) later: &'static [&'static str],
+    /// What to do when it is missing.
+    pub(super) advice: &'static str,
+}
+
+pub(super) static ROOT: Section = Section {
+    key: "",
+    title: "the file",
+    header: "",
+    keys: &["node", "control", "limits", "service"],
+    later: &[],
+    advice: "",
+};
+
+pub(super) static NODE: Section = Section {
+    key: "node",
+    title: "[node]",
+    header: "[node]",
+    keys: &[
+        "name",
+        "interfaces",
+        "pin_path",
+        "xdp_mode",
+        "unserved",
+        "seed",
+    ],
+    later: &["mode"],
+    advice: "",
+};
+
+pub(super) static CONTROL: Section = Section {
+    key: "control",
+    title: "[control]",
+    header: "[control]",
+    keys: &["socket", "http", "state"],
+    later: &[],
+    advice: "",
+};
+
+pub(super) static LIMITS: Section = Section {
+    key: "limits",
+    title: "[limits]",
+    header: "[limits]",
+    keys: &["flows", "slots", "backends", "ports"],
+    later: &[],
+    advice: "",
+};
+
+pub(super) static SERVICE: Section = Section {
+    key: "service",
+    title: "[[service]]",
+    header: "[[service]]",
+    keys: &[
+        "name",
+        "vip",
+        "protocol",
+        "ports",
+        "affinity",
+        "flow_idle",
+        "probe",
+        "backend",
+    ],
+    later: &["track", "affinity_timeout"],
+    advice: "add a service; if there was one, the file may have been cut short",
+};
+
+pub(super) static PROBE: Section = Section {
+    key: "probe",
+    title: "[service.probe]",
+    header: "[service.probe]",
+    keys: &[
+        "type", "port", "interval", "timeout", "rise", "fall", "via", "path", "host", "status",
+    ],
+    later: &[],
+    advice: "",
+};
+
+pub(super) static BACKEND: Section = Section {
+    key: "backend",
+    title: "[[service.backend]]",
+    header: "[[service.backend]]",
+    keys: &["name", "address", "weight", "priority"],
+    later: &[],
+    advice: "add one with `name` and `address`; a service without a backend would drop all its packets",
+};
+
+/// All of them, to find where a misplaced key belongs.
+pub(super) static ALL: [&Section; 7] =
+    [&ROOT, &NODE, &CONTROL, &LIMITS, &SERVICE, &PROBE, &BACKEND];

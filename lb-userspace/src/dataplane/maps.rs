@@ -1,0 +1,532 @@
+//! The maps, behind one typed facade: no map name and no aya type is seen outside `dataplane`.
+
+use std::{
+    io,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf, Pod,
+    maps::{Array, Map, MapData, MapInfo, MapType, PerCpuArray, xdp::DevMap},
+};
+use lb_common::{
+    abi::{
+        ABI_VERSION, BackendInfo, Bucket, Control, Counter, MAGIC, MAX_PORTS, Port, SLOTS_IN_LINE,
+        ServiceInfo, SlotLine, map,
+    },
+    flow::FlowBucket,
+    memory::Word64,
+    pick::{Backend, Slot},
+    tables::Event,
+    verdict::Verdict,
+};
+
+use super::{DataplaneError, mapped::Mapped};
+
+/// What the maps are opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// For looking: `maps`, `flows`, `where`.
+    Read,
+    /// For the controller.
+    Write,
+}
+
+/// Lets aya copy a type of `lb_common::abi` into and out of a map.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Plain<T>(T);
+
+// SAFETY: repr(C), no padding (size asserts in abi.rs), only integers and byte arrays.
+unsafe impl Pod for Plain<Port> {}
+// SAFETY: as above.
+unsafe impl Pod for Plain<Counter> {}
+// SAFETY: as above.
+unsafe impl Pod for Plain<ServiceInfo> {}
+// SAFETY: as above.
+unsafe impl Pod for Plain<BackendInfo> {}
+
+/// Every map of the data path.
+pub struct Maps {
+    control: Mapped<Control>,
+    services: Mapped<Bucket>,
+    slots: Mapped<SlotLine>,
+    backends: Mapped<Word64>,
+    flows: Mapped<FlowBucket>,
+    ports: Array<MapData, Plain<Port>>,
+    redirect: DevMap<MapData>,
+    counters: PerCpuArray<MapData, Plain<Counter>>,
+    verdicts: PerCpuArray<MapData, u64>,
+    events: PerCpuArray<MapData, u64>,
+    service_info: Array<MapData, Plain<ServiceInfo>>,
+    backend_info: Array<MapData, Plain<BackendInfo>>,
+    facts: Vec<MapFacts>,
+}
+
+impl std::fmt::Debug for Maps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Maps")
+            .field("facts", &self.facts)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the kernel says about a map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapFacts {
+    /// Its name.
+    pub name: &'static str,
+    /// Its type, as the kernel names it.
+    pub kind: &'static str,
+    /// Bytes of a key.
+    pub key_size: u32,
+    /// Bytes of a value.
+    pub value_size: u32,
+    /// How many values there are.
+    pub max_entries: u32,
+    /// Bytes of memory: values, rounded up as the kernel does, times the processors where each has its own.
+    pub memory: u64,
+}
+
+/// A map's type and sizes, as `lb_common::abi` has them.
+struct Layout {
+    name: &'static str,
+    kind: MapType,
+    value_size: u32,
+}
+
+const fn layout<T>(name: &'static str, kind: MapType) -> Layout {
+    Layout {
+        name,
+        kind,
+        value_size: size_of::<T>() as u32,
+    }
+}
+
+const LAYOUTS: [Layout; map::ALL.len()] = [
+    layout::<Control>(map::CONTROL, MapType::Array),
+    layout::<Bucket>(map::SERVICES, MapType::Array),
+    layout::<SlotLine>(map::SLOTS, MapType::Array),
+    layout::<Word64>(map::BACKENDS, MapType::Array),
+    layout::<Port>(map::PORTS, MapType::Array),
+    layout::<u32>(map::REDIRECT, MapType::DevMap),
+    layout::<FlowBucket>(map::FLOWS, MapType::Array),
+    layout::<Counter>(map::COUNTERS, MapType::PerCpuArray),
+    layout::<u64>(map::VERDICTS, MapType::PerCpuArray),
+    layout::<u64>(map::EVENTS, MapType::PerCpuArray),
+    layout::<ServiceInfo>(map::SERVICE_INFO, MapType::Array),
+    layout::<BackendInfo>(map::BACKEND_INFO, MapType::Array),
+];
+
+/// The directory of the maps below the pin path.
+#[must_use]
+pub fn maps_dir(pin_path: &Path) -> PathBuf {
+    pin_path.join("maps")
+}
+
+impl Maps {
+    /// Opens the maps pinned under `pin_path`.
+    ///
+    /// # Errors
+    /// [`DataplaneError::NotPinned`] where there are none, [`DataplaneError::OtherVersion`] and
+    /// [`DataplaneError::Foreign`] where they are not ours, [`DataplaneError::Privileges`] without root.
+    pub fn open_pinned(pin_path: &Path, access: Access) -> Result<Self, DataplaneError> {
+        let dir = maps_dir(pin_path);
+        match std::fs::symlink_metadata(dir.join(map::CONTROL)) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(DataplaneError::NotPinned {
+                    path: pin_path.display().to_string(),
+                });
+            }
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(DataplaneError::Privileges {
+                    what: format!("reading the maps under {}", pin_path.display()),
+                });
+            }
+            Err(error) => {
+                return Err(DataplaneError::io(
+                    format!("looking at {}", dir.display()),
+                    error,
+                ));
+            }
+        }
+        // The version first: another version may well have other maps.
+        let control = open(&dir, &LAYOUTS[0])?;
+        let mapped = map_memory::<Control>(&control, map::CONTROL, access)?;
+        let word = mapped.get().first();
+        if word.is_none_or(|word| word.magic.get() != MAGIC) {
+            return Err(DataplaneError::Foreign {
+                path: dir.join(map::CONTROL).display().to_string(),
+                what: "its first word is not xdp-lb's".into(),
+            });
+        }
+        let found = word.map_or(0, |word| word.abi.get());
+        if found != ABI_VERSION {
+            return Err(DataplaneError::OtherVersion {
+                path: pin_path.display().to_string(),
+                found,
+                expected: ABI_VERSION,
+            });
+        }
+        drop(mapped);
+        Self::assemble(|layout| open(&dir, layout), access)
+    }
+
+    /// Takes the maps out of a loaded object.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`] where a map is missing or has another layout.
+    pub fn of_object(object: &mut Ebpf) -> Result<Self, DataplaneError> {
+        Self::assemble(
+            |layout| {
+                let map = object
+                    .take_map(layout.name)
+                    .ok_or_else(|| DataplaneError::Foreign {
+                        path: layout.name.into(),
+                        what: "the kernel object does not have it".into(),
+                    })?;
+                match map {
+                    Map::Array(data) | Map::PerCpuArray(data) | Map::DevMap(data) => Ok(data),
+                    other => Err(DataplaneError::Foreign {
+                        path: layout.name.into(),
+                        what: format!("it is another type of map: {other:?}"),
+                    }),
+                }
+            },
+            Access::Write,
+        )
+    }
+
+    fn assemble(
+        mut get: impl FnMut(&Layout) -> Result<MapData, DataplaneError>,
+        access: Access,
+    ) -> Result<Self, DataplaneError> {
+        let [
+            control,
+            services,
+            slots,
+            backends,
+            ports,
+            redirect,
+            flows,
+            counters,
+            verdicts,
+            events,
+            service_info,
+            backend_info,
+        ] = &LAYOUTS;
+        let mut facts = Vec::new();
+        let mut take = |layout: &Layout| -> Result<MapData, DataplaneError> {
+            let data = get(layout)?;
+            facts.push(facts_of(layout, &info(layout.name, &data)?)?);
+            Ok(data)
+        };
+        Ok(Self {
+            control: map_memory(&take(control)?, control.name, access)?,
+            services: map_memory(&take(services)?, services.name, access)?,
+            slots: map_memory(&take(slots)?, slots.name, access)?,
+            backends: map_memory(&take(backends)?, backends.name, access)?,
+            ports: Array::try_from(Map::Array(take(ports)?))
+                .map_err(|e| DataplaneError::map(ports.name, e))?,
+            redirect: DevMap::try_from(Map::DevMap(take(redirect)?))
+                .map_err(|e| DataplaneError::map(redirect.name, e))?,
+            flows: map_memory(&take(flows)?, flows.name, access)?,
+            counters: per_cpu(take(counters)?, counters.name)?,
+            verdicts: per_cpu(take(verdicts)?, verdicts.name)?,
+            events: per_cpu(take(events)?, events.name)?,
+            service_info: Array::try_from(Map::Array(take(service_info)?))
+                .map_err(|e| DataplaneError::map(service_info.name, e))?,
+            backend_info: Array::try_from(Map::Array(take(backend_info)?))
+                .map_err(|e| DataplaneError::map(backend_info.name, e))?,
+            facts,
+        })
+    }
+
+    /// What the whole data path shares.
+    ///
+    /// # Panics
+    /// Never: the map has one element.
+    #[must_use]
+    pub fn control(&self) -> &Control {
+        &self.control.get()[0]
+    }
+
+    /// The service lookup, both halves.
+    #[must_use]
+    pub fn service_buckets(&self) -> &[Bucket] {
+        self.services.get()
+    }
+
+    /// How many slots there are, all tables together.
+    #[must_use]
+    pub fn slot_capacity(&self) -> u32 {
+        u32::try_from(self.slots.get().len())
+            .unwrap_or(u32::MAX)
+            .saturating_mul(SLOTS_IN_LINE)
+    }
+
+    /// The slot at an index counted over all tables.
+    #[must_use]
+    pub fn slot(&self, index: u32) -> Option<Slot> {
+        let line = self.slots.get().get((index / SLOTS_IN_LINE) as usize)?;
+        Some(Slot(line.slots[(index % SLOTS_IN_LINE) as usize].get()))
+    }
+
+    /// Writes a slot: one aligned store.
+    pub fn set_slot(&self, index: u32, slot: Slot) {
+        assert!(self.slots.writable(), "maps opened for reading");
+        self.slots.get()[(index / SLOTS_IN_LINE) as usize].slots[(index % SLOTS_IN_LINE) as usize]
+            .set(slot.0);
+    }
+
+    /// How many backend numbers there are, 0 among them.
+    #[must_use]
+    pub fn backend_capacity(&self) -> u32 {
+        u32::try_from(self.backends.get().len()).unwrap_or(u32::MAX)
+    }
+
+    /// A backend's entry.
+    #[must_use]
+    pub fn backend(&self, number: u16) -> Option<Backend> {
+        self.backends
+            .get()
+            .get(usize::from(number))
+            .map(|word| Backend(word.get()))
+    }
+
+    /// Writes a backend's entry: one aligned store.
+    pub fn set_backend(&self, number: u16, backend: Backend) {
+        assert!(self.backends.writable(), "maps opened for reading");
+        self.backends.get()[usize::from(number)].set(backend.0);
+    }
+
+    /// The flow table.
+    #[must_use]
+    pub fn flow_buckets(&self) -> &[FlowBucket] {
+        self.flows.get()
+    }
+
+    /// log2 of the number of flow buckets.
+    #[must_use]
+    pub fn flow_bits(&self) -> u32 {
+        self.flows.get().len().max(1).ilog2()
+    }
+
+    /// The director's interfaces, by port number.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    pub fn ports(&self) -> Result<Vec<Port>, DataplaneError> {
+        self.ports
+            .iter()
+            .map(|port| port.map(|port| port.0))
+            .collect::<Result<_, _>>()
+            .map_err(|e| DataplaneError::map(map::PORTS, e))
+    }
+
+    /// Writes one of the director's interfaces, for rewriting and for redirection.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    pub fn set_port(&mut self, number: u16, port: Port) -> Result<(), DataplaneError> {
+        let index = u32::from(number);
+        debug_assert!(index < MAX_PORTS);
+        self.ports
+            .set(index, Plain(port), 0)
+            .map_err(|e| DataplaneError::map(map::PORTS, e))?;
+        if port.ifindex != 0 {
+            self.redirect
+                .set(index, port.ifindex, None, 0)
+                .map_err(|error| {
+                    DataplaneError::io("writing map REDIRECT", io::Error::other(error))
+                })?;
+        }
+        Ok(())
+    }
+
+    /// A backend's packets and bytes, all processors together, since the maps were made.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    pub fn counter(&self, number: u16) -> Result<Counter, DataplaneError> {
+        let values = self
+            .counters
+            .get(&u32::from(number), 0)
+            .map_err(|e| DataplaneError::map(map::COUNTERS, e))?;
+        Ok(values
+            .iter()
+            .fold(Counter::default(), |sum, value| Counter {
+                packets: sum.packets.wrapping_add(value.0.packets),
+                bytes: sum.bytes.wrapping_add(value.0.bytes),
+            }))
+    }
+
+    /// Packets of each verdict since the maps were made, indexed by [`Verdict`]. Those that reached a backend are
+    /// counted by the backends' counters alone, and are 0 here.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    pub fn verdicts(&self) -> Result<[u64; Verdict::COUNT], DataplaneError> {
+        sums(&self.verdicts).map_err(|e| DataplaneError::map(map::VERDICTS, e))
+    }
+
+    /// What the flow table had to do since the maps were made, indexed by [`Event`].
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    pub fn events(&self) -> Result<[u64; Event::COUNT], DataplaneError> {
+        sums(&self.events).map_err(|e| DataplaneError::map(map::EVENTS, e))
+    }
+
+    /// How many services there may be.
+    #[must_use]
+    pub fn service_capacity(&self) -> u32 {
+        self.service_info.len()
+    }
+
+    /// A service as people know it; `None` where there is none of this id.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    pub fn service_info(&self, id: u16) -> Result<Option<ServiceInfo>, DataplaneError> {
+        let info = self
+            .service_info
+            .get(&u32::from(id), 0)
+            .map_err(|e| DataplaneError::map(map::SERVICE_INFO, e))?
+            .0;
+        Ok((info.name[0] != 0).then_some(info))
+    }
+
+    /// Writes it.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    pub fn set_service_info(&mut self, id: u16, info: ServiceInfo) -> Result<(), DataplaneError> {
+        self.service_info
+            .set(u32::from(id), Plain(info), 0)
+            .map_err(|e| DataplaneError::map(map::SERVICE_INFO, e))
+    }
+
+    /// A backend as people know it; `None` where no backend has this number.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    pub fn backend_info(&self, number: u16) -> Result<Option<BackendInfo>, DataplaneError> {
+        let info = self
+            .backend_info
+            .get(&u32::from(number), 0)
+            .map_err(|e| DataplaneError::map(map::BACKEND_INFO, e))?
+            .0;
+        Ok((info.name[0] != 0).then_some(info))
+    }
+
+    /// Writes it.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    pub fn set_backend_info(
+        &mut self,
+        number: u16,
+        info: BackendInfo,
+    ) -> Result<(), DataplaneError> {
+        self.backend_info
+            .set(u32::from(number), Plain(info), 0)
+            .map_err(|e| DataplaneError::map(map::BACKEND_INFO, e))
+    }
+
+    /// What the kernel says about each map, in the order of [`map::ALL`].
+    #[must_use]
+    pub fn facts(&self) -> &[MapFacts] {
+        &self.facts
+    }
+}
+
+fn per_cpu<T: Pod>(
+    data: MapData,
+    name: &'static str,
+) -> Result<PerCpuArray<MapData, T>, DataplaneError> {
+    PerCpuArray::try_from(Map::PerCpuArray(data)).map_err(|e| DataplaneError::map(name, e))
+}
+
+fn sums<const N: usize>(
+    array: &PerCpuArray<MapData, u64>,
+) -> Result<[u64; N], aya::maps::MapError> {
+    let mut sums = [0; N];
+    for (index, sum) in (0..).zip(sums.iter_mut()) {
+        *sum = array
+            .get(&index, 0)?
+            .iter()
+            .fold(0, |sum: u64, value| sum.wrapping_add(*value));
+    }
+    Ok(sums)
+}
+
+fn open(dir: &Path, layout: &Layout) -> Result<MapData, DataplaneError> {
+    let path = dir.join(layout.name);
+    let data = MapData::from_pin(&path).map_err(|error| {
+        let denied = matches!(
+            &error,
+            aya::maps::MapError::SyscallError(call) if call.io_error.kind() == io::ErrorKind::PermissionDenied
+        );
+        if denied {
+            DataplaneError::Privileges { what: format!("opening {}", path.display()) }
+        } else {
+            DataplaneError::map(layout.name, error)
+        }
+    })?;
+    let info = info(layout.name, &data)?;
+    let kind = info.map_type().ok();
+    // aya takes whatever is pinned; a wrong type or size would be read as nonsense.
+    if kind != Some(layout.kind) || info.key_size() != 4 || info.value_size() != layout.value_size {
+        return Err(DataplaneError::Foreign {
+            path: path.display().to_string(),
+            what: format!(
+                "it is {kind:?} with {}-byte keys and {}-byte values instead of {:?} with 4 and {}",
+                info.key_size(),
+                info.value_size(),
+                layout.kind,
+                layout.value_size
+            ),
+        });
+    }
+    Ok(data)
+}
+
+fn info(name: &'static str, data: &MapData) -> Result<MapInfo, DataplaneError> {
+    data.info().map_err(|e| DataplaneError::map(name, e))
+}
+
+fn map_memory<T: super::mapped::Shared>(
+    data: &MapData,
+    name: &'static str,
+    access: Access,
+) -> Result<Mapped<T>, DataplaneError> {
+    let count = info(name, data)?.max_entries();
+    Mapped::new(data.fd().as_fd(), count, access == Access::Write)
+        .map_err(|e| DataplaneError::io(format!("mapping the memory of map {name}"), e))
+}
+
+fn facts_of(layout: &Layout, info: &MapInfo) -> Result<MapFacts, DataplaneError> {
+    let (kind, copies) = match layout.kind {
+        MapType::PerCpuArray => {
+            let cpus = aya::util::nr_cpus().map_err(|(what, source)| {
+                DataplaneError::io(format!("counting the processors ({what})"), source)
+            })?;
+            ("percpu_array", cpus as u64)
+        }
+        MapType::DevMap => ("devmap", 1),
+        _ => ("array", 1),
+    };
+    Ok(MapFacts {
+        name: layout.name,
+        kind,
+        key_size: info.key_size(),
+        value_size: info.value_size(),
+        max_entries: info.max_entries(),
+        memory: u64::from(info.value_size()).next_multiple_of(8)
+            * u64::from(info.max_entries())
+            * copies,
+    })
+}

@@ -1,0 +1,160 @@
+//! Probes at an interval: one small task per backend.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Instant, SystemTime};
+
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use super::pace::Pace;
+use super::{ProbeId, ProbeResult, ProbeSpec};
+
+/// The result of one probe of a [`Prober`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProbeReport {
+    /// Which backend was probed.
+    pub backend: ProbeId,
+    /// What the probe found.
+    pub result: ProbeResult,
+    /// When it was found.
+    pub at: SystemTime,
+    /// Tells the probes of a backend from those it had before its spec was changed.
+    generation: u64,
+}
+
+/// What [`Prober::apply`] changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Backends that are probed now and were not before.
+    pub started: Vec<ProbeId>,
+    /// Backends whose probe has changed.
+    pub replaced: Vec<ProbeId>,
+    /// Backends that are probed no longer.
+    pub stopped: Vec<ProbeId>,
+}
+
+struct Running {
+    spec: ProbeSpec,
+    generation: u64,
+    task: AbortHandle,
+}
+
+/// Probes a set of backends, each at its own interval; never twice at once. Dropped, it stops.
+pub struct Prober {
+    reports: mpsc::Sender<ProbeReport>,
+    running: HashMap<ProbeId, Running>,
+    generation: u64,
+}
+
+impl Prober {
+    /// A prober of nobody. Results go to `reports`; a full channel delays the next probes.
+    #[must_use]
+    pub fn new(reports: mpsc::Sender<ProbeReport>) -> Self {
+        Self {
+            reports,
+            running: HashMap::new(),
+            generation: 0,
+        }
+    }
+
+    /// Makes the set of probes what is wanted. Probes whose spec is the same go on undisturbed.
+    /// To be called within a tokio runtime.
+    pub fn apply(&mut self, wanted: &BTreeMap<ProbeId, ProbeSpec>) -> Applied {
+        let mut applied = Applied::default();
+        let mut gone: Vec<_> = self
+            .running
+            .keys()
+            .filter(|id| !wanted.contains_key(id))
+            .copied()
+            .collect();
+        gone.sort_unstable();
+        for id in gone {
+            self.stop(id);
+            applied.stopped.push(id);
+        }
+        for (id, spec) in wanted {
+            match self.running.get(id) {
+                Some(running) if running.spec == *spec => continue,
+                Some(_) => applied.replaced.push(*id),
+                None => applied.started.push(*id),
+            }
+            self.start(*id, spec.clone());
+        }
+        applied
+    }
+
+    /// Starts probing a backend, or replaces its probe. To be called within a tokio runtime.
+    pub fn start(&mut self, backend: ProbeId, spec: ProbeSpec) {
+        self.stop(backend);
+        self.generation += 1;
+        let generation = self.generation;
+        let task = tokio::spawn(run(backend, spec.clone(), generation, self.reports.clone()));
+        self.running.insert(
+            backend,
+            Running {
+                spec,
+                generation,
+                task: task.abort_handle(),
+            },
+        );
+    }
+
+    /// Stops probing a backend; `false` if it was not probed.
+    pub fn stop(&mut self, backend: ProbeId) -> bool {
+        let running = self.running.remove(&backend);
+        if let Some(running) = &running {
+            running.task.abort();
+        }
+        running.is_some()
+    }
+
+    /// Whether the report is of a probe that still runs; one that waited in the channel while its
+    /// probe was stopped or replaced is not, and must not count.
+    #[must_use]
+    pub fn is_current(&self, report: &ProbeReport) -> bool {
+        self.running
+            .get(&report.backend)
+            .is_some_and(|running| running.generation == report.generation)
+    }
+
+    /// The backends that are probed, and how.
+    pub fn probes(&self) -> impl Iterator<Item = (ProbeId, &ProbeSpec)> {
+        self.running
+            .iter()
+            .map(|(id, running)| (*id, &running.spec))
+    }
+}
+
+impl Drop for Prober {
+    fn drop(&mut self) {
+        for running in self.running.values() {
+            running.task.abort();
+        }
+    }
+}
+
+async fn run(
+    backend: ProbeId,
+    spec: ProbeSpec,
+    generation: u64,
+    reports: mpsc::Sender<ProbeReport>,
+) {
+    let mut pace = Pace::new(u64::from(backend.0), spec.interval);
+    let start = Instant::now();
+    let mut due = pace.first();
+    loop {
+        tokio::time::sleep_until((start + due).into()).await;
+        let result = super::probe(&spec).await;
+        let report = ProbeReport {
+            backend,
+            result,
+            at: SystemTime::now(),
+            generation,
+        };
+        if reports.send(report).await.is_err() {
+            // Nobody listens any more: the controller is on its way out.
+            return;
+        }
+        due = pace.after(start.elapsed());
+    }
+}

@@ -1,0 +1,145 @@
+//! A configuration on a host it doesn't fit.
+
+use lb_userspace::config::{ConfigFile, ErrorKind, HostFacts, InterfaceFacts, check_host};
+
+use crate::{BASE, changed};
+
+fn interface(name: &str, index: u32, mac: Option<[u8; 6]>, addresses: &[&str]) -> InterfaceFacts {
+    InterfaceFacts {
+        name: name.into(),
+        index,
+        mac,
+        addresses: addresses
+            .iter()
+            .map(|net| net.parse().expect("an address with a prefix"))
+            .collect(),
+    }
+}
+
+fn host() -> HostFacts {
+    HostFacts {
+        interfaces: vec![
+            interface("lo", 1, None, &["127.0.0.1/8", "::1/128"]),
+            interface(
+                "eth0",
+                2,
+                Some([2, 0, 0, 0, 0, 1]),
+                &["192.0.2.2/24", "2001:db8::2/64"],
+            ),
+            interface(
+                "eth1",
+                3,
+                Some([2, 0, 0, 0, 0, 2]),
+                &["198.51.100.2/24", "203.0.113.7/32"],
+            ),
+        ],
+    }
+}
+
+fn fits(text: &str, facts: &HostFacts) -> Result<(), lb_userspace::config::ConfigErrors> {
+    let file = ConfigFile::parse("config.toml", text).unwrap_or_else(|errors| panic!("{errors}"));
+    check_host(&file, facts)
+}
+
+fn one(name: &str, text: &str, facts: &HostFacts) {
+    let errors = fits(text, facts).expect_err("it doesn't fit");
+    assert_eq!(errors.errors().len(), 1, "{errors}");
+    assert_eq!(errors.errors()[0].kind, ErrorKind::Host);
+    insta::assert_snapshot!(name, errors.render(false));
+}
+
+#[test]
+fn what_fits_is_accepted() {
+    fits(BASE, &host()).expect("it fits");
+    let both = changed("[\"eth0\"]", "[\"eth0\", \"eth1\"]").replace("192.0.2.22", "198.51.100.9");
+    fits(&both, &host()).expect("it fits");
+}
+
+#[test]
+fn no_such_interface() {
+    one(
+        "no_such_interface",
+        &changed("\"eth0\"", "\"eht0\""),
+        &host(),
+    );
+}
+
+#[test]
+fn no_such_interface_and_none_like_it() {
+    one(
+        "no_such_interface_and_none_like_it",
+        &changed("\"eth0\"", "\"wan\""),
+        &HostFacts::default(),
+    );
+}
+
+#[test]
+fn interface_without_ethernet() {
+    one(
+        "interface_without_ethernet",
+        &changed("\"eth0\"", "\"lo\""),
+        &host(),
+    );
+}
+
+#[test]
+fn backend_in_no_subnet() {
+    one(
+        "backend_in_no_subnet",
+        &changed("192.0.2.22", "203.0.113.8"),
+        &host(),
+    );
+}
+
+#[test]
+fn backend_behind_another_interface() {
+    one(
+        "backend_behind_another_interface",
+        &changed("192.0.2.22", "198.51.100.9"),
+        &host(),
+    );
+}
+
+#[test]
+fn interfaces_without_a_subnet() {
+    let mut facts = host();
+    facts.interfaces[1].addresses.clear();
+    let errors = fits(BASE, &facts).expect_err("it doesn't fit");
+    assert_eq!(errors.errors().len(), 2, "one for each backend");
+    insta::assert_snapshot!(errors.render(false));
+}
+
+#[test]
+fn backend_is_the_broadcast_address() {
+    one(
+        "backend_is_the_broadcast_address",
+        &changed("192.0.2.22", "192.0.2.255"),
+        &host(),
+    );
+}
+
+#[test]
+fn backend_is_this_host() {
+    one(
+        "backend_is_this_host",
+        &changed("192.0.2.22", "192.0.2.2"),
+        &host(),
+    );
+}
+
+#[test]
+fn vip_is_on_this_host() {
+    let mut facts = host();
+    facts.interfaces[0]
+        .addresses
+        .push("192.0.2.10/32".parse().expect("an address"));
+    one("vip_is_on_this_host", BASE, &facts);
+}
+
+#[test]
+fn all_at_once_and_nothing_that_follows_from_another() {
+    let text = changed("\"eth0\"", "\"eth9\"").replace("192.0.2.22", "198.51.100.2");
+    let errors = fits(&text, &host()).expect_err("it doesn't fit");
+    let lines: Vec<_> = errors.errors().iter().map(|error| error.line).collect();
+    assert_eq!(lines, [Some(3), Some(22)], "{errors}");
+}

@@ -1,0 +1,290 @@
+//! What a valid file means.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use lb_userspace::config::{
+    Affinity, Backend, Config, Control, Limits, Node, Ports, Probe, ProbeKind, Protocol, Service,
+    Unserved, Via, XdpMode,
+};
+
+use crate::{BASE, changed};
+
+fn parse(text: &str) -> Config {
+    Config::parse("config.toml", text).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+/// The example of design.md, section 6, with a probe type of this version.
+const DESIGN: &str = r#"
+[node]
+name = "lb1"                    # default: the host name; tells a node of an NLB cluster who it is
+interfaces = ["eth0"]           # where the clients' packets arrive; XDP is attached to each
+pin_path = "/sys/fs/bpf/xdp-lb" # several instances on one machine (namespaces) need one each
+xdp_mode = "auto"               # auto | native | generic; auto says in the log and in status which it got
+
+[control]
+socket = "/run/xdp-lb/control.sock"
+http = "127.0.0.1:9477"         # metrics, API and console; "off" for none
+
+[[service]]
+name = "mail"
+vip = "192.0.2.10"              # IPv4 or IPv6
+protocol = "tcp"                # tcp | udp
+ports = [25, 587, "8000-8010"]  # all of a service's ports share one pick; "any" for all
+affinity = "client"             # none | client | network
+flow_idle = "15m"
+
+[service.probe]
+type = "tcp"                    # tcp | http | https | smtp | ...
+port = 25
+interval = "1s"
+timeout = "500ms"
+rise = 2                        # successes until up
+fall = 3                        # failures until down
+via = "vip"                     # vip | address
+
+[[service.backend]]
+name = "mx1"
+address = "192.0.2.21"
+weight = 50                     # share among the backends of the same priority; Windows NLB's default
+priority = 1                    # 1 is preferred; the next priority serves only when no one here is up
+"#;
+
+#[test]
+fn the_example_of_the_design_means_what_it_says() {
+    let expected = Config {
+        node: Node {
+            name: "lb1".into(),
+            interfaces: vec!["eth0".into()],
+            pin_path: PathBuf::from("/sys/fs/bpf/xdp-lb"),
+            xdp_mode: XdpMode::Auto,
+            unserved: Unserved::Drop,
+            seed: None,
+        },
+        control: Control {
+            socket: PathBuf::from("/run/xdp-lb/control.sock"),
+            http: Some(([127, 0, 0, 1], 9477).into()),
+            state: PathBuf::from("/var/lib/xdp-lb/state.json"),
+        },
+        limits: Limits {
+            flows: 65_536,
+            slots: 1_048_576,
+            backends: 4_096,
+            ports: 65_536,
+        },
+        services: vec![Service {
+            name: "mail".into(),
+            vip: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 10)),
+            protocol: Protocol::Tcp,
+            ports: Ports::Ranges(vec![25..=25, 587..=587, 8000..=8010]),
+            affinity: Affinity::Client,
+            flow_idle: Duration::from_secs(900),
+            probe: Some(Probe {
+                kind: ProbeKind::Tcp,
+                port: 25,
+                interval: Duration::from_secs(1),
+                timeout: Duration::from_millis(500),
+                rise: 2,
+                fall: 3,
+                via: Via::Vip,
+            }),
+            backends: vec![Backend {
+                name: "mx1".into(),
+                address: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 21)),
+                weight: 50,
+                priority: 1,
+            }],
+        }],
+    };
+    assert_eq!(parse(DESIGN), expected);
+}
+
+#[test]
+fn the_shipped_example_is_valid() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/config.toml");
+    let text = std::fs::read_to_string(example).expect("packaging/config.toml is there");
+    parse(&text);
+    // Each setting that is commented out must be valid as well: "#key = value" and "#[table]" without a space.
+    let uncommented: String = text
+        .lines()
+        .map(|line| match line.strip_prefix('#') {
+            Some(setting) if !setting.starts_with([' ', '#']) && !setting.is_empty() => setting,
+            _ => line,
+        })
+        .map(|line| format!("{line}\n"))
+        .collect();
+    assert_ne!(uncommented, text, "the example shows no commented setting");
+    parse(&uncommented);
+}
+
+#[test]
+fn the_examples_in_the_documentation_are_valid() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
+    let page = std::fs::read_to_string(page).expect("docs/configuration.md is there");
+    let examples: Vec<&str> = page
+        .split("```toml\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("```").next())
+        .collect();
+    assert!(!examples.is_empty(), "the page has no example");
+    for example in examples {
+        parse(example);
+    }
+}
+
+#[test]
+fn what_is_not_said_has_its_default() {
+    let config = parse(
+        "[node]\ninterfaces = [\"eth0\", \"eth1\"]\n[[service]]\nname = \"s\"\nvip = \"192.0.2.1\"\n\
+         protocol = \"tcp\"\nports = [443, 80]\n[[service.backend]]\nname = \"b\"\naddress = \"192.0.2.2\"\n",
+    );
+    let uname = rustix::system::uname();
+    assert_eq!(config.node.name.as_bytes(), uname.nodename().to_bytes());
+    assert_eq!(config.control, Control::default());
+    assert_eq!(config.limits, Limits::default());
+    let service = &config.services[0];
+    assert_eq!(service.affinity, Affinity::None);
+    assert_eq!(service.flow_idle, Duration::from_secs(900));
+    // The first port listed, not the lowest.
+    assert_eq!(service.probe, Some(Probe::tcp(443)));
+    assert_eq!(
+        (service.backends[0].weight, service.backends[0].priority),
+        (50, 1)
+    );
+}
+
+#[test]
+fn a_udp_service_without_a_probe_has_none() {
+    let text = changed("protocol = \"tcp\"", "protocol = \"udp\"")
+        .replace("[service.probe]\ntype = \"http\"\ninterval = \"1s\"\n", "");
+    assert_eq!(parse(&text).services[0].probe, None);
+}
+
+#[test]
+fn a_udp_service_may_be_probed_over_tcp() {
+    let text = changed("protocol = \"tcp\"", "protocol = \"udp\"");
+    let probe = parse(&text).services[0].probe.clone().expect("a probe");
+    assert_eq!(probe.port, 80);
+}
+
+#[test]
+fn type_none_turns_probing_off_and_may_keep_its_other_settings() {
+    let text = changed("type = \"http\"", "type = \"none\"\npath = \"/health\"");
+    assert_eq!(parse(&text).services[0].probe, None);
+    let any = changed("type = \"http\"", "type = \"none\"").replace("[80, 443]", "\"any\"");
+    assert_eq!(parse(&any).services[0].ports, Ports::Any);
+}
+
+#[test]
+fn an_http_probe_has_a_path_a_host_and_a_status() {
+    let text = changed(
+        "type = \"http\"",
+        "type = \"http\"\npath = \"/health?full=1\"\nhost = \"www.example.com:8080\"\nstatus = \"200-204\"\nport = 8080",
+    );
+    let probe = parse(&text).services[0].probe.clone().expect("a probe");
+    assert_eq!(probe.port, 8080);
+    let kind = ProbeKind::Http {
+        path: "/health?full=1".into(),
+        host: Some("www.example.com:8080".into()),
+        status: 200..=204,
+    };
+    assert_eq!(probe.kind, kind);
+    let default = ProbeKind::Http {
+        path: "/".into(),
+        host: None,
+        status: 200..=399,
+    };
+    assert_eq!(
+        parse(BASE).services[0].probe.clone().expect("a probe").kind,
+        default
+    );
+}
+
+#[test]
+fn the_default_timeout_follows_a_short_interval() {
+    let text = changed("interval = \"1s\"", "interval = \"100ms\"");
+    let probe = parse(&text).services[0].probe.clone().expect("a probe");
+    assert_eq!(probe.timeout, Duration::from_millis(100));
+}
+
+#[test]
+fn ports_are_sorted_and_merged() {
+    let ports = |list: &str| {
+        parse(&changed("[80, 443]", list).replace("\"1s\"", "\"1s\"\nport = 80")).services[0]
+            .ports
+            .clone()
+    };
+    let expected = Ports::Ranges(vec![80..=83, 443..=443, 8000..=8020]);
+    assert_eq!(
+        ports("[443, \"8005-8020\", 82, 80, \"8000-8010\", 80, 81, 83]"),
+        expected
+    );
+    assert_eq!(expected.entries(), 4 + 1 + 21);
+    assert!(expected.contains(8020) && !expected.contains(8021) && !expected.contains(79));
+    assert_eq!(
+        ports("[\"65534-65535\", 65535]"),
+        Ports::Ranges(vec![65534..=65535])
+    );
+    let all = ports("[\"1 - 65535\"]");
+    assert_eq!(all.entries(), 65_535);
+    assert_eq!(ports("\"any\"").entries(), 1);
+}
+
+#[test]
+fn the_seed_is_two_words_of_sixteen_digits() {
+    let text = changed(
+        "name = \"lb1\"",
+        "name = \"lb1\"\nseed = \"000102030405060708090a0B0C0D0E0F\"",
+    );
+    let config = parse(&text);
+    let expected = [0x0001_0203_0405_0607, 0x0809_0a0b_0c0d_0e0f];
+    assert_eq!(config.node.seed, Some(expected));
+    let shown = serde_json::to_string(&config).expect("a configuration serializes");
+    assert!(
+        !shown.contains("seed"),
+        "a secret must not be shown: {shown}"
+    );
+}
+
+#[test]
+fn http_can_be_off_or_listen_elsewhere() {
+    let http = |value: &str| {
+        parse(&changed(
+            "[[service]]",
+            &format!("[control]\nhttp = {value}\n[[service]]"),
+        ))
+        .control
+        .http
+    };
+    assert_eq!(http("\"off\""), None);
+    assert_eq!(
+        http("\"[::1]:80\""),
+        Some("[::1]:80".parse().expect("an address"))
+    );
+}
+
+#[test]
+fn one_backend_may_serve_several_services() {
+    let second = "[[service]]\nname = \"dns\"\nvip = \"192.0.2.10\"\nprotocol = \"udp\"\nports = [80]\n\
+                  [[service.backend]]\nname = \"web1\"\naddress = \"192.0.2.21\"\nweight = 0\n\
+                  [[service.backend]]\nname = \"other-name\"\naddress = \"192.0.2.22\"\n";
+    let config = parse(&format!("{BASE}{second}"));
+    assert_eq!(config.services[1].backends[0].weight, 0);
+}
+
+#[test]
+fn dotted_and_inline_tables_are_the_same_to_us() {
+    let text = "node.interfaces = [\"eth0\"]\nnode.name = \"lb1\"\nservice = [{ name = \"web\", vip = \"192.0.2.10\", \
+                protocol = \"tcp\", ports = [80, 443], probe = { type = \"http\", interval = \"1s\" }, backend = [\
+                { name = \"web1\", address = \"192.0.2.21\", weight = 50 }, { name = \"web2\", address = \"192.0.2.22\" }] }]";
+    assert_eq!(parse(text), parse(BASE));
+}
+
+#[test]
+fn line_ends_and_a_byte_order_mark_do_not_matter() {
+    let windows = format!("\u{feff}{}", BASE.replace('\n', "\r\n"));
+    assert_eq!(parse(&windows), parse(BASE));
+}

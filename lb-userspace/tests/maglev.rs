@@ -1,0 +1,305 @@
+//! What the tables promise: balance, little disruption, and the same table on every director.
+
+use std::collections::HashMap;
+
+use lb_userspace::maglev::{MAX_BITS, MIN_BITS, Member, NO_BACKEND, build, grow, table_bits};
+use proptest::prelude::*;
+
+/// A service's backends as (identity, weight); a backend's number is its place plus 1.
+type Backends = Vec<(String, u32)>;
+
+fn backends(weights: &[u32]) -> Backends {
+    weights
+        .iter()
+        .enumerate()
+        .map(|(index, &weight)| (format!("web{index} 192.0.2.{}", index % 250), weight))
+        .collect()
+}
+
+fn members(backends: &Backends) -> Vec<Member<'_>> {
+    (1..=u16::MAX)
+        .zip(backends)
+        .map(|(number, (identity, weight))| Member {
+            identity,
+            weight: *weight,
+            number,
+        })
+        .collect()
+}
+
+fn without(all: &[Member<'static>], victim: usize) -> Vec<Member<'static>> {
+    let mut rest = all.to_vec();
+    rest.remove(victim);
+    rest
+}
+
+/// Members that live as long as the test, so that they can be copied about.
+fn equal_members(count: usize) -> Vec<Member<'static>> {
+    members(Box::leak(Box::new(backends(&vec![50; count]))))
+}
+
+fn slots_of(table: &[u16]) -> HashMap<u16, u64> {
+    let mut slots = HashMap::new();
+    for &number in table {
+        *slots.entry(number).or_default() += 1;
+    }
+    slots
+}
+
+/// Share of the slots in which two tables differ, in percent.
+fn moved(before: &[u16], after: &[u16]) -> f64 {
+    assert_eq!(before.len(), after.len());
+    let differing = before
+        .iter()
+        .zip(after)
+        .filter(|(before, after)| before != after)
+        .count();
+    differing as f64 / before.len() as f64 * 100.0
+}
+
+/// The largest difference between a backend's part of the slots and of the weights, in percent of the latter.
+fn imbalance(table: &[u16], members: &[Member<'_>]) -> f64 {
+    let slots = slots_of(table);
+    let total: u64 = members.iter().map(|member| u64::from(member.weight)).sum();
+    members
+        .iter()
+        .filter(|member| member.weight > 0)
+        .map(|member| {
+            let share = table.len() as f64 * f64::from(member.weight) / total as f64;
+            let got = slots.get(&member.number).copied().unwrap_or(0) as f64;
+            (got - share).abs() / share * 100.0
+        })
+        .fold(0.0, f64::max)
+}
+
+fn weights(count: std::ops::Range<usize>) -> impl Strategy<Value = Vec<u32>> {
+    prop_oneof![
+        prop::collection::vec(0..=100_u32, count.clone()),
+        prop::collection::vec(any::<u32>(), count.clone()),
+        // One far from all others.
+        (prop::collection::vec(1..=3_u32, count), any::<u32>()).prop_map(|(mut weights, odd)| {
+            weights[0] = odd;
+            weights
+        }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn every_backend_has_its_share_to_less_than_one_slot(weights in weights(1..80), bits in 0..=14_u8) {
+        let backends = backends(&weights);
+        let table = build(&members(&backends), bits);
+        prop_assert_eq!(table.len(), 1 << bits);
+        let slots = slots_of(&table);
+        let total: u128 = weights.iter().copied().map(u128::from).sum();
+        if total == 0 {
+            prop_assert!(table.iter().all(|&number| number == NO_BACKEND));
+            return Ok(());
+        }
+        prop_assert!(!slots.contains_key(&NO_BACKEND), "a slot was left empty");
+        for member in members(&backends) {
+            // Both sides times `total`, to stay with whole numbers.
+            let share = u128::from(member.weight) << bits;
+            let got = u128::from(slots.get(&member.number).copied().unwrap_or(0)) * total;
+            prop_assert!(got.abs_diff(share) < total, "{member:?} has {got}/{total} slots, not {share}/{total}");
+        }
+    }
+
+    #[test]
+    fn the_chosen_size_keeps_every_share_within_one_percent(
+        weights in prop::collection::vec(1..=30_u32, 1..40),
+    ) {
+        let bits = table_bits(&weights);
+        prop_assert!((MIN_BITS..MAX_BITS).contains(&bits));
+        let backends = backends(&weights);
+        let members = members(&backends);
+        let off = imbalance(&build(&members, bits), &members);
+        prop_assert!(off <= 1.0, "2^{bits} slots: {off} %");
+    }
+
+    #[test]
+    fn the_size_for_all_backends_suffices_when_some_are_gone(
+        all in prop::collection::vec((1..=20_u32, any::<bool>()), 1..40),
+    ) {
+        let weights: Vec<u32> = all.iter().map(|&(weight, _)| weight).collect();
+        let left: Vec<u32> = all.iter().map(|&(weight, stays)| if stays { weight } else { 0 }).collect();
+        prop_assert!(table_bits(&left) <= table_bits(&weights));
+        let backends = backends(&left);
+        let members = members(&backends);
+        let off = imbalance(&build(&members, table_bits(&weights)), &members);
+        prop_assert!(off <= 1.0, "{off} %");
+    }
+
+    #[test]
+    fn neither_order_nor_numbers_decide_which_backend_owns_a_slot(
+        weights in weights(1..40),
+        numbers in Just((1..=40_u16).collect::<Vec<_>>()).prop_shuffle(),
+        order in Just((0..40_usize).collect::<Vec<_>>()).prop_shuffle(),
+        bits in 0..=13_u8,
+    ) {
+        let backends = backends(&weights);
+        let members = members(&backends);
+        let table = build(&members, bits);
+        prop_assert_eq!(&table, &build(&members, bits));
+
+        let elsewhere: Vec<Member<'_>> = order
+            .iter()
+            .filter_map(|&index| members.get(index).map(|&member| Member { number: numbers[index], ..member }))
+            .collect();
+        let renumbered: Vec<u16> = table
+            .iter()
+            .map(|&number| if number == NO_BACKEND { NO_BACKEND } else { numbers[usize::from(number) - 1] })
+            .collect();
+        prop_assert_eq!(renumbered, build(&elsewhere, bits));
+    }
+
+    #[test]
+    fn a_doubled_table_gives_every_hash_what_it_had(slots in prop::collection::vec(any::<u64>(), 1..100)) {
+        let doubled = grow(&slots);
+        prop_assert_eq!(doubled.len(), 2 * slots.len());
+        for (index, slot) in slots.iter().enumerate() {
+            prop_assert_eq!(doubled[2 * index], *slot);
+            prop_assert_eq!(doubled[2 * index + 1], *slot);
+        }
+    }
+}
+
+#[test]
+fn without_backends_all_slots_are_empty() {
+    let idle = backends(&[0, 0, 0]);
+    for members in [vec![], members(&idle)] {
+        assert_eq!(build(&members, MIN_BITS), vec![NO_BACKEND; 1 << MIN_BITS]);
+    }
+    assert_eq!(table_bits(&[]), MIN_BITS);
+    assert_eq!(table_bits(&[0, 0]), MIN_BITS);
+}
+
+#[test]
+fn sizes_follow_the_smallest_share() {
+    let cases: [(&[u32], u8); 9] = [
+        (&[50], 11),
+        (&[50; 16], 11),
+        (&[50; 21], 11),
+        (&[50; 22], 12),
+        (&[50; 100], 14),
+        (&[50; 1000], 17),
+        (&[50; 2622], 18),
+        (&[1, 100], 13),
+        (&[1, u32::MAX], MAX_BITS),
+    ];
+    for (weights, bits) in cases {
+        assert_eq!(table_bits(weights), bits, "{} weights", weights.len());
+    }
+}
+
+/// The whole input space has no panic and no endless loop, however far apart the weights are.
+#[test]
+fn as_many_backends_as_numbers_fill_the_largest_table() {
+    let mut weights = vec![1; usize::from(u16::MAX)];
+    weights[7] = u32::MAX;
+    for weights in [
+        vec![1; usize::from(u16::MAX)],
+        vec![u32::MAX; usize::from(u16::MAX)],
+        weights,
+    ] {
+        let backends = backends(&weights);
+        let table = build(&members(&backends), MAX_BITS);
+        assert!(table.iter().all(|&number| number != NO_BACKEND));
+    }
+}
+
+/// Removing one of N has to move 1/N; the rest is disruption. All of this is deterministic; the bounds are
+/// a little above what was measured over many more sets of backends (docs/decisions/maglev-power-of-two.md).
+#[test]
+fn removal_and_addition_move_little_besides_the_backends_own_slots() {
+    for (count, mean_limit, worst_limit) in [
+        (4, 1.0, 2.5),
+        (10, 1.5, 2.5),
+        (16, 1.6, 2.5),
+        (100, 2.0, 2.5),
+        (1000, 0.9, 1.1),
+    ] {
+        let all = equal_members(count);
+        let bits = table_bits(&vec![50; count]);
+        let before = build(&all, bits);
+        let victims: Vec<usize> = (0..count).step_by(count.div_ceil(20)).collect();
+        let (mut sum, mut worst) = (0.0, 0.0_f64);
+        for &victim in &victims {
+            let after = build(&without(&all, victim), bits);
+            assert!(!after.contains(&all[victim].number));
+            let own = slots_of(&before)[&all[victim].number] as f64 / before.len() as f64 * 100.0;
+            // Read backwards the same pair of tables is an addition, so this bounds both.
+            let extra = moved(&before, &after) - own;
+            sum += extra;
+            worst = worst.max(extra);
+        }
+        let mean = sum / victims.len() as f64;
+        assert!(
+            mean < mean_limit,
+            "1 of {count}: {mean} % besides its own on average"
+        );
+        assert!(
+            worst < worst_limit,
+            "1 of {count}: {worst} % besides its own at worst"
+        );
+    }
+}
+
+#[test]
+fn a_changed_weight_moves_little_besides_the_difference() {
+    for (count, limit) in [(4, 3.0), (10, 2.0), (100, 2.0), (1000, 0.9)] {
+        let all = equal_members(count);
+        let bits = table_bits(&vec![50; count]);
+        let before = build(&all, bits);
+        let mut changed = all.clone();
+        changed[count / 2].weight = 25;
+        let after = build(&changed, bits);
+        let number = all[count / 2].number;
+        let given_up = (slots_of(&before)[&number] - slots_of(&after)[&number]) as f64;
+        let extra = moved(&before, &after) - given_up / before.len() as f64 * 100.0;
+        assert!(
+            extra < limit,
+            "1 of {count} at half its weight: {extra} % too much"
+        );
+    }
+}
+
+#[test]
+fn a_table_that_must_grow_keeps_its_slots() {
+    for count in [1, 3, 16, 100, 1000] {
+        let all = equal_members(count);
+        for bits in MIN_BITS..MAX_BITS {
+            let change = moved(&grow(&build(&all, bits)), &build(&all, bits + 1));
+            // Each backend's quota is rounded anew, by half a slot on average.
+            let limit = 0.5 + 100.0 * count as f64 / f64::from(1 << bits);
+            assert!(change < limit, "{count} backends from 2^{bits}: {change} %");
+        }
+    }
+}
+
+/// Directors of different versions serve the same VIP during an upgrade, so what a table holds must
+/// never change. If this fails, the change breaks connections.
+#[test]
+fn tables_are_the_same_in_every_version() {
+    let fnv1a = |table: &[u16]| {
+        table
+            .iter()
+            .flat_map(|slot| slot.to_le_bytes())
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+            })
+    };
+    let backends = backends(&[50, 50, 25, 100, 0, 7]);
+    let seen: Vec<u64> = [4, 11, 14]
+        .map(|bits| fnv1a(&build(&members(&backends), bits)))
+        .to_vec();
+    assert_eq!(
+        seen,
+        [
+            0x6b22_ddac_50f3_1f8c,
+            0x8803_d3bd_bb83_4c91,
+            0xe497_c392_1cf4_955e
+        ],
+        "found {seen:#x?}"
+    );
+}

@@ -1,0 +1,332 @@
+//! `cargo xtask test`: format, lints, every test; and nothing is left on the machine afterwards.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use serde_json::Value;
+
+use crate::{
+    build,
+    leftovers::Leftovers,
+    privilege::{Privilege, Variable, administrator_path},
+    setup::{self, Needs},
+    workspace::{Workspace, command_line, run_to_end, say},
+};
+
+/// The end-to-end suites run one test at a time: each has a network with traffic of its own, and on a small machine two
+/// of them would steal each other's time until probes miss their timeouts.
+const END_TO_END_THREADS: &str = "--test-threads=1";
+
+/// The directory of the package whose integration tests are the end-to-end suites.
+const END_TO_END_PACKAGE: &str = "tests";
+
+/// All packages with tests; the kernel side has none of its own and links only for the kernel.
+const TESTED: [&str; 3] = ["--workspace", "--exclude", "lb-ebpf"];
+
+/// The variables that go with a test through sudo, by how they begin.
+const ENVIRONMENT_PREFIXES: [&str; 5] = ["RUST_", "PROPTEST_", "INSTA_", "XDP_LB_", "NO_COLOR"];
+
+/// The task. `name_filter` leaves out the checks of format and lints, and all tests whose name does not contain it.
+pub(crate) fn run(workspace: &Workspace, name_filter: Option<&str>) -> Result<()> {
+    let toolchain = setup::ensure(workspace, Needs::EVERYTHING)?;
+    build::everything(workspace, &toolchain)?;
+    let mut report = Report::default();
+    if name_filter.is_none() {
+        report.step("format", || check_format(workspace));
+        report.step("lints", || check_lints(workspace));
+    }
+    let mut binaries = Vec::new();
+    report.step("compiling the tests", || {
+        binaries = compile(workspace)?;
+        Ok(())
+    });
+    let (end_to_end, ordinary): (Vec<_>, Vec<_>) =
+        binaries.into_iter().partition(TestBinary::is_end_to_end);
+    report.step("unit, property and packet tests", || {
+        let failed = failures(&ordinary, |binary| {
+            run_ordinary(workspace, binary, name_filter)
+        });
+        run_documentation(workspace, name_filter).and(failed)
+    });
+    report.step("end-to-end tests", || {
+        run_end_to_end(workspace, &end_to_end, name_filter)
+    });
+    report.finish()
+}
+
+/// What became of each step.
+#[derive(Debug, Default)]
+struct Report {
+    steps: Vec<(&'static str, Duration, Option<String>)>,
+}
+
+impl Report {
+    /// Runs one step under its heading. After a failure the others run all the same: one run shows all there is to mend.
+    fn step(&mut self, name: &'static str, work: impl FnOnce() -> Result<()>) {
+        eprintln!("\n== {name}");
+        let start = Instant::now();
+        let failure = work().err().map(|error| format!("{error:#}"));
+        if let Some(failure) = &failure {
+            say(&format!("{name}: {failure}"));
+        }
+        self.steps.push((name, start.elapsed(), failure));
+    }
+
+    /// The summary, and the error if there was one.
+    fn finish(self) -> Result<()> {
+        eprintln!("\n== summary");
+        for (name, took, failure) in &self.steps {
+            let outcome = if failure.is_none() { "ok" } else { "FAILED" };
+            eprintln!("{outcome:>6}  {name} ({:.1} s)", took.as_secs_f64());
+            for line in failure.iter().flat_map(|failure| failure.lines()) {
+                eprintln!("        {line}");
+            }
+        }
+        let failed = self.steps.iter().filter(|step| step.2.is_some()).count();
+        if failed > 0 {
+            bail!("{failed} of {} steps failed", self.steps.len());
+        }
+        Ok(())
+    }
+}
+
+fn check_format(workspace: &Workspace) -> Result<()> {
+    run_to_end(workspace.cargo().args(["fmt", "--all", "--check"]))
+        .context("`cargo fmt` puts it right")
+}
+
+fn check_lints(workspace: &Workspace) -> Result<()> {
+    run_to_end(
+        workspace
+            .cargo()
+            .args(["clippy", "--workspace", "--all-targets"])
+            .args(["--", "-D", "warnings"]),
+    )
+}
+
+/// A compiled test program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct TestBinary {
+    executable: PathBuf,
+    /// The directory of its package, where cargo would start it.
+    package: PathBuf,
+    target: String,
+    /// It is one of the package's integration tests, in its `tests/`.
+    is_integration: bool,
+}
+
+impl TestBinary {
+    fn is_end_to_end(&self) -> bool {
+        self.is_integration && self.package.file_name() == Some(END_TO_END_PACKAGE.as_ref())
+    }
+
+    /// Reads one of cargo's messages; `None` if it is about something else.
+    fn from_message(line: &str) -> Option<Self> {
+        let message: Value = serde_json::from_str(line).ok()?;
+        if message["reason"] != "compiler-artifact" || message["profile"]["test"] != true {
+            return None;
+        }
+        let kinds = message["target"]["kind"].as_array()?;
+        Some(Self {
+            executable: message["executable"].as_str()?.into(),
+            package: Path::new(message["manifest_path"].as_str()?)
+                .parent()?
+                .into(),
+            target: message["target"]["name"].as_str()?.to_owned(),
+            is_integration: kinds.iter().any(|kind| kind == "test"),
+        })
+    }
+
+    fn heading(&self) -> String {
+        let package = self.package.file_name().unwrap_or_default();
+        format!("   {}: {}", package.to_string_lossy(), self.target)
+    }
+}
+
+/// Compiles all tests at once, as this user, so that nothing in `target` will be root's.
+fn compile(workspace: &Workspace) -> Result<Vec<TestBinary>> {
+    let mut command = workspace.cargo();
+    command
+        .arg("test")
+        .args(TESTED)
+        .args(["--no-run", "--message-format=json-render-diagnostics"])
+        .stdout(Stdio::piped());
+    let child = command
+        .spawn()
+        .with_context(|| format!("cannot start `{}`", command_line(&command)))?;
+    let output = child.wait_with_output().context("cannot read from cargo")?;
+    if !output.status.success() {
+        bail!("`{}` ended with {}", command_line(&command), output.status);
+    }
+    let messages = String::from_utf8_lossy(&output.stdout);
+    Ok(messages
+        .lines()
+        .filter_map(TestBinary::from_message)
+        .collect())
+}
+
+/// Runs all of them, whatever becomes of the first ones; the error counts those that failed.
+fn failures(
+    binaries: &[TestBinary],
+    mut work: impl FnMut(&TestBinary) -> Result<()>,
+) -> Result<()> {
+    let mut failed = Vec::new();
+    for binary in binaries {
+        eprintln!("{}", binary.heading());
+        if let Err(error) = work(binary) {
+            failed.push(format!("{error:#}"));
+        }
+    }
+    if !failed.is_empty() {
+        bail!("{}", failed.join("\n"));
+    }
+    Ok(())
+}
+
+fn run_ordinary(workspace: &Workspace, binary: &TestBinary, filter: Option<&str>) -> Result<()> {
+    run_to_end(
+        std::process::Command::new(&binary.executable)
+            .current_dir(&binary.package)
+            .env("CARGO_MANIFEST_DIR", &binary.package)
+            .env("XDP_LB_BINARY", workspace.binary())
+            .args(filter),
+    )
+}
+
+fn run_documentation(workspace: &Workspace, filter: Option<&str>) -> Result<()> {
+    run_to_end(
+        workspace
+            .cargo()
+            .arg("test")
+            .args(TESTED)
+            .args(["--doc", "--quiet", "--"])
+            .args(filter),
+    )
+}
+
+fn run_end_to_end(
+    workspace: &Workspace,
+    binaries: &[TestBinary],
+    filter: Option<&str>,
+) -> Result<()> {
+    if binaries.is_empty() {
+        bail!("not one end-to-end test was compiled");
+    }
+    let root = Privilege::find("by the end-to-end tests")?;
+    let before = Leftovers::look(root, &workspace.binary())?;
+    let mut outcome = failures(binaries, |binary| {
+        let mut command = root.command(&binary.executable, &environment(workspace, binary));
+        command.current_dir(&binary.package);
+        run_to_end(command.args(filter).arg(END_TO_END_THREADS))
+    });
+    let after = Leftovers::look(root, &workspace.binary())?;
+    let left = after.since(&before);
+    if !left.is_empty() {
+        let left = format!("the tests left behind: {}", left.join(", "));
+        outcome = Err(match outcome {
+            Ok(()) => anyhow!("{left}"),
+            Err(error) => anyhow!("{error:#}\n{left}"),
+        });
+    }
+    outcome
+}
+
+/// What an end-to-end test gets to see of the environment.
+fn environment(workspace: &Workspace, binary: &TestBinary) -> Vec<Variable> {
+    let passed = env::vars_os().filter_map(|(name, value)| {
+        let name = name.into_string().ok()?;
+        let goes = ENVIRONMENT_PREFIXES
+            .iter()
+            .any(|prefix| name.starts_with(prefix));
+        goes.then_some((name, value))
+    });
+    passed
+        .chain([
+            (
+                "XDP_LB_BINARY".to_owned(),
+                workspace.binary().into_os_string(),
+            ),
+            (
+                "CARGO_MANIFEST_DIR".to_owned(),
+                binary.package.clone().into_os_string(),
+            ),
+            ("PATH".to_owned(), administrator_path()),
+        ])
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(kind: &str, test: bool) -> String {
+        format!(
+            r#"{{"reason":"compiler-artifact","manifest_path":"/w/tests/Cargo.toml",
+            "target":{{"kind":["{kind}"],"name":"failover"}},"profile":{{"test":{test}}},
+            "executable":"/w/target/debug/deps/failover-1"}}"#
+        )
+    }
+
+    #[test]
+    fn integration_tests_of_the_test_package_are_end_to_end() {
+        let binary = TestBinary::from_message(&message("test", true)).expect("a test binary");
+        assert_eq!(
+            binary.executable,
+            Path::new("/w/target/debug/deps/failover-1")
+        );
+        assert!(binary.is_end_to_end());
+    }
+
+    #[test]
+    fn unit_tests_of_the_test_package_need_no_root() {
+        let binary = TestBinary::from_message(&message("lib", true)).expect("a test binary");
+        assert!(!binary.is_end_to_end());
+    }
+
+    #[test]
+    fn other_messages_are_no_tests() {
+        assert_eq!(TestBinary::from_message(&message("bin", false)), None);
+        assert_eq!(
+            TestBinary::from_message(r#"{"reason":"build-finished","success":true}"#),
+            None
+        );
+        assert_eq!(TestBinary::from_message("   Compiling"), None);
+    }
+
+    #[test]
+    fn every_failure_is_named() {
+        let binary = TestBinary::from_message(&message("test", true)).expect("a test binary");
+        let mut number = 0;
+        let error = failures(&[binary.clone(), binary.clone(), binary], |_| {
+            number += 1;
+            if number == 2 {
+                Ok(())
+            } else {
+                bail!("broken {number}")
+            }
+        });
+        assert_eq!(
+            format!("{:#}", error.expect_err("two failed")),
+            "broken 1\nbroken 3"
+        );
+    }
+
+    #[test]
+    fn a_failed_step_fails_the_run_and_the_next_one_runs() {
+        let mut report = Report::default();
+        let mut second = false;
+        report.step("one", || bail!("no"));
+        report.step("two", || {
+            second = true;
+            Ok(())
+        });
+        assert!(second);
+        let error = report.finish().expect_err("one failed");
+        assert_eq!(error.to_string(), "1 of 2 steps failed");
+    }
+}
