@@ -1,3 +1,4 @@
 //! The library of xdp-lb.
 
 pub mod health;
+pub mod neighbour;
