@@ -1,0 +1,250 @@
+//! What this host's network looks like: interfaces, addresses, attached XDP programs.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::Path;
+
+use futures::TryStreamExt;
+use ipnet::IpNet;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{
+    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached,
+};
+
+use super::{Mac, Netlink, NetlinkError, mac};
+
+/// How an XDP program is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttachMode {
+    /// In the driver.
+    Native,
+    /// In the network stack, after a packet buffer was made for the frame.
+    Generic,
+    /// In the network card.
+    Hardware,
+    /// Several programs at once, in different modes.
+    Multiple,
+}
+
+/// The XDP program on an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttachedXdp {
+    /// How it is attached.
+    pub mode: AttachMode,
+    /// The program's id, as in `bpftool prog show id`.
+    pub program: u32,
+}
+
+/// An interface without its addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// The kernel's number of the interface.
+    pub ifindex: u32,
+    /// Its name.
+    pub name: String,
+    /// Its Ethernet address; `None` where it has none, as on the loopback interface.
+    pub mac: Option<Mac>,
+    /// The largest packet, in bytes.
+    pub mtu: u32,
+    /// Set up by the administrator.
+    pub up: bool,
+    /// Has a carrier, so that it can be used while it is up.
+    pub running: bool,
+    /// The loopback interface.
+    pub loopback: bool,
+    /// The XDP program on it.
+    pub xdp: Option<AttachedXdp>,
+}
+
+/// An interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    /// The interface itself.
+    pub link: Link,
+    /// Its addresses, each with the prefix length of its subnet.
+    pub addresses: Vec<IpNet>,
+    /// The driver (`virtio_net`, `ixgbe`) or the kind of a virtual interface (`veth`, `bridge`).
+    pub driver: Option<String>,
+}
+
+/// All interfaces of this network namespace, in the order of their numbers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostFacts {
+    /// The interfaces.
+    pub interfaces: Vec<Interface>,
+}
+
+impl HostFacts {
+    /// The interface with this name.
+    #[must_use]
+    pub fn interface(&self, name: &str) -> Option<&Interface> {
+        self.interfaces
+            .iter()
+            .find(|interface| interface.link.name == name)
+    }
+
+    /// The interface this address is assigned to, loopback included.
+    #[must_use]
+    pub fn assigned(&self, address: IpAddr) -> Option<&Interface> {
+        self.interfaces
+            .iter()
+            .find(|interface| interface.addresses.iter().any(|net| net.addr() == address))
+    }
+
+    /// The interface in whose subnet this address lies, and its own address there; where several
+    /// do, the one with the longest prefix.
+    #[must_use]
+    pub fn towards(&self, address: IpAddr) -> Option<(&Interface, IpNet)> {
+        self.interfaces
+            .iter()
+            .filter(|interface| !interface.link.loopback)
+            .flat_map(|interface| interface.addresses.iter().map(move |net| (interface, *net)))
+            .filter(|(_, net)| net.contains(&address))
+            .max_by_key(|(_, net)| net.prefix_len())
+    }
+}
+
+/// Reads the interfaces and addresses of this thread's network namespace.
+///
+/// # Errors
+/// No netlink socket, or the kernel refuses to list.
+pub async fn host_facts() -> Result<HostFacts, NetlinkError> {
+    facts(&Netlink::open()?).await
+}
+
+pub(super) async fn facts(netlink: &Netlink) -> Result<HostFacts, NetlinkError> {
+    let links: Vec<LinkMessage> = netlink
+        .ask(
+            || "list interfaces".to_owned(),
+            netlink.handle().link().get().execute().try_collect(),
+        )
+        .await?;
+    let addresses: Vec<AddressMessage> = netlink
+        .ask(
+            || "list addresses".to_owned(),
+            netlink.handle().address().get().execute().try_collect(),
+        )
+        .await?;
+    let mut interfaces: BTreeMap<u32, Interface> = links
+        .iter()
+        .map(|message| {
+            let link = link(message);
+            let driver = kind(message).or_else(|| driver(&link));
+            let interface = Interface {
+                link,
+                addresses: Vec::new(),
+                driver,
+            };
+            (message.header.index, interface)
+        })
+        .collect();
+    for message in &addresses {
+        if let (Some(interface), Some(net)) =
+            (interfaces.get_mut(&message.header.index), address(message))
+        {
+            interface.addresses.push(net);
+        }
+    }
+    Ok(HostFacts {
+        interfaces: interfaces.into_values().collect(),
+    })
+}
+
+/// What a link message says.
+pub(super) fn link(message: &LinkMessage) -> Link {
+    let flags = message.header.flags;
+    let mut link = Link {
+        ifindex: message.header.index,
+        name: String::new(),
+        mac: None,
+        mtu: 0,
+        up: flags.contains(LinkFlags::Up),
+        running: flags.contains(LinkFlags::Running),
+        loopback: flags.contains(LinkFlags::Loopback),
+        xdp: None,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Address(bytes) => link.mac = mac(bytes),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Xdp(parts) => link.xdp = xdp(parts),
+            _ => {}
+        }
+    }
+    link
+}
+
+/// The address of an address message, with its prefix.
+pub(super) fn address(message: &AddressMessage) -> Option<IpNet> {
+    let mut found = None;
+    for attribute in &message.attributes {
+        match attribute {
+            // On a point-to-point interface IFA_ADDRESS is the other end's; IFA_LOCAL is ours.
+            AddressAttribute::Local(ip) => {
+                found = Some(ip);
+                break;
+            }
+            AddressAttribute::Address(ip) => found = Some(ip),
+            _ => {}
+        }
+    }
+    IpNet::new(*found?, message.header.prefix_len).ok()
+}
+
+fn xdp(parts: &[LinkXdp]) -> Option<AttachedXdp> {
+    let mut mode = None;
+    let mut ids = BTreeMap::new();
+    for part in parts {
+        match part {
+            LinkXdp::Attached(XdpAttached::Driver) => mode = Some(AttachMode::Native),
+            LinkXdp::Attached(XdpAttached::SocketBuffer) => mode = Some(AttachMode::Generic),
+            LinkXdp::Attached(XdpAttached::Hardware) => mode = Some(AttachMode::Hardware),
+            LinkXdp::Attached(XdpAttached::Multiple) => mode = Some(AttachMode::Multiple),
+            LinkXdp::ProgId(id) => {
+                ids.insert(0, *id);
+            }
+            // With several programs there is no IFLA_XDP_PROG_ID: the native one speaks for all.
+            LinkXdp::DrvProgId(id) => {
+                ids.insert(1, *id);
+            }
+            LinkXdp::HwProgId(id) => {
+                ids.insert(2, *id);
+            }
+            LinkXdp::SkbProgId(id) => {
+                ids.insert(3, *id);
+            }
+            _ => {}
+        }
+    }
+    Some(AttachedXdp {
+        mode: mode?,
+        program: *ids.values().next()?,
+    })
+}
+
+fn kind(message: &LinkMessage) -> Option<String> {
+    let info = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::LinkInfo(info) => Some(info),
+            _ => None,
+        })?;
+    info.iter().find_map(|info| match info {
+        LinkInfo::Kind(kind) => Some(InfoKind::to_string(kind)),
+        _ => None,
+    })
+}
+
+/// The driver from sysfs, if sysfs shows this interface: entered with `nsenter --net`, it still
+/// shows those of the network namespace it was mounted in.
+fn driver(link: &Link) -> Option<String> {
+    let directory = Path::new("/sys/class/net").join(&link.name);
+    let index = std::fs::read_to_string(directory.join("ifindex")).ok()?;
+    if index.trim() != link.ifindex.to_string() {
+        return None;
+    }
+    let driver = std::fs::read_link(directory.join("device/driver")).ok()?;
+    Some(driver.file_name()?.to_string_lossy().into_owned())
+}

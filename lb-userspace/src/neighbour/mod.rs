@@ -1,0 +1,24 @@
+//! The host's network through rtnetlink: its interfaces, its neighbours, and the way of the probes.
+//!
+//! - [`host_facts`] reads the interfaces and their addresses once.
+//! - [`Resolver`] follows the MAC addresses of a set of neighbours, and the interfaces.
+//! - [`vip_route`] keeps what a probe to a VIP needs on a director that has not assigned it.
+
+mod facts;
+mod netlink;
+mod resolver;
+mod table;
+pub mod vip_route;
+
+pub use facts::{AttachMode, AttachedXdp, HostFacts, Interface, Link, host_facts};
+pub use netlink::{Netlink, NetlinkError};
+pub use resolver::{AddressEvent, LinkEvent, NetworkEvent, Resolver};
+pub use table::{NeighbourEvent, Target};
+
+/// An Ethernet address, in the order of the wire.
+pub type Mac = [u8; 6];
+
+/// The MAC in these bytes; `None` for another length and for zeros, which the loopback interface has.
+fn mac(bytes: &[u8]) -> Option<Mac> {
+    Mac::try_from(bytes).ok().filter(|mac| *mac != [0; 6])
+}
