@@ -18,7 +18,10 @@ pub(crate) struct TargetArgs {
 
 impl TargetArgs {
     pub(crate) fn target(&self) -> Target {
-        Target { backend: self.backend.clone(), service: self.service.clone() }
+        Target {
+            backend: self.backend.clone(),
+            service: self.service.clone(),
+        }
     }
 }
 

@@ -57,12 +57,21 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
 
 /// Answers the shell and ends the process, if it is a shell that asks.
 pub(crate) fn answer_shell() {
-    CompleteEnv::with_factory(Cli::command).var(VARIABLE).complete();
+    CompleteEnv::with_factory(Cli::command)
+        .var(VARIABLE)
+        .complete();
 }
 
 /// The names of all backends.
 pub(crate) fn backends() -> ArgValueCandidates {
-    ArgValueCandidates::new(|| candidates(reach().names().into_iter().flat_map(|(_, backends)| backends)))
+    ArgValueCandidates::new(|| {
+        candidates(
+            reach()
+                .names()
+                .into_iter()
+                .flat_map(|(_, backends)| backends),
+        )
+    })
 }
 
 /// The names of all services.
@@ -89,7 +98,10 @@ fn config_in(words: impl Iterator<Item = OsString>) -> Option<PathBuf> {
         if word == "--config" {
             return words.next().map(PathBuf::from);
         }
-        if let Some(path) = word.to_str().and_then(|word| word.strip_prefix("--config=")) {
+        if let Some(path) = word
+            .to_str()
+            .and_then(|word| word.strip_prefix("--config="))
+        {
             return Some(PathBuf::from(path));
         }
     }
@@ -107,8 +119,14 @@ mod tests {
     #[test]
     fn the_line_names_the_configuration() {
         assert_eq!(config(&["xdp-lb", "drain", "b"]), None);
-        assert_eq!(config(&["xdp-lb", "--config", "a.toml", "drain"]), Some("a.toml".into()));
-        assert_eq!(config(&["xdp-lb", "drain", "--config=b.toml"]), Some("b.toml".into()));
+        assert_eq!(
+            config(&["xdp-lb", "--config", "a.toml", "drain"]),
+            Some("a.toml".into())
+        );
+        assert_eq!(
+            config(&["xdp-lb", "drain", "--config=b.toml"]),
+            Some("b.toml".into())
+        );
         assert_eq!(config(&["xdp-lb", "--config"]), None);
     }
 
@@ -131,7 +149,10 @@ mod tests {
         let reach = Reach::new(Some(file.path().to_owned()));
         let names = reach.names();
         let backends = candidates(names.iter().flat_map(|(_, backends)| backends.clone()));
-        let backends: Vec<_> = backends.iter().map(|one| one.get_value().to_owned()).collect();
+        let backends: Vec<_> = backends
+            .iter()
+            .map(|one| one.get_value().to_owned())
+            .collect();
         assert_eq!(backends, ["b1", "b2"]);
         assert_eq!(names.len(), 2);
     }

@@ -22,7 +22,16 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let target = args.target.target();
-    let exit =
-        change::apply(&Request::Drain { backend: target.clone(), force: args.force }, context)?;
-    if args.wait { wait::until_drained(target, args.timeout, context) } else { Ok(exit) }
+    let exit = change::apply(
+        &Request::Drain {
+            backend: target.clone(),
+            force: args.force,
+        },
+        context,
+    )?;
+    if args.wait {
+        wait::until_drained(target, args.timeout, context)
+    } else {
+        Ok(exit)
+    }
 }

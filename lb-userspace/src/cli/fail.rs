@@ -13,6 +13,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
-    let request = Request::Fail { backend: args.target.target(), force: args.force };
+    let request = Request::Fail {
+        backend: args.target.target(),
+        force: args.force,
+    };
     change::apply(&request, context)
 }

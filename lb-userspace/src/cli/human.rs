@@ -8,7 +8,11 @@ use jiff::{Timestamp, tz::TimeZone};
 /// A count: exact up to 99,999, then with three digits and a unit.
 pub(crate) fn count(number: u64) -> String {
     const EXACT: u64 = 100_000;
-    if number < EXACT { HumanCount(number).to_string() } else { three_digits(number as f64) }
+    if number < EXACT {
+        HumanCount(number).to_string()
+    } else {
+        three_digits(number as f64)
+    }
 }
 
 /// Something per second.
@@ -51,7 +55,11 @@ pub(crate) fn bytes(number: u64) -> String {
 
 /// A share of a whole in percent.
 pub(crate) fn percent(part: u64, whole: u64) -> String {
-    if whole == 0 { "-".to_owned() } else { format!("{:.1}%", part as f64 * 100.0 / whole as f64) }
+    if whole == 0 {
+        "-".to_owned()
+    } else {
+        format!("{:.1}%", part as f64 * 100.0 / whole as f64)
+    }
 }
 
 /// A duration by its largest unit: what suffices to tell "just now" from "last week".
@@ -94,7 +102,11 @@ pub(crate) fn clock(time: &str, now: Timestamp, zone: &TimeZone) -> String {
         return time.to_owned();
     };
     let (time, now) = (time.to_zoned(zone.clone()), now.to_zoned(zone.clone()));
-    let format = if time.date() == now.date() { "%H:%M:%S" } else { "%Y-%m-%d %H:%M:%S" };
+    let format = if time.date() == now.date() {
+        "%H:%M:%S"
+    } else {
+        "%Y-%m-%d %H:%M:%S"
+    };
     time.strftime(format).to_string()
 }
 
@@ -149,7 +161,13 @@ mod tests {
     #[test]
     fn durations() {
         let seconds = Duration::from_secs;
-        let cases = [(0, "0s"), (59, "59s"), (60, "1m"), (7_199, "1h"), (86_400 * 3, "3d")];
+        let cases = [
+            (0, "0s"),
+            (59, "59s"),
+            (60, "1m"),
+            (7_199, "1h"),
+            (86_400 * 3, "3d"),
+        ];
         for (number, text) in cases {
             assert_eq!(rough(seconds(number)), text);
         }
@@ -161,10 +179,17 @@ mod tests {
     fn times() {
         let now: Timestamp = "2026-11-21T20:00:00Z".parse().expect("a time");
         assert_eq!(ago("2026-11-21T19:57:00Z", now), "3m ago");
-        assert_eq!(ago("2026-11-21T20:00:00.2Z", now), "just now", "the other clock may be ahead");
+        assert_eq!(
+            ago("2026-11-21T20:00:00.2Z", now),
+            "just now",
+            "the other clock may be ahead"
+        );
         assert_eq!(ago("yesterday", now), "yesterday");
         let zone = TimeZone::fixed(jiff::tz::offset(1));
         assert_eq!(clock("2026-11-21T20:05:00Z", now, &zone), "21:05:00");
-        assert_eq!(clock("2026-11-21T23:05:00Z", now, &zone), "2026-11-22 00:05:00");
+        assert_eq!(
+            clock("2026-11-21T23:05:00Z", now, &zone),
+            "2026-11-22 00:05:00"
+        );
     }
 }

@@ -27,7 +27,9 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         Some(directory) => {
             std::fs::create_dir_all(directory)
                 .and_then(|()| write_pages(command, directory))
-                .with_context(|| format!("cannot write the man pages to {}", directory.display()))?;
+                .with_context(|| {
+                    format!("cannot write the man pages to {}", directory.display())
+                })?;
         }
         None => {
             let mut page = Vec::new();
@@ -42,7 +44,9 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
 fn write_pages(mut command: clap::Command, directory: &Path) -> io::Result<()> {
     command.build();
     for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
-        Man::new(sub.clone()).section(SECTION).generate_to(directory)?;
+        Man::new(sub.clone())
+            .section(SECTION)
+            .generate_to(directory)?;
     }
     Man::new(command).section(SECTION).generate_to(directory)?;
     Ok(())

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed, 2 wrong usage. Results go to stdout, everything about them to stderr.
 
 mod change;
+mod check;
 mod completions;
 mod drain;
 mod fail;
@@ -50,6 +51,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// The configuration and this host: interfaces, XDP support, privileges, neighbours
+    Check(check::Args),
     /// Services, backends, health and its reason, rates, flows
     Status(status::Args),
     /// Planned maintenance: no new flow goes to the backend, its flows stay until they end
@@ -88,7 +91,10 @@ pub fn main() -> ExitCode {
     // Ends the process where a shell asks for completions.
     completions::answer_shell();
     let cli = Cli::parse();
-    let context = Context { reach: Reach::new(cli.config), screen: Screen::stdout() };
+    let context = Context {
+        reach: Reach::new(cli.config),
+        screen: Screen::stdout(),
+    };
     match run(&cli.command, &context) {
         Ok(Exit::Done) => ExitCode::SUCCESS,
         Ok(Exit::Failed) => ExitCode::FAILURE,
@@ -103,6 +109,7 @@ pub fn main() -> ExitCode {
 
 fn run(command: &Command, context: &Context) -> anyhow::Result<Exit> {
     match command {
+        Command::Check(args) => check::run(args, context),
         Command::Status(args) => status::run(args, context),
         Command::Drain(args) => drain::run(args, context),
         Command::Resume(args) => resume::run(args, context),
@@ -141,8 +148,14 @@ mod tests {
             (&["status", "--watch=soon"], ErrorKind::ValueValidation),
             (&["status", "--watch=0"], ErrorKind::ValueValidation),
             (&["drain"], ErrorKind::MissingRequiredArgument),
-            (&["drain", "b1", "--timeout", "5m"], ErrorKind::MissingRequiredArgument),
-            (&["drain", "b1", "--wait", "--timeout", "5"], ErrorKind::ValueValidation),
+            (
+                &["drain", "b1", "--timeout", "5m"],
+                ErrorKind::MissingRequiredArgument,
+            ),
+            (
+                &["drain", "b1", "--wait", "--timeout", "5"],
+                ErrorKind::ValueValidation,
+            ),
             (&["weight", "b1"], ErrorKind::MissingRequiredArgument),
             (&["weight", "b1", "heavy"], ErrorKind::ValueValidation),
             (&["weight", "b1", "-1"], ErrorKind::UnknownArgument),
@@ -151,7 +164,11 @@ mod tests {
         for (arguments, kind) in cases {
             let line = std::iter::once("xdp-lb").chain(arguments.iter().copied());
             let error = Cli::try_parse_from(line).expect_err("wrong");
-            assert_eq!((error.kind(), error.exit_code()), (*kind, 2), "{arguments:?}");
+            assert_eq!(
+                (error.kind(), error.exit_code()),
+                (*kind, 2),
+                "{arguments:?}"
+            );
         }
     }
 
@@ -162,7 +179,15 @@ mod tests {
             &["--config", "x.toml", "status", "web", "--json"],
             &["status", "--watch", "--config=x.toml"],
             &["status", "--watch=0.5"],
-            &["drain", "b1", "--service", "web", "--wait", "--timeout", "1h 30m"],
+            &[
+                "drain",
+                "b1",
+                "--service",
+                "web",
+                "--wait",
+                "--timeout",
+                "1h 30m",
+            ],
             &["weight", "b1", "default"],
             &["weight", "b1", "0"],
         ];

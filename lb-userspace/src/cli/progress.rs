@@ -40,7 +40,11 @@ pub(crate) struct Progress {
 
 impl Progress {
     pub(crate) fn new(target: Target) -> Self {
-        Self { target, most: 0, last: None }
+        Self {
+            target,
+            most: 0,
+            last: None,
+        }
     }
 
     /// Reads a status that was asked for `at`, counted from the start.
@@ -67,22 +71,35 @@ impl Progress {
         let flows = remaining.iter().map(|(_, backend)| backend.flows).sum();
         let packets = remaining.iter().map(|(_, backend)| backend.packets).sum();
         self.most = self.most.max(flows);
-        let silent = remaining.iter().filter_map(|(_, backend)| backend.silent_until.as_deref());
+        let silent = remaining
+            .iter()
+            .filter_map(|(_, backend)| backend.silent_until.as_deref());
         Stage::Waiting(Remaining {
             flows,
             most: self.most,
             rate: self.rate(packets, at),
-            silent_until: silent.max_by_key(|time| time.parse::<jiff::Timestamp>().ok()).map(str::to_owned),
+            silent_until: silent
+                .max_by_key(|time| time.parse::<jiff::Timestamp>().ok())
+                .map(str::to_owned),
             names: remaining.into_iter().map(|(name, _)| name).collect(),
         })
     }
 
-    fn backends<'s>(&self, status: &'s Status) -> impl Iterator<Item = (String, &'s BackendStatus)> {
-        let Target { backend: name, service: only } = self.target.clone();
+    fn backends<'s>(
+        &self,
+        status: &'s Status,
+    ) -> impl Iterator<Item = (String, &'s BackendStatus)> {
+        let Target {
+            backend: name,
+            service: only,
+        } = self.target.clone();
         status.services.iter().flat_map(move |service| {
             let wanted = only.as_ref().is_none_or(|only| *only == service.name);
             let name = name.clone();
-            let backends = service.backends.iter().filter(move |one| wanted && one.name == name);
+            let backends = service
+                .backends
+                .iter()
+                .filter(move |one| wanted && one.name == name);
             backends.map(move |one| (format!("{}/{}", service.name, one.name), one))
         })
     }
@@ -102,7 +119,10 @@ mod tests {
     use crate::cli::status_view::tests::example;
 
     fn target(backend: &str) -> Target {
-        Target { backend: backend.to_owned(), service: None }
+        Target {
+            backend: backend.to_owned(),
+            service: None,
+        }
     }
 
     fn with(flows: u64, packets: u64, state: &str) -> Status {
@@ -137,10 +157,18 @@ mod tests {
     fn whatever_else_ends_a_drain_is_said() {
         let read = |state| Progress::new(target("web3")).read(&with(1, 1, state), Duration::ZERO);
         assert_eq!(read("up"), Stage::Over("web/web3 was resumed".to_owned()));
-        let Stage::Over(text) = read("down") else { panic!("not over") };
-        assert!(text.starts_with("web/web3 is down (drained by the operator)"), "{text}");
+        let Stage::Over(text) = read("down") else {
+            panic!("not over")
+        };
+        assert!(
+            text.starts_with("web/web3 is down (drained by the operator)"),
+            "{text}"
+        );
         assert!(matches!(read("failed"), Stage::Over(_)));
-        assert!(matches!(read("leaving"), Stage::Waiting(_)), "its flows stay");
+        assert!(
+            matches!(read("leaving"), Stage::Waiting(_)),
+            "its flows stay"
+        );
     }
 
     #[test]
@@ -150,15 +178,26 @@ mod tests {
         (other.state, other.flows) = ("draining".to_owned(), 4);
         status.services[1].backends.push(other);
         let read = |target, status: &Status| Progress::new(target).read(status, Duration::ZERO);
-        let Stage::Waiting(remaining) = read(target("web3"), &status) else { panic!("one remains") };
-        assert_eq!((remaining.flows, remaining.names), (4, vec!["dns/web3".to_owned()]));
+        let Stage::Waiting(remaining) = read(target("web3"), &status) else {
+            panic!("one remains")
+        };
+        assert_eq!(
+            (remaining.flows, remaining.names),
+            (4, vec!["dns/web3".to_owned()])
+        );
 
-        let only = Target { backend: "web3".to_owned(), service: Some("web".to_owned()) };
+        let only = Target {
+            backend: "web3".to_owned(),
+            service: Some("web".to_owned()),
+        };
         assert_eq!(read(only, &status), Stage::Drained);
     }
 
     #[test]
     fn a_backend_that_is_gone_has_no_flows() {
-        assert_eq!(Progress::new(target("gone")).read(&example(), Duration::ZERO), Stage::Drained);
+        assert_eq!(
+            Progress::new(target("gone")).read(&example(), Duration::ZERO),
+            Stage::Drained
+        );
     }
 }

@@ -32,7 +32,10 @@ pub(crate) struct Reach {
 
 impl Reach {
     pub(crate) fn new(config: Option<PathBuf>) -> Self {
-        Self { config, warned: Cell::new(false) }
+        Self {
+            config,
+            warned: Cell::new(false),
+        }
     }
 
     /// The configuration file.
@@ -91,7 +94,9 @@ impl Reach {
         let read = File::open(path).and_then(|file| file.take(FILE_MAX).read_to_string(&mut text));
         match read {
             Ok(_) => Ok(Some(text)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && self.config.is_none() => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.config.is_none() => {
+                Ok(None)
+            }
             Err(error) => Err(error).with_context(|| {
                 let advice = if self.config.is_some() {
                     "name the daemon's configuration file with --config"
@@ -121,7 +126,13 @@ impl Reach {
 }
 
 fn find<'d>(document: &'d DeTable<'_>, section: &str, key: &str) -> Option<Cow<'d, str>> {
-    document.get(section)?.get_ref().get(key)?.get_ref().as_str().map(Cow::Borrowed)
+    document
+        .get(section)?
+        .get_ref()
+        .get(key)?
+        .get_ref()
+        .as_str()
+        .map(Cow::Borrowed)
 }
 
 fn array<'d, 'i>(
@@ -129,10 +140,13 @@ fn array<'d, 'i>(
     key: &str,
 ) -> impl Iterator<Item = &'d DeTable<'i>> + use<'d, 'i> {
     let items = table.get(key).and_then(|value| value.get_ref().as_array());
-    items.into_iter().flat_map(|items| items.iter()).filter_map(|item| match item.get_ref() {
-        DeValue::Table(table) => Some(table),
-        _ => None,
-    })
+    items
+        .into_iter()
+        .flat_map(|items| items.iter())
+        .filter_map(|item| match item.get_ref() {
+            DeValue::Table(table) => Some(table),
+            _ => None,
+        })
 }
 
 fn name(table: &DeTable<'_>) -> Option<String> {

@@ -9,7 +9,9 @@ pub(crate) fn run(context: &Context) -> anyhow::Result<Exit> {
     let socket = context.reach.socket()?;
     match client::ask(&socket, &Request::Reload, client::PATIENCE)? {
         Response::Done { changes } if changes.is_empty() => {
-            context.screen.line("nothing changed: the configuration in force says the same")?;
+            context
+                .screen
+                .line("nothing changed: the configuration in force says the same")?;
             Ok(Exit::Done)
         }
         Response::Done { changes } => {

@@ -10,5 +10,10 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
-    change::apply(&Request::Resume { backend: args.target.target() }, context)
+    change::apply(
+        &Request::Resume {
+            backend: args.target.target(),
+        },
+        context,
+    )
 }

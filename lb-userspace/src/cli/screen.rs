@@ -51,7 +51,10 @@ impl Screen {
     fn new(term: Term, colour: bool) -> Self {
         let width = term.size_checked().map(|(_rows, columns)| columns);
         let width = width.filter(|_| term.is_term());
-        Self { term, look: Look { colour, width } }
+        Self {
+            term,
+            look: Look { colour, width },
+        }
     }
 
     pub(crate) fn is_terminal(&self) -> bool {

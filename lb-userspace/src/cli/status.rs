@@ -40,7 +40,11 @@ const INTERVAL: std::ops::RangeInclusive<f64> = 0.1..=86_400.0;
 fn interval(text: &str) -> Result<Duration, String> {
     match text.parse::<f64>() {
         Ok(seconds) if INTERVAL.contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
-        _ => Err(format!("expected seconds, from {} to {}", INTERVAL.start(), INTERVAL.end())),
+        _ => Err(format!(
+            "expected seconds, from {} to {}",
+            INTERVAL.start(),
+            INTERVAL.end()
+        )),
     }
 }
 
@@ -69,7 +73,9 @@ fn watch(args: &Args, context: &Context, interval: Duration) -> anyhow::Result<E
             // The terminal may have been resized.
             let screen = super::Screen::stdout();
             let mut window = Window::new(screen.look, Timestamp::now());
-            window.rates = before.as_ref().map(|(old, then)| Rates::between(old, &status, at - *then));
+            window.rates = before
+                .as_ref()
+                .map(|(old, then)| Rates::between(old, &status, at - *then));
             let text = render(&status, &window);
             if screen.is_terminal() {
                 screen.replace(&text)?;
@@ -96,7 +102,10 @@ fn ask(args: &Args, context: &Context) -> anyhow::Result<Status> {
 fn only(status: &mut Status, name: &str) -> anyhow::Result<()> {
     if !status.services.iter().any(|service| service.name == *name) {
         let names = status.services.iter().map(|service| service.name.as_str());
-        return Err(anyhow!("no service is named \"{name}\"{}", meant(name, names)));
+        return Err(anyhow!(
+            "no service is named \"{name}\"{}",
+            meant(name, names)
+        ));
     }
     status.services.retain(|service| service.name == *name);
     Ok(())
@@ -114,7 +123,12 @@ pub(crate) fn meant<'n>(name: &str, names: impl Iterator<Item = &'n str>) -> Str
     };
     names.sort_by(|a, b| nearness(b).total_cmp(&nearness(a)));
     names.dedup();
-    let near: Vec<&str> = names.iter().copied().filter(|other| nearness(other) >= ALIKE).take(3).collect();
+    let near: Vec<&str> = names
+        .iter()
+        .copied()
+        .filter(|other| nearness(other) >= ALIKE)
+        .take(3)
+        .collect();
     if !near.is_empty() {
         return format!("; did you mean {}?", near.join(" or "));
     }
@@ -136,15 +150,25 @@ mod tests {
     fn one_service_alone() {
         let mut status = example();
         only(&mut status, "dns").expect("there is one");
-        let names: Vec<_> = status.services.iter().map(|service| service.name.as_str()).collect();
+        let names: Vec<_> = status
+            .services
+            .iter()
+            .map(|service| service.name.as_str())
+            .collect();
         assert_eq!(names, ["dns"]);
     }
 
     #[test]
     fn unknown_services_bring_the_nearest() {
         let error = |name| only(&mut example(), name).expect_err("unknown").to_string();
-        assert_eq!(error("wbe"), "no service is named \"wbe\"; did you mean web?");
-        assert_eq!(error("mail"), "no service is named \"mail\"; there are: dns, web");
+        assert_eq!(
+            error("wbe"),
+            "no service is named \"wbe\"; did you mean web?"
+        );
+        assert_eq!(
+            error("mail"),
+            "no service is named \"mail\"; there are: dns, web"
+        );
         assert_eq!(meant("x", std::iter::empty()), "; there is none");
     }
 
@@ -162,7 +186,8 @@ mod tests {
         let service = &json["services"][0];
         has(service, &["name", "vip", "protocol", "ports", "backends"]);
         let fields = [
-            "name", "address", "state", "reason", "since", "weight", "priority", "slots", "packets", "bytes", "flows",
+            "name", "address", "state", "reason", "since", "weight", "priority", "slots",
+            "packets", "bytes", "flows",
         ];
         has(&service["backends"][0], &fields);
         assert!(json["verdicts"]["not_ours"].is_u64());

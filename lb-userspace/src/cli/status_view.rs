@@ -20,7 +20,12 @@ pub(crate) struct Window {
 
 impl Window {
     pub(crate) fn new(look: Look, now: Timestamp) -> Self {
-        Self { look, now, zone: TimeZone::system(), rates: None }
+        Self {
+            look,
+            now,
+            zone: TimeZone::system(),
+            rates: None,
+        }
     }
 }
 
@@ -36,7 +41,10 @@ impl Rates {
             services
                 .flat_map(|service| {
                     service.backends.iter().map(|backend| {
-                        ((service.name.clone(), backend.name.clone()), backend.packets)
+                        (
+                            (service.name.clone(), backend.name.clone()),
+                            backend.packets,
+                        )
                     })
                 })
                 .collect()
@@ -47,11 +55,17 @@ impl Rates {
             Some(passed as f64 / elapsed.as_secs_f64())
         };
         let rates = packets(after).into_iter();
-        Self(rates.filter_map(|(key, now)| Some((key.clone(), rate(&key, now)?))).collect())
+        Self(
+            rates
+                .filter_map(|(key, now)| Some((key.clone(), rate(&key, now)?)))
+                .collect(),
+        )
     }
 
     fn of(&self, service: &str, backend: &str) -> Option<f64> {
-        self.0.get(&(service.to_owned(), backend.to_owned())).copied()
+        self.0
+            .get(&(service.to_owned(), backend.to_owned()))
+            .copied()
     }
 }
 
@@ -90,14 +104,22 @@ fn node(text: &mut String, status: &Status, window: &Window) {
     );
     for interface in &node.interfaces {
         let slow = interface.mode == "generic";
-        let mode = if slow { look.warning(&interface.mode) } else { interface.mode.clone() };
+        let mode = if slow {
+            look.warning(&interface.mode)
+        } else {
+            interface.mode.clone()
+        };
         put!(
             text,
             "  {}  {}  {mode}, program {}{}",
             interface.name,
             interface.mac,
             interface.program_id,
-            if slow { "  (slow: the kernel makes a socket buffer of each packet first)" } else { "" }
+            if slow {
+                "  (slow: the kernel makes a socket buffer of each packet first)"
+            } else {
+                ""
+            }
         );
     }
     if let Some(last) = &node.last_apply {
@@ -167,8 +189,14 @@ impl Column {
     ];
 
     /// What a narrow terminal goes without, first to last; a reason that has no column gets a line of its own.
-    const DISPENSABLE: [Self; 6] =
-        [Self::Reason, Self::Bytes, Self::Priority, Self::Address, Self::Since, Self::Weight];
+    const DISPENSABLE: [Self; 6] = [
+        Self::Reason,
+        Self::Bytes,
+        Self::Priority,
+        Self::Address,
+        Self::Since,
+        Self::Weight,
+    ];
 
     const fn title(self) -> &'static str {
         match self {
@@ -203,7 +231,10 @@ impl Column {
 
 /// The backends of a service: as many columns as the terminal has room for.
 fn backends(service: &ServiceStatus, window: &Window) -> String {
-    let same_priority = service.backends.windows(2).all(|two| two[0].priority == two[1].priority);
+    let same_priority = service
+        .backends
+        .windows(2)
+        .all(|two| two[0].priority == two[1].priority);
     let mut columns: Vec<Column> = Column::ALL.to_vec();
     columns.retain(|column| match column {
         Column::Rate => window.rates.is_some(),
@@ -212,8 +243,16 @@ fn backends(service: &ServiceStatus, window: &Window) -> String {
     });
     let mut lines = table(service, &columns, window);
     for dispensable in Column::DISPENSABLE {
-        let width = lines.iter().map(|line| console::measure_text_width(line)).max().unwrap_or(0);
-        if window.look.width.is_none_or(|room| width <= usize::from(room)) {
+        let width = lines
+            .iter()
+            .map(|line| console::measure_text_width(line))
+            .max()
+            .unwrap_or(0);
+        if window
+            .look
+            .width
+            .is_none_or(|room| width <= usize::from(room))
+        {
             break;
         }
         columns.retain(|column| *column != dispensable);
@@ -224,7 +263,12 @@ fn backends(service: &ServiceStatus, window: &Window) -> String {
         put!(text, "{}", line.trim_end());
     }
     for backend in &service.backends {
-        below(&mut text, backend, columns.contains(&Column::Reason), window);
+        below(
+            &mut text,
+            backend,
+            columns.contains(&Column::Reason),
+            window,
+        );
     }
     text
 }
@@ -238,15 +282,27 @@ fn below(text: &mut String, backend: &BackendStatus, has_reason: bool, window: &
         && backend.state != "up"
     {
         let until = human::clock(until, window.now, &window.zone);
-        put!(text, "  {}: silent flows may still exist until {until}", backend.name);
+        put!(
+            text,
+            "  {}: silent flows may still exist until {until}",
+            backend.name
+        );
     }
 }
 
 fn table(service: &ServiceStatus, columns: &[Column], window: &Window) -> Vec<String> {
     let mut table = plain_table(window.look);
-    table.set_header(Row::from(columns.iter().map(|column| header(column.title(), column.is_number()))));
+    table.set_header(Row::from(
+        columns
+            .iter()
+            .map(|column| header(column.title(), column.is_number())),
+    ));
     for backend in &service.backends {
-        table.add_row(Row::from(columns.iter().map(|column| cell(*column, service, backend, window))));
+        table.add_row(Row::from(
+            columns
+                .iter()
+                .map(|column| cell(*column, service, backend, window)),
+        ));
     }
     table.lines().collect()
 }
@@ -262,7 +318,10 @@ fn cell(column: Column, service: &ServiceStatus, backend: &BackendStatus, window
         Column::Packets => human::count(backend.packets),
         Column::Bytes => human::bytes(backend.bytes),
         Column::Rate => {
-            let rate = window.rates.as_ref().and_then(|rates| rates.of(&service.name, &backend.name));
+            let rate = window
+                .rates
+                .as_ref()
+                .and_then(|rates| rates.of(&service.name, &backend.name));
             rate.map_or_else(|| "-".to_owned(), human::rate)
         }
         Column::Flows => human::count(backend.flows),
@@ -270,7 +329,11 @@ fn cell(column: Column, service: &ServiceStatus, backend: &BackendStatus, window
         Column::Reason => backend.reason.clone(),
     };
     let cell = Cell::new(text);
-    if column.is_number() { cell.set_alignment(CellAlignment::Right) } else { cell }
+    if column.is_number() {
+        cell.set_alignment(CellAlignment::Right)
+    } else {
+        cell
+    }
 }
 
 fn state_colour(state: &str) -> Color {
@@ -285,7 +348,9 @@ fn state_colour(state: &str) -> Color {
 fn verdicts(text: &mut String, status: &Status, look: Look) {
     let mut table = plain_table(look);
     if let Some(width) = look.width {
-        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+        table
+            .set_content_arrangement(ContentArrangement::Dynamic)
+            .set_width(width);
     }
     table.set_header(vec![
         header("VERDICT", false),
@@ -358,7 +423,11 @@ pub(crate) fn plain_table(look: Look) -> Table {
 /// The head of a column.
 pub(crate) fn header(title: &str, right: bool) -> Cell {
     let cell = Cell::new(title).fg(Color::DarkGrey);
-    if right { cell.set_alignment(CellAlignment::Right) } else { cell }
+    if right {
+        cell.set_alignment(CellAlignment::Right)
+    } else {
+        cell
+    }
 }
 
 #[cfg(test)]

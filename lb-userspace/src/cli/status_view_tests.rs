@@ -7,7 +7,8 @@ use jiff::tz::TimeZone;
 use super::{Rates, Window, render};
 use crate::{
     api::{
-        BackendStatus, FlowTableStatus, InterfaceStatus, LastApply, NodeStatus, ServiceStatus, Status,
+        BackendStatus, FlowTableStatus, InterfaceStatus, LastApply, NodeStatus, ServiceStatus,
+        Status,
     },
     cli::screen::Look,
 };
@@ -46,7 +47,12 @@ pub(crate) fn example() -> Status {
         slots: 0,
         packets: 99_999,
         since: "2026-11-21T19:59:48Z".to_owned(),
-        ..backend("web4", 4, "down", "VIP not served: connection to 192.0.2.10:80 timed out after 500 ms")
+        ..backend(
+            "web4",
+            4,
+            "down",
+            "VIP not served: connection to 192.0.2.10:80 timed out after 500 ms",
+        )
     };
     let web = ServiceStatus {
         name: "web".to_owned(),
@@ -90,7 +96,10 @@ pub(crate) fn example() -> Status {
         program_id: 40 + index,
     };
     let counts = |counts: &[(&str, u64)]| -> BTreeMap<String, u64> {
-        counts.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect()
+        counts
+            .iter()
+            .map(|(name, count)| ((*name).to_owned(), *count))
+            .collect()
     };
     Status {
         node: NodeStatus {
@@ -102,7 +111,10 @@ pub(crate) fn example() -> Status {
             config: "/etc/xdp-lb/config.toml".to_owned(),
             abi: 1,
             generation: 17,
-            interfaces: vec![interface("eth0", 2, "native"), interface("eth1", 3, "generic")],
+            interfaces: vec![
+                interface("eth0", 2, "native"),
+                interface("eth1", 3, "generic"),
+            ],
             last_apply: Some(LastApply {
                 at: "2026-11-21T19:59:48Z".to_owned(),
                 cause: "web4 is down".to_owned(),
@@ -118,13 +130,19 @@ pub(crate) fn example() -> Status {
             ("truncated", 0),
         ]),
         events: counts(&[("flows_recorded", 412), ("flows_forgotten", 2)]),
-        flow_table: FlowTableStatus { used: 17, capacity: 131_072 },
+        flow_table: FlowTableStatus {
+            used: 17,
+            capacity: 131_072,
+        },
     }
 }
 
 fn window(width: Option<u16>) -> Window {
     Window {
-        look: Look { colour: false, width },
+        look: Look {
+            colour: false,
+            width,
+        },
         now: "2026-11-21T20:00:00Z".parse().expect("a time"),
         zone: TimeZone::UTC,
         rates: None,
@@ -141,7 +159,10 @@ fn on_a_narrow_terminal() {
     let text = render(&example(), &window(Some(80)));
     insta::assert_snapshot!(text);
     // Sentences may wrap; tables of backends may not.
-    for line in text.lines().filter(|line| line.contains("BACKEND") || line.starts_with(" web")) {
+    for line in text
+        .lines()
+        .filter(|line| line.contains("BACKEND") || line.starts_with(" web"))
+    {
         assert!(line.len() <= 80, "{line}");
     }
 }
@@ -153,9 +174,18 @@ fn with_rates() {
     after.services[0].backends[0].packets += 3_000;
     after.services[0].backends[1].packets = 5; // Another backend took the name: no rate.
     let rates = Rates::between(&before, &after, Duration::from_secs(2));
-    let text = render(&after, &Window { rates: Some(rates), ..window(None) });
+    let text = render(
+        &after,
+        &Window {
+            rates: Some(rates),
+            ..window(None)
+        },
+    );
     let line = |name: &str| {
-        text.lines().find(|line| line.trim_start().starts_with(name)).expect("a line").to_owned()
+        text.lines()
+            .find(|line| line.trim_start().starts_with(name))
+            .expect("a line")
+            .to_owned()
     };
     assert!(line("web1").contains("1.50k/s"), "{}", line("web1"));
     assert!(line("web2").contains(" - "), "{}", line("web2"));
@@ -165,6 +195,12 @@ fn with_rates() {
 #[test]
 fn colours_only_where_they_may_be() {
     assert!(!render(&example(), &window(None)).contains('\x1b'));
-    let coloured = Window { look: Look { colour: true, width: None }, ..window(None) };
+    let coloured = Window {
+        look: Look {
+            colour: true,
+            width: None,
+        },
+        ..window(None)
+    };
     assert!(render(&example(), &coloured).contains('\x1b'));
 }

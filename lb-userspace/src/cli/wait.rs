@@ -34,7 +34,9 @@ pub(crate) fn until_drained(
     timeout: Option<Duration>,
     context: &Context,
 ) -> anyhow::Result<Exit> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let result = runtime.block_on(follow(target, timeout, context));
     // A question that is still under way must not hold up Ctrl-C.
     runtime.shutdown_background();
@@ -135,7 +137,11 @@ fn status(
         Ok(Response::Status(status)) => Ok(Ok(status)),
         Ok(Response::Refused { message }) => Ok(Err(anyhow::Error::msg(message))),
         Ok(Response::Done { .. }) => Ok(unexpected()),
-        Err(error @ (ClientError::NotRunning(_) | ClientError::HungUp(_) | ClientError::Silent { .. })) => Err(error),
+        Err(
+            error @ (ClientError::NotRunning(_)
+            | ClientError::HungUp(_)
+            | ClientError::Silent { .. }),
+        ) => Err(error),
         Err(error) => Ok(Err(error.into())),
     }
 }
@@ -143,14 +149,25 @@ fn status(
 /// What remains, in words.
 fn still(remaining: Option<&Remaining>) -> String {
     match remaining {
-        Some(Remaining { flows: 0, names, .. }) => {
-            format!("no flow is seen on {}, but silent ones may exist", names.join(" and "))
+        Some(Remaining {
+            flows: 0, names, ..
+        }) => {
+            format!(
+                "no flow is seen on {}, but silent ones may exist",
+                names.join(" and ")
+            )
         }
-        Some(Remaining { flows: 1, names, .. }) => {
+        Some(Remaining {
+            flows: 1, names, ..
+        }) => {
             format!("1 flow remains on {}", names.join(" and "))
         }
         Some(Remaining { flows, names, .. }) => {
-            format!("{} flows remain on {}", human::count(*flows), names.join(" and "))
+            format!(
+                "{} flows remain on {}",
+                human::count(*flows),
+                names.join(" and ")
+            )
         }
         None => "how many flows remain is not known yet".to_owned(),
     }
@@ -158,8 +175,11 @@ fn still(remaining: Option<&Remaining>) -> String {
 
 /// How to go on after the waiting has ended.
 fn advice(target: &Target) -> String {
-    let service =
-        target.service.as_ref().map(|service| format!(" --service {service}")).unwrap_or_default();
+    let service = target
+        .service
+        .as_ref()
+        .map(|service| format!(" --service {service}"))
+        .unwrap_or_default();
     let name = &target.backend;
     format!(
         "`xdp-lb resume {name}{service}` takes it back, `xdp-lb drain {name}{service} --wait` waits again"
@@ -197,14 +217,21 @@ impl Display {
         let bar = Screen::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(1);
             // A template that is wrong shows in the first try; the plain bar would do.
-            if let Ok(style) = ProgressStyle::with_template("{prefix} [{bar:30}] {wide_msg} {elapsed}") {
+            if let Ok(style) =
+                ProgressStyle::with_template("{prefix} [{bar:30}] {wide_msg} {elapsed}")
+            {
                 bar.set_style(style.progress_chars("=> "));
             }
             bar.set_prefix(format!("draining {}", target.backend));
             bar.enable_steady_tick(Duration::from_secs(1));
             bar
         });
-        Self { bar, name: target.backend.clone(), zone: TimeZone::system(), shown: None }
+        Self {
+            bar,
+            name: target.backend.clone(),
+            zone: TimeZone::system(),
+            shown: None,
+        }
     }
 
     fn show(&mut self, remaining: &Remaining, context: &Context) -> std::io::Result<()> {
@@ -220,7 +247,9 @@ impl Display {
         });
         if due {
             self.shown = Some((remaining.flows, Instant::now()));
-            context.screen.line(&format!("draining {}: {details}", self.name))?;
+            context
+                .screen
+                .line(&format!("draining {}: {details}", self.name))?;
         }
         Ok(())
     }
@@ -259,7 +288,10 @@ mod tests {
             details(&remaining(17), now, &TimeZone::UTC),
             "17 flows, 340/s packets, silent flows may still exist until 20:12:30"
         );
-        assert_eq!(still(Some(&remaining(1))), "1 flow remains on web/web3 and dns/web3");
+        assert_eq!(
+            still(Some(&remaining(1))),
+            "1 flow remains on web/web3 and dns/web3"
+        );
         assert_eq!(
             still(Some(&remaining(0))),
             "no flow is seen on web/web3 and dns/web3, but silent ones may exist"
@@ -268,7 +300,10 @@ mod tests {
 
     #[test]
     fn the_way_back_names_the_service() {
-        let target = Target { backend: "b1".to_owned(), service: Some("web".to_owned()) };
+        let target = Target {
+            backend: "b1".to_owned(),
+            service: Some("web".to_owned()),
+        };
         assert_eq!(
             advice(&target),
             "`xdp-lb resume b1 --service web` takes it back, `xdp-lb drain b1 --service web --wait` waits again"
@@ -279,7 +314,12 @@ mod tests {
     fn a_daemon_that_restarts_is_waited_for() {
         let away = || ClientError::NotRunning("/run/x".into());
         assert!(status(Err(away())).is_err());
-        let refused = Response::Refused { message: "no".to_owned() };
-        assert!(matches!(status(Ok(refused)), Ok(Err(_))), "what it refuses it will refuse again");
+        let refused = Response::Refused {
+            message: "no".to_owned(),
+        };
+        assert!(
+            matches!(status(Ok(refused)), Ok(Err(_))),
+            "what it refuses it will refuse again"
+        );
     }
 }

@@ -22,7 +22,9 @@ fn weight(text: &str) -> Result<Weight, String> {
     if text == "default" {
         return Ok(Weight::Configured);
     }
-    let number = text.parse().map_err(|_error| "expected a whole number or `default`".to_owned())?;
+    let number = text
+        .parse()
+        .map_err(|_error| "expected a whole number or `default`".to_owned())?;
     Ok(Weight::Exactly(number))
 }
 
@@ -31,5 +33,11 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         Weight::Configured => None,
         Weight::Exactly(number) => Some(number),
     };
-    change::apply(&Request::Weight { backend: args.target.target(), weight }, context)
+    change::apply(
+        &Request::Weight {
+            backend: args.target.target(),
+            weight,
+        },
+        context,
+    )
 }
