@@ -10,7 +10,10 @@ fn main() {
     println!("cargo::rerun-if-env-changed=XDP_LB_KERNEL_OBJECT");
     let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
     let Some(root) = manifest.parent() else {
-        println!("cargo::error={} has no parent directory", manifest.display());
+        println!(
+            "cargo::error={} has no parent directory",
+            manifest.display()
+        );
         return;
     };
     let object = env::var_os("XDP_LB_KERNEL_OBJECT").map_or_else(
@@ -32,7 +35,10 @@ fn main() {
     for source in sources::KERNEL_SOURCES {
         println!("cargo::rerun-if-changed={}", root.join(source).display());
     }
-    println!("cargo::rerun-if-changed={}", PathBuf::from(&written).display());
+    println!(
+        "cargo::rerun-if-changed={}",
+        PathBuf::from(&written).display()
+    );
     // An object from elsewhere, without a digest, can't be judged.
     if let (Ok(written), Ok(present)) = (fs::read_to_string(&written), sources::digest(root))
         && written != present

@@ -3,6 +3,8 @@
 //! One JSON object a line over the control socket: a [`Request`] goes in, a [`Response`] comes back. `status --json` is
 //! [`Status`] as it came, so its shape is an interface: fields are added, never renamed.
 
+pub mod client;
+pub mod server;
 mod status;
 
 pub use status::{

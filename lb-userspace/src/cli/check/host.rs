@@ -1,0 +1,277 @@
+//! What the kernel must allow and have: rights, version, BPF file system, memory.
+
+use std::path::Path;
+
+use aya::{
+    programs::ProgramType,
+    sys::{BpfHelper, is_helper_supported},
+};
+use lb_common::{
+    abi::{BackendInfo, Bucket, Counter, MAX_PORTS, Port, SLOTS_IN_LINE, ServiceInfo, SlotLine},
+    flow::FlowBucket,
+    memory::Word64,
+};
+use rustix::thread::CapabilitySet;
+
+use super::Check;
+use crate::{
+    cli::human,
+    config::Limits,
+    dataplane::{Access, DataplaneError, Maps, Sizes, bpffs},
+};
+
+/// The oldest kernel that has all the program needs. In the order they came: memory-mapped arrays (5.5), XDP links
+/// that outlive their maker and take a new program (5.9), `bpf_ktime_get_coarse_ns` and BPF memory that no longer
+/// counts against `RLIMIT_MEMLOCK` (5.11).
+const OLDEST: (u32, u32) = (5, 11);
+/// The oldest kernel with long-term support at the time of writing; between the two it should work.
+const SUPPORTED: (u32, u32) = (5, 15);
+
+/// Whether this process may load programs and configure interfaces.
+pub(super) fn privileges() -> Check {
+    let needed = [
+        (CapabilitySet::BPF, "CAP_BPF"),
+        (CapabilitySet::PERFMON, "CAP_PERFMON"),
+        (CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN"),
+    ];
+    let effective = match rustix::thread::capabilities(None) {
+        Ok(sets) => sets.effective,
+        Err(error) => {
+            return Check::error(
+                "privileges",
+                format!("the kernel does not tell them: {error}"),
+            );
+        }
+    };
+    // CAP_SYS_ADMIN stands for the two that were split off from it (Linux 5.8).
+    let admin = effective.contains(CapabilitySet::SYS_ADMIN);
+    let missing: Vec<&str> = needed
+        .into_iter()
+        .filter(|(capability, _)| {
+            let implied = admin && *capability != CapabilitySet::NET_ADMIN;
+            !effective.contains(*capability) && !implied
+        })
+        .map(|(_, name)| name)
+        .collect();
+    if missing.is_empty() {
+        let root = rustix::process::geteuid().is_root();
+        Check::ok(
+            "privileges",
+            if root {
+                "root"
+            } else {
+                "not root, but with all capabilities needed"
+            },
+        )
+    } else {
+        Check::error("privileges", format!("missing {}", missing.join(", ")))
+            .help("run as root: `sudo xdp-lb check`")
+    }
+}
+
+/// Whether the kernel has what the program uses.
+pub(super) fn kernel(rights: bool) -> Check {
+    let release = rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned();
+    // What the kernel does counts for more than its number: distributions port features back.
+    let has_clock = rights
+        .then(|| {
+            is_helper_supported(ProgramType::Xdp, BpfHelper::BPF_FUNC_ktime_get_coarse_ns).ok()
+        })
+        .flatten();
+    judge_kernel(&release, has_clock)
+}
+
+/// `has_clock`: whether the newest helper that is needed is there, where the kernel could be asked.
+fn judge_kernel(release: &str, has_clock: Option<bool>) -> Check {
+    let found = format!("Linux {release}");
+    let needs = format!("xdp-lb needs Linux {}.{} or newer", OLDEST.0, OLDEST.1);
+    match (has_clock, version(release)) {
+        (Some(false), _) => {
+            Check::error("kernel", format!("{found} has no bpf_ktime_get_coarse_ns")).help(needs)
+        }
+        (None, Some(version)) if version < OLDEST => Check::error("kernel", found).help(needs),
+        (_, Some(version)) if version < SUPPORTED => {
+            let (major, minor) = SUPPORTED;
+            Check::warning("kernel", format!("{found} is older than {major}.{minor}"))
+                .help("it has what xdp-lb needs, but xdp-lb is not tested on it")
+        }
+        (None, None) => Check::warning(
+            "kernel",
+            format!("the version of \"{found}\" can't be told"),
+        )
+        .help(needs),
+        _ => Check::ok("kernel", found),
+    }
+}
+
+/// Major and minor version in a release as `uname -r` shows it.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+/// The pin path, and what is pinned there already.
+pub(super) fn pins(pin_path: &Path, rights: bool) -> Vec<Check> {
+    const STANDARD: &str = "/sys/fs/bpf";
+    let name = "pins";
+    let mut checks = vec![match bpffs::is_bpffs(pin_path) {
+        Ok(true) => Check::ok(
+            name,
+            format!("{} is on a BPF file system", pin_path.display()),
+        ),
+        Ok(false) if pin_path.starts_with(STANDARD) => {
+            Check::warning(name, format!("no BPF file system is mounted at {STANDARD}")).help(
+                format!("`xdp-lb run` will mount it; by hand: `mount -t bpf bpf {STANDARD}`"),
+            )
+        }
+        Ok(false) => {
+            let parent = pin_path.parent().unwrap_or(pin_path).display();
+            Check::error(
+                name,
+                format!("{} is not on a BPF file system", pin_path.display()),
+            )
+            .help(format!(
+                "mount one (`mount -t bpf bpf {parent}`) or use a pin_path below {STANDARD}"
+            ))
+        }
+        // The standard place is for root alone; without rights that has been said already.
+        Err(error) if !rights => Check::warning(
+            name,
+            format!("{} can't be looked at: {error}", pin_path.display()),
+        ),
+        Err(error) => Check::error(
+            name,
+            format!("{} can't be looked at: {error}", pin_path.display()),
+        ),
+    }];
+    if rights {
+        match Maps::open_pinned(pin_path, Access::Read) {
+            Ok(maps) => checks.push(Check::ok(
+                name,
+                format!(
+                    "maps of this version are pinned there ({} changes applied): a daemon that starts takes them over",
+                    maps.control().generation.get()
+                ),
+            )),
+            Err(DataplaneError::NotPinned { .. }) => {}
+            Err(error) => checks.push(Check::error(name, error.to_string())),
+        }
+    }
+    checks
+}
+
+/// Whether the maps find room.
+pub(super) fn memory(limits: &Limits) -> Check {
+    let sizes = Sizes::of(limits.flows, limits.slots, limits.backends, limits.ports);
+    let cpus = aya::util::nr_cpus().unwrap_or(1) as u64;
+    let available = std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .as_deref()
+        .and_then(available);
+    judge_memory(memory_of(&sizes, cpus), available)
+}
+
+fn judge_memory(needed: u64, available: Option<u64>) -> Check {
+    let needs = format!("the maps take {} of kernel memory", human::bytes(needed));
+    match available {
+        Some(available) if available < needed => Check::error(
+            "memory",
+            format!("{needs}, {} are available", human::bytes(available)),
+        )
+        .help("lower the numbers in [limits]"),
+        _ => Check::ok("memory", needs),
+    }
+}
+
+/// `MemAvailable` in bytes (proc_meminfo(5)).
+fn available(meminfo: &str) -> Option<u64> {
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// Bytes of all maps of these sizes: the sum of what `maps` shows of each.
+fn memory_of(sizes: &Sizes, cpus: u64) -> u64 {
+    let array = |value: usize, entries: u32| value.next_multiple_of(8) as u64 * u64::from(entries);
+    array(size_of::<Bucket>(), sizes.service_buckets)
+        + array(size_of::<SlotLine>(), sizes.slots / SLOTS_IN_LINE)
+        + array(size_of::<Word64>(), sizes.backends)
+        + array(size_of::<Port>(), MAX_PORTS)
+        + array(size_of::<u32>(), MAX_PORTS)
+        + array(size_of::<FlowBucket>(), sizes.flow_buckets)
+        + array(size_of::<Counter>(), sizes.backends) * cpus
+        + array(size_of::<ServiceInfo>(), sizes.services)
+        + array(size_of::<BackendInfo>(), sizes.backends)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::Grade, *};
+
+    #[test]
+    fn kernels() {
+        let cases = [
+            ("6.1.0-38-amd64", None, Grade::Ok),
+            ("6.18.1", Some(true), Grade::Ok),
+            ("5.15.0-91-generic", None, Grade::Ok),
+            ("5.14.0-503.el9.x86_64", Some(true), Grade::Warning),
+            ("5.10.0-35-amd64", None, Grade::Error),
+            // A distribution's old number with new features.
+            ("4.18.0-553.el8_10.x86_64", Some(true), Grade::Warning),
+            ("6.1.0", Some(false), Grade::Error),
+            ("mystery", None, Grade::Warning),
+            ("mystery", Some(true), Grade::Ok),
+        ];
+        for (release, has_clock, grade) in cases {
+            assert_eq!(
+                judge_kernel(release, has_clock).result,
+                grade,
+                "{release} {has_clock:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn memory_that_is_not_there() {
+        let meminfo = "MemTotal:        8000000 kB\nMemAvailable:      64000 kB\n";
+        assert_eq!(available(meminfo), Some(64_000 * 1024));
+        assert_eq!(judge_memory(1 << 20, available(meminfo)).result, Grade::Ok);
+        assert_eq!(
+            judge_memory(1 << 30, available(meminfo)).result,
+            Grade::Error
+        );
+        assert_eq!(
+            judge_memory(1 << 30, None).result,
+            Grade::Ok,
+            "where it can't be told"
+        );
+    }
+
+    #[test]
+    fn default_maps_take_a_few_mebibytes() {
+        let bytes = memory_of(&Sizes::default(), 8);
+        assert!((8 << 20..64 << 20).contains(&bytes), "{bytes}");
+        let double = Sizes {
+            slots: 2 * Sizes::default().slots,
+            ..Sizes::default()
+        };
+        assert_eq!(
+            memory_of(&double, 8) - bytes,
+            u64::from(Sizes::default().slots) * 4
+        );
+    }
+
+    #[test]
+    fn a_pin_path_elsewhere_says_how_to_mount() {
+        let dir = tempfile::TempDir::new().expect("a directory");
+        let checks = pins(&dir.path().join("lb"), false);
+        assert_eq!(checks[0].result, Grade::Error);
+        let help = checks[0].help.as_deref().expect("what to do");
+        assert!(help.contains("mount -t bpf bpf"), "{help}");
+    }
+}

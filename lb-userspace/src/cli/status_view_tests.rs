@@ -1,0 +1,206 @@
+//! The tables, as they come out for one fixed status.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use jiff::tz::TimeZone;
+
+use super::{Rates, Window, render};
+use crate::{
+    api::{
+        BackendStatus, FlowTableStatus, InterfaceStatus, LastApply, NodeStatus, ServiceStatus,
+        Status,
+    },
+    cli::screen::Look,
+};
+
+fn backend(name: &str, number: u16, state: &str, reason: &str) -> BackendStatus {
+    BackendStatus {
+        name: name.to_owned(),
+        address: format!("192.0.2.{}", 20 + number),
+        mac: Some(format!("02:00:00:00:00:{number:02x}")),
+        number,
+        state: state.to_owned(),
+        reason: reason.to_owned(),
+        since: "2026-11-21T19:57:00Z".to_owned(),
+        weight: 50,
+        priority: 1,
+        slots: 128,
+        previous_slots: 0,
+        packets: 1_234_567,
+        bytes: 98_765_432,
+        flows: 0,
+        silent_until: None,
+    }
+}
+
+/// Two services in which something is going on.
+pub(crate) fn example() -> Status {
+    let draining = BackendStatus {
+        slots: 0,
+        previous_slots: 85,
+        flows: 17,
+        packets: 4_321,
+        silent_until: Some("2026-11-21T20:12:30Z".to_owned()),
+        ..backend("web3", 3, "draining", "drained by the operator")
+    };
+    let down = BackendStatus {
+        slots: 0,
+        packets: 99_999,
+        since: "2026-11-21T19:59:48Z".to_owned(),
+        ..backend(
+            "web4",
+            4,
+            "down",
+            "VIP not served: connection to 192.0.2.10:80 timed out after 500 ms",
+        )
+    };
+    let web = ServiceStatus {
+        name: "web".to_owned(),
+        vip: "192.0.2.10".to_owned(),
+        protocol: "tcp".to_owned(),
+        ports: vec!["80".to_owned(), "8000-8010".to_owned()],
+        affinity: "none".to_owned(),
+        flow_idle_s: 900.0,
+        slots: 256,
+        slots_in_transition: 85,
+        backends: vec![
+            backend("web1", 1, "up", "probe answered: 200"),
+            backend("web2", 2, "up", "probe answered: 200"),
+            draining,
+            down,
+        ],
+    };
+    let standby = BackendStatus {
+        priority: 2,
+        slots: 0,
+        packets: 0,
+        bytes: 0,
+        ..backend("dns2", 6, "up", "probe answered")
+    };
+    let dns = ServiceStatus {
+        name: "dns".to_owned(),
+        vip: "192.0.2.11".to_owned(),
+        protocol: "udp".to_owned(),
+        ports: vec!["any".to_owned()],
+        affinity: "client".to_owned(),
+        flow_idle_s: 30.0,
+        slots: 128,
+        slots_in_transition: 0,
+        backends: vec![backend("dns1", 5, "up", "probe answered"), standby],
+    };
+    let interface = |name: &str, index, mode: &str| InterfaceStatus {
+        name: name.to_owned(),
+        index,
+        mac: format!("02:00:00:00:01:{index:02x}"),
+        mode: mode.to_owned(),
+        program_id: 40 + index,
+    };
+    let counts = |counts: &[(&str, u64)]| -> BTreeMap<String, u64> {
+        counts
+            .iter()
+            .map(|(name, count)| ((*name).to_owned(), *count))
+            .collect()
+    };
+    Status {
+        node: NodeStatus {
+            name: "lb1".to_owned(),
+            version: "0.1.0".to_owned(),
+            pid: 812,
+            started: "2026-11-21T16:48:00Z".to_owned(),
+            pin_path: "/sys/fs/bpf/xdp-lb".to_owned(),
+            config: "/etc/xdp-lb/config.toml".to_owned(),
+            abi: 1,
+            generation: 17,
+            interfaces: vec![
+                interface("eth0", 2, "native"),
+                interface("eth1", 3, "generic"),
+            ],
+            last_apply: Some(LastApply {
+                at: "2026-11-21T19:59:48Z".to_owned(),
+                cause: "web4 is down".to_owned(),
+                duration_us: 312,
+                slots: 64,
+            }),
+        },
+        services: vec![web, dns],
+        verdicts: counts(&[
+            ("forwarded", 3_703_687),
+            ("not_ours", 812),
+            ("unserved", 3),
+            ("truncated", 0),
+        ]),
+        events: counts(&[("flows_recorded", 412), ("flows_forgotten", 2)]),
+        flow_table: FlowTableStatus {
+            used: 17,
+            capacity: 131_072,
+        },
+    }
+}
+
+fn window(width: Option<u16>) -> Window {
+    Window {
+        look: Look {
+            colour: false,
+            width,
+        },
+        now: "2026-11-21T20:00:00Z".parse().expect("a time"),
+        zone: TimeZone::UTC,
+        rates: None,
+    }
+}
+
+#[test]
+fn as_wide_as_it_likes() {
+    insta::assert_snapshot!(render(&example(), &window(None)));
+}
+
+#[test]
+fn on_a_narrow_terminal() {
+    let text = render(&example(), &window(Some(80)));
+    insta::assert_snapshot!(text);
+    // Sentences may wrap; tables of backends may not.
+    for line in text
+        .lines()
+        .filter(|line| line.contains("BACKEND") || line.starts_with(" web"))
+    {
+        assert!(line.len() <= 80, "{line}");
+    }
+}
+
+#[test]
+fn with_rates() {
+    let before = example();
+    let mut after = example();
+    after.services[0].backends[0].packets += 3_000;
+    after.services[0].backends[1].packets = 5; // Another backend took the name: no rate.
+    let rates = Rates::between(&before, &after, Duration::from_secs(2));
+    let text = render(
+        &after,
+        &Window {
+            rates: Some(rates),
+            ..window(None)
+        },
+    );
+    let line = |name: &str| {
+        text.lines()
+            .find(|line| line.trim_start().starts_with(name))
+            .expect("a line")
+            .to_owned()
+    };
+    assert!(line("web1").contains("1.50k/s"), "{}", line("web1"));
+    assert!(line("web2").contains(" - "), "{}", line("web2"));
+    assert!(line("web3").contains(" 0/s "), "{}", line("web3"));
+}
+
+#[test]
+fn colours_only_where_they_may_be() {
+    assert!(!render(&example(), &window(None)).contains('\x1b'));
+    let coloured = Window {
+        look: Look {
+            colour: true,
+            width: None,
+        },
+        ..window(None)
+    };
+    assert!(render(&example(), &coloured).contains('\x1b'));
+}
