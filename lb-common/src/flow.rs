@@ -187,30 +187,45 @@ pub const fn flow_hash(key: FlowKey, seed: Seed) -> u64 {
     mix_flow(key.endpoints, key.service, seed)
 }
 
+/// The state of `way`, if it holds this flow. The state is read once: what it was found by is what the caller gets, even
+/// if another processor or the controller's sweep changes the way a moment later.
 #[inline(always)]
-fn find_in(bucket: &FlowBucket, key: FlowKey, hash: u64) -> Option<&FlowWay> {
+fn state_in(way: &FlowWay, key: FlowKey, hash: u64) -> Option<FlowState> {
+    if way.key.get() != key.endpoints {
+        return None;
+    }
+    let state = FlowState(way.state.get());
+    if state.belongs(hash, key.service) {
+        Some(state)
+    } else {
+        None
+    }
+}
+
+#[inline(always)]
+fn find_in(bucket: &FlowBucket, key: FlowKey, hash: u64) -> Option<(&FlowWay, FlowState)> {
     let [a, b, c, d] = &bucket.ways;
-    if a.key.get() == key.endpoints && FlowState(a.state.get()).belongs(hash, key.service) {
-        return Some(a);
+    if let Some(state) = state_in(a, key, hash) {
+        return Some((a, state));
     }
-    if b.key.get() == key.endpoints && FlowState(b.state.get()).belongs(hash, key.service) {
-        return Some(b);
+    if let Some(state) = state_in(b, key, hash) {
+        return Some((b, state));
     }
-    if c.key.get() == key.endpoints && FlowState(c.state.get()).belongs(hash, key.service) {
-        return Some(c);
+    if let Some(state) = state_in(c, key, hash) {
+        return Some((c, state));
     }
-    if d.key.get() == key.endpoints && FlowState(d.state.get()).belongs(hash, key.service) {
-        return Some(d);
+    if let Some(state) = state_in(d, key, hash) {
+        return Some((d, state));
     }
     None
 }
 
-/// The way that holds `key`, if the flow is recorded.
+/// The way that holds `key` and its state, if the flow is recorded.
 #[inline(always)]
-pub fn find<T: Tables>(tables: &T, key: FlowKey, hash: u64) -> Option<&FlowWay> {
+pub fn find<T: Tables>(tables: &T, key: FlowKey, hash: u64) -> Option<(&FlowWay, FlowState)> {
     let (first, second) = bucket_indices(hash, tables.flow_bits());
-    if let Some(way) = find_in(tables.flow_bucket(first)?, key, hash) {
-        return Some(way);
+    if let Some(found) = find_in(tables.flow_bucket(first)?, key, hash) {
+        return Some(found);
     }
     find_in(tables.flow_bucket(second)?, key, hash)
 }
@@ -259,7 +274,7 @@ fn candidate(bucket: &FlowBucket, now: u16) -> (&FlowWay, u32, u32) {
 pub fn record<T: Tables>(tables: &T, key: FlowKey, hash: u64, backend: u16, phase: Phase) {
     let now = tables.now();
     let state = FlowState::new(backend, key.service, now, hash, phase);
-    if let Some(way) = find(tables, key, hash) {
+    if let Some((way, _)) = find(tables, key, hash) {
         way.state.set(state.0);
         return;
     }
@@ -303,6 +318,9 @@ pub fn touch(way: &FlowWay, known: FlowState, hash: u64, now: u16, phase: Phase)
         way.state.set(state.0);
     }
 }
+
+#[cfg(test)]
+mod properties;
 
 #[cfg(test)]
 mod tests {

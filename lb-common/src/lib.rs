@@ -17,6 +17,8 @@ pub mod memory;
 pub mod packet;
 pub mod parse;
 pub mod pick;
+#[cfg(any(test, feature = "plain"))]
+pub mod plain;
 pub mod rewrite;
 pub mod service;
 pub mod tables;

@@ -1,7 +1,15 @@
 //! A slot in transition: where the packets of old and of new flows go (design.md section 3).
+//!
+//! What the controller owes this module, each proven necessary by the properties below:
+//!
+//! - When a slot settles, the records of its flows go from the flow table. A record that stays is believed in the slot's
+//!   next transition, when its flow may long live elsewhere.
+//! - Where the failed backend was `previous`, `current` takes its place, but not while `current` is 0: a slot without a
+//!   previous counts as settled, and the flows recorded on backends that still work would be lost with those that don't.
+//!   The failed one may stay: nothing is sent to it.
 
 use crate::abi::Control;
-use crate::flow::{self, FlowKey, FlowState, Phase};
+use crate::flow::{self, FlowKey, Phase};
 use crate::hash::Seed;
 use crate::parse::Signal;
 use crate::pick::Slot;
@@ -43,8 +51,7 @@ pub fn backend_in_transition<T: Tables>(
     let backend = if opens {
         tables.note(Step::Opens);
         known(slot.current())?
-    } else if let Some(way) = flow::find(tables, key, hash) {
-        let state = FlowState(way.state.get());
+    } else if let Some((way, state)) = flow::find(tables, key, hash) {
         let backend = state.backend();
         if !has_failed(tables, backend) {
             tables.note(Step::Recorded { flow: key, backend });
@@ -86,3 +93,6 @@ fn has_failed<T: Tables>(tables: &T, backend: u16) -> bool {
         None => true,
     }
 }
+
+#[cfg(test)]
+mod properties;

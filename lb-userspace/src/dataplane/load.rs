@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
-use lb_common::abi::{self, SLOTS_IN_LINE, WAYS, global, map};
+use lb_common::abi::{self, SLOTS_IN_LINE, global, map};
 
 use super::{DataplaneError, KERNEL_OBJECT, maps::maps_dir};
 
@@ -37,12 +37,12 @@ impl Default for Sizes {
 impl Sizes {
     /// Sizes for a number of flows, slots, backends and (VIP, protocol, port) entries.
     ///
-    /// The flow table gets twice as many ways as flows: a flow has two buckets of four ways to choose from, which at
-    /// half load leaves nobody without a place (tested in `lb-common/src/flow.rs`). The service lookup gets so many
-    /// buckets that a seed under which none overflows is found within a few tries.
+    /// The flow table gets a bucket of four ways for each flow: a flow has two buckets to choose from, which at a quarter
+    /// of the load leaves nobody without a place, however flows come and go (tested in
+    /// `lb-common/src/flow/properties.rs`; at half load some are forgotten). The service lookup gets so many buckets that
+    /// a seed under which none overflows is found within a few tries.
     #[must_use]
     pub fn of(flows: u32, slots: u32, backends: u32, entries: u32) -> Self {
-        let ways = WAYS as u32;
         Self {
             service_buckets: 2 * entries
                 .max(64)
@@ -52,7 +52,7 @@ impl Sizes {
             services: abi::DEFAULT_SERVICES,
             slots: slots.max(1 << 10).next_multiple_of(SLOTS_IN_LINE),
             backends: (backends + 1).min(1 << 16),
-            flow_buckets: (flows.max(64).next_power_of_two() / ways).saturating_mul(2),
+            flow_buckets: flows.clamp(64, 1 << 26).next_power_of_two(),
         }
     }
 }

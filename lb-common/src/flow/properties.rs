@@ -1,0 +1,241 @@
+//! What the flow table promises, tried on many seeds, sizes and contents.
+
+extern crate std;
+
+use std::{collections::BTreeSet, vec::Vec};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::plain::{Capacity, Instance, PlainTables};
+
+fn table(bits: u32) -> PlainTables {
+    PlainTables::new(
+        Capacity {
+            service_buckets: 2,
+            slots: 16,
+            backends: 16,
+            flow_buckets: 1 << bits,
+        },
+        Instance::default(),
+    )
+}
+
+/// Clients as they come: neighbouring addresses, some flows each, rising ports.
+fn key(number: u32) -> FlowKey {
+    FlowKey::ipv4(
+        0x0a00_0000 + number / 7,
+        (1024 + number % 60_000) << 16 | 80,
+        3,
+    )
+}
+
+fn backend_of(number: u32) -> u16 {
+    (number % 15 + 1) as u16
+}
+
+/// Fills a table of 2^`bits` buckets with one flow per bucket, then lets each flow end and another one take its place
+/// `turnover` times over; `choose` says which flow ends.
+fn fill_and_turn_over(bits: u32, seed: Seed, turnover: u32, mut choose: impl FnMut(u32) -> u32) {
+    let tables = table(bits);
+    let open = |number| {
+        let key = key(number);
+        let hash = flow_hash(key, seed);
+        record(&tables, key, hash, backend_of(number), Phase::Open);
+    };
+    let flows = 1 << bits;
+    let mut live: Vec<u32> = (0..flows).collect();
+    live.iter().copied().for_each(open);
+    for number in flows..flows * (1 + turnover) {
+        let ending = &mut live[choose(flows) as usize];
+        let key = key(*ending);
+        let (way, _) = find(&tables, key, flow_hash(key, seed)).expect("a live flow is recorded");
+        way.state.set(0);
+        *ending = number;
+        open(number);
+    }
+    for number in &live {
+        let key = key(*number);
+        let (_, state) = find(&tables, key, flow_hash(key, seed)).expect("a live flow is recorded");
+        assert_eq!(state.backend(), backend_of(*number));
+    }
+    assert_eq!(
+        tables.events(),
+        [u64::from(flows) * u64::from(1 + turnover), 0],
+        "recorded and forgotten, 2^{bits} buckets, {seed:?}"
+    );
+}
+
+/// A full-period generator is enough to choose who ends.
+fn chooser(mut state: u64) -> impl FnMut(u32) -> u32 {
+    move |below| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 32) * u64::from(below) >> 32) as u32
+    }
+}
+
+/// Large tables: the more buckets, the more often two full ones meet, so that small tables alone would prove little.
+/// Half full, a table of this size forgets flows in most runs, and a third full, in a third of them.
+#[test]
+fn a_quarter_full_table_forgets_nobody_when_large() {
+    for seed in [Seed([1, 2]), Seed([0xdead_beef, u64::MAX])] {
+        fill_and_turn_over(14, seed, 4, chooser(seed.0[0]));
+    }
+}
+
+/// How a way of a bucket is filled before the test.
+#[derive(Clone, Copy, Debug)]
+struct Filled {
+    seen: u16,
+    phase: Phase,
+    empty: bool,
+}
+
+fn phase() -> impl Strategy<Value = Phase> {
+    prop_oneof![
+        4 => Just(Phase::Open),
+        1 => Just(Phase::Closing),
+        1 => Just(Phase::Ended),
+    ]
+}
+
+fn filled() -> impl Strategy<Value = Filled> {
+    (any::<u16>(), phase(), prop::bool::weighted(0.1)).prop_map(|(seen, phase, empty)| Filled {
+        seen,
+        phase,
+        empty,
+    })
+}
+
+proptest! {
+    #[test]
+    fn a_quarter_full_table_forgets_nobody(bits in 5u32..=10, seed: [u64; 2], order: u64) {
+        fill_and_turn_over(bits, Seed(seed), 3, chooser(order));
+    }
+
+    /// An empty way is taken first, of the emptier bucket; then an ended flow; then the one silent for longest. What had
+    /// not ended is counted as forgotten.
+    #[test]
+    fn the_longest_silent_is_replaced(
+        ways in prop::collection::vec(filled(), 4 * WAYS),
+        seed: [u64; 2],
+        number in 1000u32..60_000,
+        now: u16,
+    ) {
+        let tables = table(2);
+        tables.set_now(now);
+        for (at, filled) in ways.iter().enumerate() {
+            if !filled.empty {
+                // Another service's flows, which never match.
+                let way = &tables.flows[at / WAYS].ways[at % WAYS];
+                way.key.set(at as u64);
+                way.state.set(FlowState::new(9, 8, filled.seen, 0, filled.phase).0);
+            }
+        }
+        let before: Vec<u64> = states(&tables);
+        let key = key(number);
+        let hash = flow_hash(key, Seed(seed));
+        record(&tables, key, hash, 5, Phase::Open);
+
+        let after = states(&tables);
+        let changed: Vec<usize> = (0..before.len()).filter(|at| before[*at] != after[*at]).collect();
+        prop_assert_eq!(changed.len(), 1, "one way takes the flow");
+        let taken = changed[0];
+        let (first, second) = bucket_indices(hash, 2);
+        let candidates: BTreeSet<usize> = [first as usize, second as usize].into();
+        prop_assert!(candidates.contains(&(taken / WAYS)));
+
+        let empty_in = |bucket: usize| (0..WAYS).filter(|way| ways[bucket * WAYS + way].empty).count();
+        let most_empty = candidates.iter().map(|bucket| empty_in(*bucket)).max().unwrap_or(0);
+        if most_empty > 0 {
+            prop_assert!(ways[taken].empty);
+            prop_assert_eq!(empty_in(taken / WAYS), most_empty);
+            prop_assert_eq!(tables.events(), [1, 0]);
+        } else {
+            let rank = |at: usize| {
+                (ways[at].phase == Phase::Ended, now.wrapping_sub(ways[at].seen))
+            };
+            let best = candidates
+                .iter()
+                .flat_map(|bucket| (0..WAYS).map(move |way| bucket * WAYS + way))
+                .map(rank)
+                .max();
+            prop_assert_eq!(Some(rank(taken)), best);
+            let forgotten = u64::from(ways[taken].phase != Phase::Ended);
+            prop_assert_eq!(tables.events(), [1, forgotten]);
+        }
+        let (_, state) = find(&tables, key, hash).expect("just recorded");
+        prop_assert_eq!((state.backend(), state.seen()), (5, now));
+    }
+
+    /// Two processors that write one way at once may leave one's key with the other's state: neither flow is found, and
+    /// both can be recorded anew.
+    #[test]
+    fn a_torn_way_is_empty_to_every_reader(seed: [u64; 2], a in 0u32..60_000, b in 0u32..60_000) {
+        let seed = Seed(seed);
+        let tables = table(1);
+        let (key_a, key_b) = (key(a), key(b));
+        let (hash_a, hash_b) = (flow_hash(key_a, seed), flow_hash(key_b, seed));
+        let state_b = FlowState::new(2, key_b.service, 0, hash_b, Phase::Open);
+        // Twelve check bits: one pair in 4096 can't be told apart.
+        prop_assume!(a != b && !state_b.belongs(hash_a, key_a.service));
+        let (bucket, _) = bucket_indices(hash_a, 1);
+        let way = &tables.flows[bucket as usize].ways[0];
+        way.key.set(key_a.endpoints);
+        way.state.set(state_b.0);
+
+        prop_assert!(find(&tables, key_a, hash_a).is_none());
+        prop_assert!(find(&tables, key_b, hash_b).is_none());
+        record(&tables, key_a, hash_a, 1, Phase::Open);
+        record(&tables, key_b, hash_b, 2, Phase::Open);
+        prop_assert_eq!(find(&tables, key_a, hash_a).map(|(_, state)| state.backend()), Some(1));
+        prop_assert_eq!(find(&tables, key_b, hash_b).map(|(_, state)| state.backend()), Some(2));
+    }
+
+    /// Recording a known flow again moves it, in its place, and counts nothing.
+    #[test]
+    fn a_known_flow_keeps_its_way(seed: [u64; 2], numbers in prop::collection::btree_set(0u32..60_000, 1..8)) {
+        let seed = Seed(seed);
+        let tables = table(5);
+        for backend in 1..=3 {
+            for number in &numbers {
+                let key = key(*number);
+                record(&tables, key, flow_hash(key, seed), backend, Phase::Open);
+            }
+            prop_assert_eq!(tables.events(), [numbers.len() as u64, 0]);
+            let used = states(&tables).iter().filter(|state| FlowState(**state).used()).count();
+            prop_assert_eq!(used, numbers.len());
+        }
+        for number in &numbers {
+            let key = key(*number);
+            let found = find(&tables, key, flow_hash(key, seed)).map(|(_, state)| state.backend());
+            prop_assert_eq!(found, Some(3));
+        }
+    }
+
+    /// A flow's phase only goes forward, whatever order its last packets come in.
+    #[test]
+    fn a_phase_never_goes_back(seed: [u64; 2], number in 0u32..60_000, phases in prop::collection::vec(phase(), 1..6)) {
+        let tables = table(5);
+        let key = key(number);
+        let hash = flow_hash(key, Seed(seed));
+        record(&tables, key, hash, 4, Phase::Open);
+        for phase in &phases {
+            let (way, state) = find(&tables, key, hash).expect("recorded");
+            touch(way, state, hash, 7, *phase);
+        }
+        let (_, state) = find(&tables, key, hash).expect("recorded");
+        prop_assert_eq!(Some(state.phase()), phases.iter().max().copied());
+        prop_assert_eq!((state.backend(), state.seen()), (4, 7));
+    }
+}
+
+fn states(tables: &PlainTables) -> Vec<u64> {
+    tables
+        .flows
+        .iter()
+        .flat_map(|bucket| bucket.ways.iter().map(|way| way.state.get()))
+        .collect()
+}

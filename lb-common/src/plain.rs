@@ -1,0 +1,194 @@
+//! The maps in plain memory: what tests, the fuzzer and simulations run the data path over.
+//!
+//! The layouts are those of [`crate::abi`], so whatever fills the kernel's maps can fill these.
+
+extern crate alloc;
+
+use alloc::{vec, vec::Vec};
+use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+
+use crate::abi::{Bucket, Control, Counter, MAX_PORTS, Port, SLOTS_IN_LINE, SlotLine};
+use crate::flow::FlowBucket;
+use crate::memory::Word64;
+use crate::pick::{Backend, Slot};
+use crate::tables::{Event, Tables};
+use crate::verdict::Verdict;
+
+/// How large the tables are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Buckets of the service lookup, both halves; a power of two.
+    pub service_buckets: u32,
+    /// Slots of all tables together; a multiple of 16.
+    pub slots: u32,
+    /// Backend numbers, 0 among them.
+    pub backends: u32,
+    /// Buckets of the flow table; a power of two.
+    pub flow_buckets: u32,
+}
+
+/// What is fixed in one loaded program: the same as the kernel program's read-only globals.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Instance {
+    /// The interface's MAC address, as [`crate::wire::mac_word`].
+    pub mac: u64,
+    /// Its port number.
+    pub port: u16,
+    /// Whether packets for unserved ports of a VIP go to the host.
+    pub unserved_pass: bool,
+}
+
+/// All tables, counters included. Counters only ever grow, as the kernel's do.
+#[derive(Debug)]
+pub struct PlainTables {
+    /// What the whole data path shares.
+    pub control: Control,
+    /// The service lookup, both halves.
+    pub services: Vec<Bucket>,
+    /// The lookup tables.
+    pub slots: Vec<SlotLine>,
+    /// By number, each a [`Backend`].
+    pub backends: Vec<Word64>,
+    /// The director's interfaces.
+    pub ports: Vec<Port>,
+    /// The flow table.
+    pub flows: Vec<FlowBucket>,
+    instance: Instance,
+    now: AtomicU16,
+    counters: Vec<[AtomicU64; 2]>,
+    verdicts: [AtomicU64; Verdict::COUNT],
+    events: [AtomicU64; Event::COUNT],
+}
+
+impl PlainTables {
+    /// Empty tables at time 0.
+    #[must_use]
+    pub fn new(capacity: Capacity, instance: Instance) -> Self {
+        let times = |count: u32| count as usize;
+        Self {
+            control: Control::default(),
+            services: vec![Bucket::default(); times(capacity.service_buckets)],
+            slots: vec![SlotLine::default(); times(capacity.slots.div_ceil(SLOTS_IN_LINE))],
+            backends: vec![Word64::default(); times(capacity.backends)],
+            ports: vec![Port::default(); times(MAX_PORTS)],
+            flows: vec![FlowBucket::default(); times(capacity.flow_buckets)],
+            instance,
+            now: AtomicU16::new(0),
+            counters: (0..capacity.backends).map(|_| Default::default()).collect(),
+            verdicts: Default::default(),
+            events: Default::default(),
+        }
+    }
+
+    /// Sets the time, in units of [`crate::flow::TICK_NS`].
+    pub fn set_now(&self, now: u16) {
+        self.now.store(now, Ordering::Relaxed);
+    }
+
+    /// Writes a slot.
+    ///
+    /// # Panics
+    /// Where there is no slot of this index.
+    pub fn set_slot(&self, index: u32, slot: Slot) {
+        self.slots[(index / SLOTS_IN_LINE) as usize].slots[(index % SLOTS_IN_LINE) as usize]
+            .set(slot.0);
+    }
+
+    /// Writes a backend's entry.
+    ///
+    /// # Panics
+    /// Where there is no backend of this number.
+    pub fn set_backend(&self, number: u16, backend: Backend) {
+        self.backends[usize::from(number)].set(backend.0);
+    }
+
+    /// What was counted for a backend; nothing where there is none of this number.
+    #[must_use]
+    pub fn counter(&self, number: u16) -> Counter {
+        self.counters
+            .get(usize::from(number))
+            .map_or_else(Counter::default, |[packets, bytes]| Counter {
+                packets: packets.load(Ordering::Relaxed),
+                bytes: bytes.load(Ordering::Relaxed),
+            })
+    }
+
+    /// Packets of each verdict, indexed by [`Verdict`].
+    #[must_use]
+    pub fn verdicts(&self) -> [u64; Verdict::COUNT] {
+        self.verdicts
+            .each_ref()
+            .map(|count| count.load(Ordering::Relaxed))
+    }
+
+    /// What the flow table had to do, indexed by [`Event`].
+    #[must_use]
+    pub fn events(&self) -> [u64; Event::COUNT] {
+        self.events
+            .each_ref()
+            .map(|count| count.load(Ordering::Relaxed))
+    }
+}
+
+impl Tables for PlainTables {
+    fn control(&self) -> Option<&Control> {
+        Some(&self.control)
+    }
+
+    fn service_bucket(&self, index: u32) -> Option<&Bucket> {
+        self.services.get(index as usize)
+    }
+
+    fn slot(&self, index: u32) -> Option<Slot> {
+        let line = self.slots.get((index / SLOTS_IN_LINE) as usize)?;
+        Some(Slot(line.slots[(index % SLOTS_IN_LINE) as usize].get()))
+    }
+
+    fn backend(&self, number: u16) -> Option<Backend> {
+        let word = self.backends.get(usize::from(number))?;
+        Some(Backend(word.get()))
+    }
+
+    fn port(&self, port: u16) -> Option<Port> {
+        self.ports.get(usize::from(port)).copied()
+    }
+
+    fn flow_bucket(&self, index: u32) -> Option<&FlowBucket> {
+        self.flows.get(index as usize)
+    }
+
+    fn flow_bits(&self) -> u32 {
+        self.flows.len().max(1).ilog2()
+    }
+
+    fn now(&self) -> u16 {
+        self.now.load(Ordering::Relaxed)
+    }
+
+    fn own_mac(&self) -> u64 {
+        self.instance.mac
+    }
+
+    fn own_port(&self) -> u16 {
+        self.instance.port
+    }
+
+    fn unserved_pass(&self) -> bool {
+        self.instance.unserved_pass
+    }
+
+    fn count_backend(&self, backend: u16, bytes: u64) {
+        if let Some([packets, total]) = self.counters.get(usize::from(backend)) {
+            packets.fetch_add(1, Ordering::Relaxed);
+            total.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    fn count_verdict(&self, verdict: Verdict) {
+        self.verdicts[verdict as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn count_event(&self, event: Event) {
+        self.events[event as usize].fetch_add(1, Ordering::Relaxed);
+    }
+}
