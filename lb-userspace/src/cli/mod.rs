@@ -13,6 +13,7 @@ mod progress;
 mod reach;
 mod reload;
 mod resume;
+mod run;
 mod screen;
 mod status;
 mod status_view;
@@ -51,6 +52,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// The controller, in the foreground, for systemd
+    Run(run::Args),
     /// The configuration and this host: interfaces, XDP support, privileges, neighbours
     Check(check::Args),
     /// Services, backends, health and its reason, rates, flows
@@ -109,6 +112,7 @@ pub fn main() -> ExitCode {
 
 fn run(command: &Command, context: &Context) -> anyhow::Result<Exit> {
     match command {
+        Command::Run(args) => run::run(args, context),
         Command::Check(args) => check::run(args, context),
         Command::Status(args) => status::run(args, context),
         Command::Drain(args) => drain::run(args, context),
