@@ -10,7 +10,7 @@ use tokio::{sync::mpsc, time::timeout};
 
 use super::Check;
 use crate::{
-    config::{self, Config, Node, XdpMode},
+    config::{Config, Node, XdpMode},
     dataplane::attach,
     neighbour::{AttachMode, AttachedXdp, HostFacts, Interface, NetworkEvent, Resolver, Target},
 };
