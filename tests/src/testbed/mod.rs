@@ -44,7 +44,7 @@ pub use namespace::Namespace;
 pub use nginx::{LARGE_BYTES, Nginx};
 pub use plan::{DEFAULT_VIP, INTERFACE, Mac, Role};
 pub use sniffer::{Reply, ReplySniffer};
-pub use status::{BackendStatus, Status};
+pub use status::StatusExt;
 
 use error::IoContext as _;
 use instance::Instance;

@@ -122,6 +122,11 @@ impl Nginx {
         Ok(())
     }
 
+    /// Leaves it running when this value goes: for a testbed that is kept.
+    pub fn leave(mut self) {
+        self.child = None;
+    }
+
     fn wait_until_it_accepts(&mut self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         let addresses: Vec<(IpAddr, u16)> = self
