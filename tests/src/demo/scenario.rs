@@ -145,11 +145,11 @@ fn watch_failure(
     homes: &HashMap<IpAddr, String>,
     not_serving: &[&str],
 ) -> Result<Failure> {
-    let status = stage.wait_for(&format!("{backend} is down"), |status| {
+    let (status, seen) = stage.wait_for(&format!("{backend} is down"), |status| {
         state_is(status, backend, "down")
     })?;
-    stage.ledger.detected(Instant::now());
-    let seen_after = planted.elapsed();
+    stage.ledger.detected(seen);
+    let seen_after = seen - planted;
     let reason = status
         .backend(backend)
         .map(|backend| backend.reason.clone())
@@ -244,10 +244,10 @@ fn drain(stage: &mut Stage<'_>, until: Instant, download: Duration) -> Result<Dr
             }
         }
     }
-    stage.wait_for(&format!("{DRAINED} is drained"), |status| {
+    let (_, empty) = stage.wait_for(&format!("{DRAINED} is drained"), |status| {
         state_is(status, DRAINED, "drained")
     })?;
-    let took = asked.elapsed();
+    let took = empty - asked;
     stage.event(&format!(
         "{DRAINED} is drained after {:.1} s: nothing runs there, it can be switched off",
         took.as_secs_f64()
@@ -282,8 +282,7 @@ fn all_return(
     stage.event(&format!(
         "nginx on {STOPPED} runs again, `xdp-lb resume {DRAINED}` is done, {WITHOUT_VIP} has the VIP again"
     ))?;
-    stage.wait_for("every backend is up again", Status::all_up)?;
-    let up = Instant::now();
+    let (_, up) = stage.wait_for("every backend is up again", Status::all_up)?;
     stage.event("every backend is up again")?;
     stage.run_until(until)?;
     let back_home = stage.ledger.stayed(homes, &[], up);

@@ -81,6 +81,8 @@ pub(super) struct Stage<'a> {
     /// Up to when the ledger is complete.
     collected: Instant,
     status: Option<Status>,
+    /// When the status was given.
+    seen: Instant,
 }
 
 impl<'a> Stage<'a> {
@@ -123,6 +125,7 @@ impl<'a> Stage<'a> {
             begun,
             collected: begun,
             status: None,
+            seen: begun,
         };
         stage.wait_for("every backend is up", Status::all_up)?;
         stage.event("xdp-lb is attached and sees every backend up; the clients begin")?;
@@ -195,6 +198,7 @@ impl<'a> Stage<'a> {
         self.daemon.check_running()?;
         // While the daemon starts there is no one to ask; whoever waits for a state runs into its deadline.
         self.status = self.daemon.status().ok();
+        self.seen = Instant::now();
         let frame = self.frame();
         if !self.loads.is_empty() {
             self.screen.draw(&frame)?;
@@ -211,17 +215,17 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// Lets time pass until the status is as wanted.
+    /// Lets time pass until the status is as wanted; gives it and when it was so.
     pub(super) fn wait_for(
         &mut self,
         what: &str,
         wanted: impl Fn(&Status) -> bool,
-    ) -> Result<Status> {
+    ) -> Result<(Status, Instant)> {
         let deadline = Instant::now() + DEADLINE;
         loop {
             self.tick()?;
             match &self.status {
-                Some(status) if wanted(status) => return Ok(status.clone()),
+                Some(status) if wanted(status) => return Ok((status.clone(), self.seen)),
                 last if Instant::now() > deadline => {
                     let last = last
                         .as_ref()
@@ -358,10 +362,7 @@ impl<'a> Stage<'a> {
                 testbed.vip()
             )?;
         }
-        write!(
-            text,
-            "\nRemove everything:\n  cargo run -p lb-tests --bin demo -- --clean"
-        )?;
+        write!(text, "\nRemove everything:\n  cargo xtask demo --clean")?;
         testbed.keep()?;
         daemon.leave();
         servers.into_iter().for_each(Nginx::leave);

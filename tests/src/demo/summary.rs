@@ -180,3 +180,122 @@ impl Summary {
 fn failover(ledger: &Ledger, failure: &Failure) -> Option<Duration> {
     ledger.last_lost(failure.planted)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::demo::ledger::Stayed;
+    use crate::demo::scenario::Drain;
+    use std::time::Instant;
+
+    fn failure(backend: &'static str, reason: &str) -> Failure {
+        Failure {
+            backend,
+            planted: Instant::now(),
+            seen_after: Duration::from_millis(600),
+            reason: reason.to_owned(),
+            others: Stayed { stayed: 10, of: 10 },
+        }
+    }
+
+    fn findings() -> Findings {
+        Findings {
+            stopped: failure("b2", "connection refused"),
+            drain: Drain {
+                downloads: 3,
+                broken: Vec::new(),
+                new_flows: 0,
+                took: Duration::from_secs(5),
+                others: Stayed { stayed: 10, of: 10 },
+            },
+            without_vip: failure("b4", "VIP not served"),
+            vip_named: true,
+            back_home: Stayed { stayed: 20, of: 20 },
+        }
+    }
+
+    fn good() -> Summary {
+        Summary {
+            requests: 12,
+            failed: 0,
+            failed_in_detection: 2,
+            per_backend: BTreeMap::from([("b1".to_owned(), 6), ("b2".to_owned(), 4)]),
+            broken_by_drain: 0,
+            failover_ms: 600,
+            replies_through_director: 0,
+        }
+    }
+
+    #[test]
+    fn the_object_has_the_documented_keys() {
+        assert_eq!(
+            serde_json::to_string(&good()).unwrap(),
+            r#"{"requests":12,"failed":0,"failed_in_detection":2,"per_backend":{"b1":6,"b2":4},"broken_by_drain":0,"failover_ms":600,"replies_through_director":0}"#
+        );
+    }
+
+    #[test]
+    fn every_bad_number_is_a_problem() {
+        assert_eq!(good().problems(&findings()), Vec::<String>::new());
+        let one_problem = |summary: Summary, findings: Findings, word: &str| {
+            let problems = summary.problems(&findings);
+            assert!(
+                matches!(&problems[..], [problem] if problem.contains(word)),
+                "{word}: {problems:?}"
+            );
+        };
+        one_problem(
+            Summary {
+                failed: 1,
+                ..good()
+            },
+            findings(),
+            "without a planted failure",
+        );
+        one_problem(
+            Summary {
+                broken_by_drain: 1,
+                ..good()
+            },
+            findings(),
+            "broke",
+        );
+        one_problem(
+            Summary {
+                replies_through_director: 1,
+                ..good()
+            },
+            findings(),
+            "crossed",
+        );
+        let per_backend = BTreeMap::from([("b1".to_owned(), 0)]);
+        one_problem(
+            Summary {
+                per_backend,
+                ..good()
+            },
+            findings(),
+            "b1 got no request",
+        );
+        let drain = Drain {
+            new_flows: 1,
+            ..findings().drain
+        };
+        one_problem(
+            good(),
+            Findings {
+                drain,
+                ..findings()
+            },
+            "new flows",
+        );
+        one_problem(
+            good(),
+            Findings {
+                vip_named: false,
+                ..findings()
+            },
+            "VIP",
+        );
+    }
+}

@@ -89,7 +89,7 @@ impl Nginx {
             .spawn()
             .map_err(|source| Error::MissingTool {
                 program: "nginx".into(),
-                package: "nginx-light",
+                package: "nginx",
                 source,
             })?;
         self.child = Some(child);
