@@ -266,6 +266,10 @@ pub(crate) fn with_apt(found: &Found, offers: &Offers) -> Option<Vec<Step>> {
     if dead_end && !stale {
         return None;
     }
+    if stale && !offers.lists {
+        // What comes after is any guess: nothing is known of what apt has.
+        return Some(vec![Step::AptUpdate]);
+    }
     let update = stale.then_some(Step::AptUpdate);
     let install = (!packages.is_empty()).then_some(Step::Apt(packages));
     Some(update.into_iter().chain(install).chain(after).collect())
