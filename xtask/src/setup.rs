@@ -12,7 +12,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use os_release::OsRelease;
 use semver::Version;
 
@@ -141,13 +141,15 @@ fn execute(workspace: &Workspace, step: &Step, steps: &[Step]) -> Result<()> {
     let by_hand = || {
         let commands = steps.iter().filter(|step| step.needs_root());
         let lines: Vec<_> = commands.map(|step| format!("\n  {step}")).collect();
-        format!("as root, type:{}\nthen try again", lines.concat())
+        format!("or, as root, type:{}\nthen try again", lines.concat())
+    };
+    let root = || {
+        Privilege::find("to install packages").map_err(|error| anyhow!("{error}; {}", by_hand()))
     };
     match step {
         Step::AptUpdate => {
-            let root = Privilege::find("to install packages").with_context(by_hand)?;
             // One broken source among many fails it; what is needed may be in the others.
-            let mut update = root.command("apt-get", &[]);
+            let mut update = root()?.command("apt-get", &[]);
             if let Err(error) = run_to_end(quiet_stdout(update.arg("update"))) {
                 say(&format!(
                     "warning: {error:#}; going on with the lists there are"
@@ -156,10 +158,15 @@ fn execute(workspace: &Workspace, step: &Step, steps: &[Step]) -> Result<()> {
             Ok(())
         }
         Step::Apt(packages) => {
-            let root = Privilege::find("to install packages").with_context(by_hand)?;
             let names = packages.iter().map(|package| package.name.as_str());
-            let mut command = apt_install(root, &names.collect::<Vec<_>>());
-            run_to_end(quiet_stdout(&mut command)).with_context(by_hand)
+            let mut command = apt_install(root()?, &names.collect::<Vec<_>>());
+            // The command line is no help here: it holds a whole script.
+            run_to_end(quiet_stdout(&mut command)).map_err(|_| {
+                anyhow!(
+                    "`{step}` failed, for the reason above: mend that, {}",
+                    by_hand()
+                )
+            })
         }
         Step::RustupNightly => run_to_end(quiet_stdout(
             Command::new("rustup")

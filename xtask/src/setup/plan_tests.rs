@@ -163,8 +163,8 @@ fn what_is_there_is_not_installed_again() {
     found.compilers = vec![sourceless];
     found.linkers = vec![linker(22)];
     assert_eq!(
-        commands(with_apt(&found, &offers))[0],
-        "apt-get install --no-install-recommends rust-web-src"
+        commands(with_apt(&found, &offers)),
+        ["apt-get install --no-install-recommends rust-web-src"]
     );
 }
 
