@@ -7,17 +7,22 @@ mod check;
 mod completions;
 mod drain;
 mod fail;
+mod flows;
 mod human;
 mod man;
+mod maps;
+mod pinned;
 mod progress;
 mod reach;
 mod reload;
 mod resume;
+mod rows;
 mod screen;
 mod status;
 mod status_view;
 mod wait;
 mod weight;
+mod whereto;
 
 use std::{io, path::PathBuf, process::ExitCode};
 
@@ -65,6 +70,12 @@ enum Command {
     Weight(weight::Args),
     /// Applies the configuration file; prints what changed
     Reload,
+    /// Every map: type, entries used and maximum, memory; or one map's content decoded
+    Maps(maps::Args),
+    /// Live tracked flows, filtered by service, backend, client
+    Flows(flows::Args),
+    /// Which backend a packet would go to, and each step that leads there
+    Where(whereto::Args),
     /// Prints the script that completes commands and names in a shell
     Completions(completions::Args),
     /// Writes the man pages
@@ -116,6 +127,9 @@ fn run(command: &Command, context: &Context) -> anyhow::Result<Exit> {
         Command::Fail(args) => fail::run(args, context),
         Command::Weight(args) => weight::run(args, context),
         Command::Reload => reload::run(context),
+        Command::Maps(args) => maps::run(args, context),
+        Command::Flows(args) => flows::run(args, context),
+        Command::Where(args) => whereto::run(args, context),
         Command::Completions(args) => completions::run(args, context),
         Command::Man(args) => man::run(args, context),
     }
@@ -159,6 +173,23 @@ mod tests {
             (&["weight", "b1"], ErrorKind::MissingRequiredArgument),
             (&["weight", "b1", "heavy"], ErrorKind::ValueValidation),
             (&["weight", "b1", "-1"], ErrorKind::UnknownArgument),
+            (&["where", "10.0.0.1"], ErrorKind::MissingRequiredArgument),
+            (
+                &["where", "10.0.0", "192.0.2.1:80"],
+                ErrorKind::ValueValidation,
+            ),
+            (
+                &["where", "10.0.0.1", "192.0.2.1"],
+                ErrorKind::ValueValidation,
+            ),
+            (
+                &["where", "10.0.0.1", "192.0.2.1:80", "--protocol", "sctp"],
+                ErrorKind::InvalidValue,
+            ),
+            (
+                &["flows", "--client", "10.0.0.1/33"],
+                ErrorKind::ValueValidation,
+            ),
             (&["completions", "cmd.exe"], ErrorKind::InvalidValue),
         ];
         for (arguments, kind) in cases {
@@ -190,6 +221,16 @@ mod tests {
             ],
             &["weight", "b1", "default"],
             &["weight", "b1", "0"],
+            &[
+                "where",
+                "10.0.0.1:4000",
+                "192.0.2.1:80",
+                "--protocol",
+                "udp",
+                "--json",
+            ],
+            &["flows", "--client", "10.0.0.0/8", "--limit", "0"],
+            &["maps", "slots"],
         ];
         for arguments in cases {
             let line = std::iter::once("xdp-lb").chain(arguments.iter().copied());
