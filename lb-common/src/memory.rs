@@ -49,5 +49,20 @@ macro_rules! shared_word {
     };
 }
 
+#[cfg(not(target_arch = "bpf"))]
+impl Word64 {
+    /// Writes `new` only where the word still holds `old`; says whether it did.
+    ///
+    /// For the controller, which clears a flow record that the data path may be renewing at the same moment.
+    pub fn replace_if(&self, old: u64, new: u64) -> bool {
+        use core::sync::atomic::{AtomicU64, Ordering};
+        // SAFETY: the pointer is valid and aligned for as long as `self` lives; every other access to the word is one
+        // aligned instruction as well.
+        let word = unsafe { AtomicU64::from_ptr(self.0.get()) };
+        word.compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed)
+            .is_ok()
+    }
+}
+
 shared_word!(Word32, u32, "4");
 shared_word!(Word64, u64, "8");

@@ -17,6 +17,7 @@ mod reach;
 mod reload;
 mod resume;
 mod rows;
+mod run;
 mod screen;
 mod status;
 mod status_view;
@@ -56,6 +57,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// The controller, in the foreground, for systemd
+    Run(run::Args),
     /// The configuration and this host: interfaces, XDP support, privileges, neighbours
     Check(check::Args),
     /// Services, backends, health and its reason, rates, flows
@@ -120,6 +123,7 @@ pub fn main() -> ExitCode {
 
 fn run(command: &Command, context: &Context) -> anyhow::Result<Exit> {
     match command {
+        Command::Run(args) => run::run(args, context),
         Command::Check(args) => check::run(args, context),
         Command::Status(args) => status::run(args, context),
         Command::Drain(args) => drain::run(args, context),

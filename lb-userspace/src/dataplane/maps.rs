@@ -174,6 +174,15 @@ impl Maps {
         Self::assemble(|layout| open(&dir, layout), access)
     }
 
+    /// Opens maps that were pinned just now and carry no version yet.
+    ///
+    /// # Errors
+    /// As [`Self::open_pinned`].
+    pub fn open_unmarked(pin_path: &Path) -> Result<Self, DataplaneError> {
+        let dir = maps_dir(pin_path);
+        Self::assemble(|layout| open(&dir, layout), Access::Write)
+    }
+
     /// Takes the maps out of a loaded object.
     ///
     /// # Errors

@@ -91,6 +91,23 @@ impl HostFacts {
             .find(|interface| interface.addresses.iter().any(|net| net.addr() == address))
     }
 
+    /// The same, as the configuration is checked against it.
+    #[must_use]
+    pub fn for_config(&self) -> crate::config::HostFacts {
+        let interfaces = self
+            .interfaces
+            .iter()
+            .map(|interface| crate::config::InterfaceFacts {
+                name: interface.link.name.clone(),
+                index: interface.link.ifindex,
+                mac: interface.link.mac,
+                addresses: interface.addresses.clone(),
+            });
+        crate::config::HostFacts {
+            interfaces: interfaces.collect(),
+        }
+    }
+
     /// The interface in whose subnet this address lies, and its own address there; where several
     /// do, the one with the longest prefix.
     #[must_use]

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use lb_userspace::api::Status;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::Testbed;
 use super::error::{Error, IoContext, Result};
 use super::host::Host;
-use super::status::Status;
+use super::status::StatusExt as _;
 
 /// How long anything the daemon does may take. Far longer than on the slowest machine; a test does not measure time.
 pub const DEADLINE: Duration = Duration::from_secs(30);
@@ -121,10 +122,8 @@ impl XdpLb {
     /// As [`XdpLb::start`].
     pub fn restart(&mut self) -> Result<()> {
         self.spawn(&[])?;
-        self.wait_for("that all backends are up", |status| {
-            status.backends().count() > 0 && status.backends().all(|backend| backend.state == "up")
-        })
-        .map(drop)
+        self.wait_for("that all backends are up", Status::all_up)
+            .map(drop)
     }
 
     /// Waits until the status is as wanted, and gives it.
@@ -139,16 +138,7 @@ impl XdpLb {
                 Ok(status) => status.summary(),
                 Err(error) => error.to_string(),
             };
-            if let Some(child) = &mut self.child
-                && let Some(status) = child.try_wait().to_do(|| "look after xdp-lb".into())?
-            {
-                self.child = None;
-                return Err(Error::Ended {
-                    what: "xdp-lb run".into(),
-                    status,
-                    log: self.log_tail(),
-                });
-            }
+            self.check_running()?;
             if Instant::now() > deadline {
                 return Err(Error::Timeout {
                     what: what.to_owned(),
@@ -159,6 +149,24 @@ impl XdpLb {
             }
             std::thread::sleep(POLL);
         }
+    }
+
+    /// Makes sure that a daemon that was started has not ended by itself.
+    ///
+    /// # Errors
+    /// When it has; the end of its log is in the error.
+    pub fn check_running(&mut self) -> Result<()> {
+        if let Some(child) = &mut self.child
+            && let Some(status) = child.try_wait().to_do(|| "look after xdp-lb".into())?
+        {
+            self.child = None;
+            return Err(Error::Ended {
+                what: "xdp-lb run".into(),
+                status,
+                log: self.log_tail(),
+            });
+        }
+        Ok(())
     }
 
     /// Waits until a backend is in that state, and gives the status.
@@ -218,7 +226,7 @@ impl XdpLb {
         })
     }
 
-    /// `status --json`, as far as [`Status`] knows it.
+    /// `status --json`, as the types of the crate read it.
     ///
     /// # Errors
     /// As [`XdpLb::json`].
@@ -226,7 +234,7 @@ impl XdpLb {
         self.json(&["status"])
     }
 
-    /// `status --json`, all of it.
+    /// `status --json`, as it was printed.
     ///
     /// # Errors
     /// As [`XdpLb::json`].

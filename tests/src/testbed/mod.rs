@@ -28,7 +28,7 @@ mod sniffer;
 mod status;
 #[cfg(test)]
 mod tests;
-mod xdp_pass;
+mod xdp;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -44,11 +44,11 @@ pub use namespace::Namespace;
 pub use nginx::{LARGE_BYTES, Nginx};
 pub use plan::{DEFAULT_VIP, INTERFACE, Mac, Role};
 pub use sniffer::{Reply, ReplySniffer};
-pub use status::{BackendStatus, Status};
+pub use status::StatusExt;
 
 use error::IoContext as _;
 use instance::Instance;
-use xdp_pass::XdpPass;
+use xdp::{PASS, XdpProgram};
 
 /// A network of namespaces. See the module's documentation.
 #[derive(Debug)]
@@ -56,7 +56,7 @@ pub struct Testbed {
     hosts: Vec<Host>,
     switch: Namespace,
     vip: IpAddr,
-    pass: XdpPass,
+    pass: XdpProgram,
     // Last: dropping it removes everything the others stand on.
     instance: Instance,
 }
@@ -136,7 +136,7 @@ impl Builder {
         for host in &hosts {
             link::configure(host, &hosts)?;
         }
-        let pass = XdpPass::attach(&switch, "director")?;
+        let pass = XdpProgram::attach(&switch, "director", PASS)?;
         Ok(Testbed {
             hosts,
             switch,

@@ -224,7 +224,7 @@ pub(super) fn run(command: &mut Command, input: Option<&str>) -> Result<Output> 
 
 fn package_of(program: &str) -> &'static str {
     if program.ends_with("nginx") {
-        "nginx-light"
+        "nginx"
     } else {
         "iproute2"
     }

@@ -89,7 +89,7 @@ impl Nginx {
             .spawn()
             .map_err(|source| Error::MissingTool {
                 program: "nginx".into(),
-                package: "nginx-light",
+                package: "nginx",
                 source,
             })?;
         self.child = Some(child);
@@ -120,6 +120,11 @@ impl Nginx {
             std::thread::sleep(Duration::from_millis(5));
         }
         Ok(())
+    }
+
+    /// Leaves it running when this value goes: for a testbed that is kept.
+    pub fn leave(mut self) {
+        self.child = None;
     }
 
     fn wait_until_it_accepts(&mut self) -> Result<()> {

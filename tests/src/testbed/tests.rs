@@ -144,20 +144,79 @@ fn a_backend_without_the_vip_is_a_black_hole_until_it_has_it_again() {
     get(client, client.address(), target, "/", PATIENCE).unwrap();
 }
 
+/// A director for one backend in 17 instructions: gives IPv4 frames for `vip` the MACs `to` and `from` and sends them
+/// back with `XDP_TX`; passes the rest. Codes as in Documentation/bpf/standardization/instruction-set.rst of the kernel.
+fn smallest_director(vip: std::net::Ipv4Addr, to: Mac, from: Mac) -> Vec<u64> {
+    let instruction = |code: u8, to: u8, from: u8, offset: i16, immediate: u32| {
+        u64::from(code)
+            | u64::from(to | from << 4) << 8
+            | u64::from(offset.cast_unsigned()) << 16
+            | u64::from(immediate) << 32
+    };
+    let [a, b, c, d, e, f] = to.0;
+    let [g, h, i, j, k, l] = from.0;
+    let word = u32::from_le_bytes;
+    let half = |low, high| u32::from(u16::from_le_bytes([low, high]));
+    vec![
+        instruction(0x61, 2, 1, 0, 0),                  // r2 = data
+        instruction(0x61, 3, 1, 4, 0),                  // r3 = data_end
+        instruction(0xbf, 4, 2, 0, 0),                  // r4 = r2
+        instruction(0x07, 4, 0, 0, 34),                 // r4 += the Ethernet and the IPv4 header
+        instruction(0x2d, 4, 3, 10, 0),                 // if r4 > r3 goto pass
+        instruction(0x69, 5, 2, 12, 0),                 // r5 = EtherType
+        instruction(0x55, 5, 0, 8, half(0x08, 0x00)),   // if r5 != IPv4 goto pass
+        instruction(0x61, 5, 2, 30, 0),                 // r5 = destination address
+        instruction(0x56, 5, 0, 6, word(vip.octets())), // if r5 != vip goto pass
+        instruction(0x62, 2, 0, 0, word([a, b, c, d])), // destination MAC
+        instruction(0x6a, 2, 0, 4, half(e, f)),
+        instruction(0x62, 2, 0, 6, word([g, h, i, j])), // source MAC
+        instruction(0x6a, 2, 0, 10, half(k, l)),
+        instruction(0xb7, 0, 0, 0, 3), // r0 = XDP_TX
+        instruction(0x95, 0, 0, 0, 0), // exit
+        instruction(0xb7, 0, 0, 0, 2), // pass: r0 = XDP_PASS
+        instruction(0x95, 0, 0, 0, 0), // exit
+    ]
+}
+
 #[test]
-fn xdp_can_send_back_what_it_received() {
+fn what_xdp_sends_back_reaches_the_backend_and_the_reply_the_client() {
     let testbed = Testbed::builder()
-        .clients(0, 0)
-        .backends(0)
+        .clients(1, 1)
+        .backends(1)
         .build()
         .unwrap();
-    let links = testbed
-        .switch()
-        .run("ip", &["-json", "link", "show", "dev", "director"])
+    let _nginx = Nginx::start(testbed.host("b1")).unwrap();
+    let (client, director) = (testbed.host("c1"), testbed.director());
+    let IpAddr::V4(vip) = testbed.vip() else {
+        panic!("the VIP is IPv4")
+    };
+    let target = SocketAddr::new(testbed.vip(), 80);
+    let program = smallest_director(vip, testbed.host("b1").mac(), director.mac());
+    let attached = xdp::XdpProgram::attach(director.namespace(), INTERFACE, &program).unwrap();
+    client.set_neighbour(testbed.vip(), director.mac()).unwrap();
+
+    let at_director = ReplySniffer::at_director(&testbed).unwrap();
+    let answer = get(client, client.sources()[0], target, "/", PATIENCE).unwrap();
+    assert_eq!(answer.headers["x-client"], client.sources()[0].to_string());
+    let whole = Download::start(client, client.sources()[0], target, LARGE_BYTES * 8)
+        .unwrap()
+        .finish()
         .unwrap();
-    let links: serde_json::Value = serde_json::from_slice(&links.stdout).unwrap();
-    // Mode 1 is native (include/uapi/linux/if_link.h: XDP_ATTACHED_DRV).
-    assert_eq!(links[0]["xdp"]["mode"], 1, "{links}");
+    assert!(whole.whole, "{whole:?}");
+    assert_eq!(
+        at_director.stop().unwrap(),
+        std::collections::BTreeMap::new()
+    );
+
+    drop(attached);
+    get(
+        client,
+        client.sources()[0],
+        target,
+        "/",
+        Duration::from_millis(500),
+    )
+    .unwrap_err();
 }
 
 #[test]

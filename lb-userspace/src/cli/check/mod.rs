@@ -187,7 +187,7 @@ async fn network_of_host(
     rights: bool,
     findings: &mut Findings,
 ) {
-    match check_host(file, &network::facts_for_config(facts)) {
+    match check_host(file, &facts.for_config()) {
         Ok(()) => findings.checks.push(Check::ok(
             "network",
             "all interfaces exist, every backend is in a subnet of theirs, no VIP is assigned to this host",

@@ -10,7 +10,7 @@ use tokio::{sync::mpsc, time::timeout};
 
 use super::Check;
 use crate::{
-    config::{self, Config, Node, XdpMode},
+    config::{Config, Node, XdpMode},
     dataplane::attach,
     neighbour::{AttachMode, AttachedXdp, HostFacts, Interface, NetworkEvent, Resolver, Target},
 };
@@ -83,22 +83,6 @@ const GENERIC_ONLY: [&str; 17] = [
 const MTU_MAX: u32 = 3_498;
 /// How long a backend may take to answer: the kernel asks three times, one second apart, and then gives up.
 const RESOLVE: Duration = Duration::from_secs(4);
-
-/// What the configuration is checked against.
-pub(super) fn facts_for_config(facts: &HostFacts) -> config::HostFacts {
-    let interfaces = facts
-        .interfaces
-        .iter()
-        .map(|interface| config::InterfaceFacts {
-            name: interface.link.name.clone(),
-            index: interface.link.ifindex,
-            mac: interface.link.mac,
-            addresses: interface.addresses.clone(),
-        });
-    config::HostFacts {
-        interfaces: interfaces.collect(),
-    }
-}
 
 /// One interface of the configuration.
 pub(super) fn interface(interface: &Interface, node: &Node) -> Vec<Check> {

@@ -1,8 +1,4 @@
-//! The XDP program on the director's port of the switch.
-//!
-//! A veth drops what its peer sends back with `XDP_TX` unless an XDP program runs on this end too
-//! (drivers/net/veth.c: `veth_xdp_xmit` wants a peer that polls). The program is two instructions long, so it is
-//! written here as bytes and needs no compiler.
+//! XDP programs that are a few instructions long, written here as such: they need no compiler.
 
 use std::ffi::CString;
 use std::io;
@@ -22,28 +18,35 @@ const BPF_XDP: u32 = 37;
 // include/uapi/linux/if_link.h: in the driver, or not at all.
 const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 
-/// `r0 = 2 (XDP_PASS); exit`, as `struct bpf_insn` {code, registers, offset, immediate}.
-const PASS: [u64; 2] = [0xb7 | 2 << 32, 0x95];
+/// `r0 = 2 (XDP_PASS); exit`, each as a `struct bpf_insn` in a word: code, registers, offset, immediate.
+///
+/// For the director's port of the switch: a veth drops what its peer sends back with `XDP_TX` unless an XDP program
+/// runs on this end too (drivers/net/veth.c: `veth_xdp_xmit` wants a peer that polls).
+pub(super) const PASS: &[u64] = &[0xb7 | 2 << 32, 0x95];
 
-/// The attached program; dropping it detaches it.
+/// An attached program; dropping it detaches it.
 #[derive(Debug)]
-pub(super) struct XdpPass {
+pub(super) struct XdpProgram {
     link: OwnedFd,
 }
 
-impl XdpPass {
-    /// Attaches the program to `interface` of `namespace`.
-    pub(super) fn attach(namespace: &Namespace, interface: &str) -> Result<Self> {
+impl XdpProgram {
+    /// Attaches the instructions, natively, to `interface` of `namespace`.
+    pub(super) fn attach(
+        namespace: &Namespace,
+        interface: &str,
+        instructions: &[u64],
+    ) -> Result<Self> {
         let what = || {
             format!(
-                "attach an XDP_PASS program to {interface} in {}",
+                "attach an XDP program to {interface} in {}",
                 namespace.name()
             )
         };
         namespace
             .run_in(|| {
                 let index = nix::net::if_::if_nametoindex(interface)?;
-                let program = load()?;
+                let program = load(instructions)?;
                 let link = bpf(
                     BPF_LINK_CREATE,
                     &LinkCreate {
@@ -63,7 +66,7 @@ impl XdpPass {
 
     /// Pins the attachment, so that it outlives the process.
     pub(super) fn pin(&self, path: &Path) -> Result<()> {
-        let what = || format!("pin the switch's XDP link at {}", path.display());
+        let what = || format!("pin the XDP link at {}", path.display());
         let name = CString::new(path.as_os_str().as_bytes()).to_do(what)?;
         bpf(
             BPF_OBJ_PIN,
@@ -78,13 +81,13 @@ impl XdpPass {
     }
 }
 
-fn load() -> io::Result<OwnedFd> {
+fn load(instructions: &[u64]) -> io::Result<OwnedFd> {
     let program = bpf(
         BPF_PROG_LOAD,
         &ProgramLoad {
             kind: BPF_PROG_TYPE_XDP,
-            instruction_count: PASS.len() as u32,
-            instructions: PASS.as_ptr() as u64,
+            instruction_count: u32::try_from(instructions.len()).map_err(io::Error::other)?,
+            instructions: instructions.as_ptr() as u64,
             license: c"Dual MIT/GPL".as_ptr() as u64,
             ..ProgramLoad::default()
         },

@@ -1,0 +1,161 @@
+//! What is pinned, read back: a new controller starts from what the maps hold.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
+
+use lb_common::{
+    abi::{self, BackendState},
+    pick::Slot,
+    service::{Directory, ServiceKey, ServiceValue},
+    wire::PROTO_UDP,
+};
+
+use super::{
+    actual::{Actual, ActualBackend, ActualService, Millis},
+    directory::Entries,
+    retarget::Track,
+};
+use crate::dataplane::{DataplaneError, Maps};
+
+/// The picture of what the maps hold. Slots in transition count as changed `now`, the safe side: when they really did is
+/// not kept.
+///
+/// # Errors
+/// [`DataplaneError::Map`].
+pub fn adopt(maps: &Maps, now: Millis) -> Result<Actual, DataplaneError> {
+    let buckets = maps.service_buckets();
+    let bucket_bits = (buckets.len() / 2).max(2).ilog2() as u8;
+    let mut actual = Actual::empty(
+        maps.slot_capacity(),
+        maps.service_capacity(),
+        maps.backend_capacity(),
+        bucket_bits,
+    );
+    let directory = Directory(maps.control().directory.get());
+    if directory.0 == 0 {
+        return Ok(actual);
+    }
+    let half = buckets.len() / 2;
+    let in_use = if directory.second_half() {
+        &buckets[half..]
+    } else {
+        &buckets[..half]
+    };
+    let mut ports: BTreeMap<u16, Vec<ServiceKey>> = BTreeMap::new();
+    for way in in_use.iter().flat_map(|bucket| &bucket.ways) {
+        let key = ServiceKey(way.key.get());
+        if key.0 != 0 && key.protocol() != 0 {
+            ports
+                .entry(ServiceValue(way.value.get()).id())
+                .or_default()
+                .push(key);
+        }
+    }
+    for (id, keys) in ports {
+        let Some(info) = maps.service_info(id)? else {
+            continue;
+        };
+        let value = ServiceValue(info.value);
+        let size = 1u32 << value.bits();
+        let slots: Vec<Slot> = (0..size)
+            .map(|i| maps.slot(value.offset() + i).unwrap_or_default())
+            .collect();
+        actual.regions.occupy(value.offset(), value.bits() as u8);
+        actual.services.insert(
+            id,
+            ActualService {
+                name: abi::text(&info.name).to_owned(),
+                entries: Entries {
+                    vip: address(info.vip).to_bits(),
+                    protocol: info.protocol,
+                    ports: ranges(&keys),
+                },
+                affinity: value.affinity(),
+                track: if info.protocol == PROTO_UDP {
+                    Track::Nothing
+                } else {
+                    Track::Flows
+                },
+                flow_idle: Duration::from_millis(info.flow_idle_ms),
+                offset: value.offset(),
+                bits: value.bits() as u8,
+                changed: vec![now; slots.len()],
+                slots,
+                // Not kept; the first reconciliation builds it and finds the same table, unless something changed.
+                built_for: Vec::new(),
+            },
+        );
+    }
+    for number in 1..maps.backend_capacity() {
+        let number = number as u16;
+        let Some(info) = maps.backend_info(number)? else {
+            continue;
+        };
+        if !actual.services.contains_key(&info.service) {
+            continue;
+        }
+        actual.backends.insert(
+            number,
+            ActualBackend {
+                service: info.service,
+                name: abi::text(&info.name).to_owned(),
+                address: address(info.address),
+                entry: maps.backend(number).unwrap_or_default(),
+                state: BackendState::from_number(info.state).unwrap_or(BackendState::Down),
+                reason: abi::text(&info.reason).to_owned(),
+                since_ms: info.since_ms,
+                weight: info.weight,
+                priority: info.priority,
+                healthy: info.healthy != 0,
+                base_packets: info.base_packets,
+                base_bytes: info.base_bytes,
+            },
+        );
+    }
+    Ok(actual)
+}
+
+/// The IPv4 address of a mapped one; this version writes no other.
+fn address(octets: [u8; 16]) -> Ipv4Addr {
+    Ipv6Addr::from(octets)
+        .to_ipv4_mapped()
+        .unwrap_or(Ipv4Addr::UNSPECIFIED)
+}
+
+/// Ports as merged ranges; empty for all of them.
+fn ranges(keys: &[ServiceKey]) -> Vec<std::ops::RangeInclusive<u16>> {
+    let mut ports: Vec<u16> = keys.iter().map(|key| key.port()).collect();
+    ports.sort_unstable();
+    if ports.first() == Some(&0) {
+        return Vec::new();
+    }
+    let mut merged: Vec<std::ops::RangeInclusive<u16>> = Vec::new();
+    for port in ports {
+        match merged.last_mut() {
+            Some(last) if u32::from(*last.end()) + 1 == u32::from(port) => {
+                *last = *last.start()..=port;
+            }
+            _ => merged.push(port..=port),
+        }
+    }
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_come_back_as_merged_ranges() {
+        let key = |port| ServiceKey::ipv4(1, 6, port);
+        assert_eq!(
+            ranges(&[key(443), key(80), key(81), key(82)]),
+            [80..=82, 443..=443]
+        );
+        assert_eq!(ranges(&[key(65535), key(65534)]), [65534..=65535]);
+        assert!(ranges(&[ServiceKey::ipv4_any_port(1, 6)]).is_empty());
+    }
+}

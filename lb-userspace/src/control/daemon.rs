@@ -1,0 +1,701 @@
+//! The daemon: one loop that takes events in, reconciles, and has the result done.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    path::PathBuf,
+    process,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context as _, Result, anyhow};
+use lb_common::{flow::TICK_SHIFT, hash::Seed};
+use rustix::time::{ClockId, clock_gettime};
+use tokio::{
+    select,
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, oneshot},
+    time::{MissedTickBehavior, interval},
+};
+use tracing::{error, info, warn};
+
+use super::{
+    actual::{Millis, Op},
+    decisions::Decisions,
+    execute::Done,
+    knowledge::{Knowledge, Neighbour, PortState},
+    orders::{self, Order},
+    reconcile::reconcile,
+    report,
+    startup::{self, Running},
+    sweep::{Sweep, sweep},
+};
+use crate::{
+    api::{InterfaceStatus, LastApply, NodeStatus, Request, Response, Target, server},
+    config::{Config, ConfigFile, check_host},
+    dataplane::{DataplaneError, attach},
+    health::{ProbeReport, Prober},
+    neighbour::{
+        self, Netlink, NetworkEvent, Resolver, Target as NeighbourTarget,
+        vip_route::{self, ProbeRoute},
+    },
+};
+
+/// How `run` was called.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// Whether the data path is taken away at the end.
+    pub detach_on_exit: bool,
+}
+
+/// How often the flow table is looked through while a slot is in transition.
+const SWEEP: Duration = Duration::from_millis(500);
+/// Events that may wait.
+const QUEUE: usize = 4096;
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What kept it from starting, with what to do about it; nothing is left behind then.
+pub async fn run(options: Options) -> Result<()> {
+    let file =
+        ConfigFile::load(&options.config).map_err(|errors| anyhow!("{}", errors.render(false)))?;
+    require_root()?;
+    let facts = neighbour::host_facts()
+        .await
+        .context("reading the interfaces")?;
+    check_host(&file, &facts.for_config()).map_err(|errors| anyhow!("{}", errors.render(false)))?;
+    // The socket first: a second daemon is told so before it touches anything.
+    let socket = server::bind(&file.config.control.socket)?;
+    let decisions_before = Decisions::load(&file.config.control.state)?;
+    let mut decisions = decisions_before.clone();
+    let started = Instant::now();
+    let running = startup::start(&file.config, &mut decisions, &facts, 0)?;
+    if decisions != decisions_before {
+        decisions.save(&file.config.control.state)?;
+    }
+
+    let (reports, reported) = mpsc::channel(QUEUE);
+    let (network, happened) = mpsc::channel(QUEUE);
+    let (questions, asked) = mpsc::channel(64);
+    let resolver = Resolver::start(network).context("following the neighbours")?;
+    let ports = running.attachments.iter().map(|a| a.port.clone()).collect();
+    let knowledge = Knowledge {
+        config: file.config,
+        decisions,
+        health: std::collections::HashMap::new(),
+        neighbours: std::collections::HashMap::new(),
+        ports,
+        facts,
+    };
+    let mut daemon = Daemon {
+        options,
+        running,
+        knowledge,
+        resolver,
+        prober: Prober::new(reports),
+        netlink: Netlink::open().context("opening netlink")?,
+        swept: Sweep::default(),
+        started,
+        started_at: SystemTime::now(),
+        last_apply: None,
+    };
+    let actual = &daemon.running.executor.actual;
+    daemon.knowledge.adopt_neighbours(actual);
+    let probes = daemon.knowledge.probes(actual);
+    daemon.knowledge.keep_health(actual, &probes);
+    daemon.change("start", Instant::now(), |_| true)?;
+    daemon.prepare_probe_routes().await;
+    tokio::spawn(server::serve(socket, questions));
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        config = %daemon.options.config.display(),
+        services = daemon.knowledge.config.services.len(),
+        "running"
+    );
+    let result = daemon.work(reported, happened, asked).await;
+    daemon.end().await;
+    result
+}
+
+fn require_root() -> Result<()> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(DataplaneError::Privileges {
+        what: "loading XDP programs".into(),
+    }
+    .into())
+}
+
+struct Daemon {
+    options: Options,
+    running: Running,
+    knowledge: Knowledge,
+    resolver: Resolver,
+    prober: Prober,
+    netlink: Netlink,
+    swept: Sweep,
+    started: Instant,
+    started_at: SystemTime,
+    last_apply: Option<LastApply>,
+}
+
+impl Daemon {
+    async fn work(
+        &mut self,
+        mut reported: mpsc::Receiver<ProbeReport>,
+        mut happened: mpsc::Receiver<NetworkEvent>,
+        mut asked: mpsc::Receiver<(Request, oneshot::Sender<Response>)>,
+    ) -> Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        let mut sweeping = interval(SWEEP);
+        sweeping.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        loop {
+            select! {
+                biased;
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+                Some(report) = reported.recv() => self.on_probe(&report)?,
+                Some(event) = happened.recv() => self.on_network(event).await?,
+                Some((request, answer)) = asked.recv() => {
+                    let response = self.on_request(request).await?;
+                    // Whoever asked may have gone.
+                    let _ = answer.send(response);
+                }
+                _ = hangup.recv() => match self.reload().await? {
+                    Response::Refused { message } => error!(%message, "reload refused; everything stays as it is"),
+                    _ => info!("reloaded"),
+                },
+                _ = sweeping.tick() => self.sweep()?,
+            }
+        }
+    }
+
+    fn now(&self) -> Millis {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Reconciles the services for which `touched` is true; tells the probes and neighbours what follows. Gives one line
+    /// for each backend whose state changed.
+    fn change(
+        &mut self,
+        cause: &str,
+        since: Instant,
+        touched: impl Fn(&str) -> bool,
+    ) -> Result<Vec<String>> {
+        let now = self.now();
+        let executor = &mut self.running.executor;
+        let desired = self.knowledge.desired(&executor.actual);
+        let ops = reconcile(&desired, touched, &executor.actual, unix_ms(), now)?;
+        if ops.is_empty() {
+            return Ok(Vec::new());
+        }
+        let lines = self.tell(&ops);
+        let Done { slots } = self.running.executor.execute(&ops, now)?;
+        let duration = since.elapsed();
+        if slots > 0 || !lines.is_empty() {
+            self.last_apply = Some(LastApply {
+                at: report::rfc3339(SystemTime::now()),
+                cause: cause.to_owned(),
+                duration_us: u64::try_from(duration.as_micros()).unwrap_or(u64::MAX),
+                slots,
+            });
+        }
+        self.follow();
+        Ok(lines)
+    }
+
+    /// Probes and neighbours as the maps are now.
+    fn follow(&mut self) {
+        let actual = &self.running.executor.actual;
+        let probes = self.knowledge.probes(actual);
+        self.knowledge.keep_health(actual, &probes);
+        let specs: BTreeMap<_, _> = probes
+            .into_iter()
+            .map(|(id, (spec, _))| (id, spec))
+            .collect();
+        self.prober.apply(&specs);
+        self.resolver.follow(self.knowledge.targets());
+    }
+
+    /// Logs every change of a backend with its reason, and gives the same as lines.
+    fn tell(&self, ops: &[Op]) -> Vec<String> {
+        let actual = &self.running.executor.actual;
+        let names: BTreeMap<u16, String> = actual
+            .services
+            .iter()
+            .map(|(id, service)| (*id, service.name.clone()))
+            .chain(ops.iter().filter_map(|op| match op {
+                Op::Service { id, service } => Some((*id, service.name.clone())),
+                _ => None,
+            }))
+            .collect();
+        let mut lines = Vec::new();
+        for op in ops {
+            match op {
+                Op::Backend { number, backend } => {
+                    let service = names.get(&backend.service).map_or("", String::as_str);
+                    let old = actual.backends.get(number);
+                    let from = old.map_or("new", |old| old.state.name());
+                    let to = backend.state.name();
+                    if old.is_none_or(|old| old.state != backend.state) {
+                        info!(
+                            service,
+                            backend = backend.name,
+                            from,
+                            to,
+                            reason = backend.reason,
+                            "backend changed"
+                        );
+                        lines.push(format!(
+                            "{service}/{}: {from} -> {to} ({})",
+                            backend.name, backend.reason
+                        ));
+                    } else if let Some(old) = old {
+                        if old.weight != backend.weight {
+                            info!(
+                                service,
+                                backend = backend.name,
+                                from = old.weight,
+                                to = backend.weight,
+                                "weight changed"
+                            );
+                            lines.push(format!(
+                                "{service}/{}: weight {} -> {}",
+                                backend.name, old.weight, backend.weight
+                            ));
+                        }
+                        if old.priority != backend.priority {
+                            lines.push(format!(
+                                "{service}/{}: priority {} -> {}",
+                                backend.name, old.priority, backend.priority
+                            ));
+                        }
+                        if old.entry.mac() != backend.entry.mac() {
+                            info!(service, backend = backend.name, "MAC address changed");
+                        }
+                    }
+                }
+                Op::Service { id, service } => match actual.services.get(id) {
+                    None => {
+                        info!(
+                            service = service.name,
+                            slots = service.slots.len(),
+                            "service added"
+                        );
+                        lines.push(format!("{}: added", service.name));
+                    }
+                    Some(old) => {
+                        if old.affinity != service.affinity {
+                            warn!(
+                                service = service.name,
+                                "affinity changed: connections may move to another backend"
+                            );
+                            lines.push(format!(
+                                "{}: affinity changed; open connections may move to another backend",
+                                service.name
+                            ));
+                        }
+                        if old.entries != service.entries {
+                            lines.push(format!("{}: address or ports changed", service.name));
+                        }
+                        if old.flow_idle != service.flow_idle {
+                            lines.push(format!("{}: flow_idle changed", service.name));
+                        }
+                    }
+                },
+                Op::RemoveService { id } => {
+                    if let Some(service) = actual.services.get(id) {
+                        info!(service = service.name, "service removed");
+                        lines.push(format!("{}: removed", service.name));
+                    }
+                }
+                Op::RemoveBackend { number } => {
+                    if let Some(backend) = actual.backends.get(number) {
+                        let service = names.get(&backend.service).map_or("", String::as_str);
+                        info!(service, backend = backend.name, "backend gone");
+                    }
+                }
+                Op::Slots { .. } | Op::SwapDirectory => {}
+            }
+        }
+        lines
+    }
+
+    fn on_probe(&mut self, report: &ProbeReport) -> Result<()> {
+        if !self.prober.is_current(report) {
+            return Ok(());
+        }
+        let since = Instant::now();
+        let number = report.backend.0;
+        let Some(backend) = self.running.executor.actual.backends.get(&number) else {
+            return Ok(());
+        };
+        let Some(service) = self.running.executor.actual.services.get(&backend.service) else {
+            return Ok(());
+        };
+        let (service, name, address) =
+            (service.name.clone(), backend.name.clone(), backend.address);
+        let Some(health) = self.knowledge.health.get_mut(&number) else {
+            return Ok(());
+        };
+        let before = (health.state(), health.reason().to_owned());
+        let change = health.observe(&report.result, report.at);
+        if report.result.is_err()
+            && let Some(port) = self.knowledge.port_towards(IpAddr::V4(address))
+        {
+            // The MAC address may be another one by now.
+            self.resolver.confirm(NeighbourTarget {
+                address: IpAddr::V4(address),
+                ifindex: port.ifindex,
+            });
+        }
+        let health = &self.knowledge.health[&number];
+        if change.is_some() || before != (health.state(), health.reason().to_owned()) {
+            let cause = format!("probe of {service}/{name}");
+            self.change(&cause, since, |touched| touched == service)?;
+        }
+        Ok(())
+    }
+
+    async fn on_network(&mut self, event: NetworkEvent) -> Result<()> {
+        let since = Instant::now();
+        match event {
+            NetworkEvent::Neighbour(event) => {
+                let target = NeighbourTarget {
+                    address: event.address,
+                    ifindex: event.ifindex,
+                };
+                let neighbour = Neighbour {
+                    mac: event.mac,
+                    reason: event.reason,
+                };
+                self.knowledge.neighbours.insert(target, neighbour);
+                let services: Vec<String> = self
+                    .knowledge
+                    .config
+                    .services
+                    .iter()
+                    .filter(|s| s.backends.iter().any(|b| b.address == event.address))
+                    .map(|s| s.name.clone())
+                    .collect();
+                let cause = format!("neighbour {}", event.address);
+                self.change(&cause, since, |touched| {
+                    services.iter().any(|s| s == touched)
+                })?;
+            }
+            NetworkEvent::Link(event) => {
+                let Some(port) = self
+                    .knowledge
+                    .ports
+                    .iter()
+                    .find(|p| p.ifindex == event.link.ifindex)
+                else {
+                    return Ok(());
+                };
+                if !event.exists {
+                    error!(
+                        interface = port.name,
+                        "the interface is gone, and with it the data path on it; restart xdp-lb when it is back"
+                    );
+                } else if let Some(mac) = event.link.mac
+                    && mac != port.mac
+                {
+                    self.adopt_mac(port.number, mac).await?;
+                } else if event.link.up {
+                    // The kernel dropped the probes' routes while it was down.
+                    self.prepare_probe_routes().await;
+                }
+            }
+            NetworkEvent::Address(_) => {
+                self.knowledge.facts = neighbour::host_facts()
+                    .await
+                    .context("reading the interfaces")?;
+                self.change("addresses of the director", since, |_| true)?;
+                self.prepare_probe_routes().await;
+            }
+        }
+        Ok(())
+    }
+
+    /// The interface has another MAC address: the program that answers ARP with it is loaded anew.
+    async fn adopt_mac(&mut self, number: u16, mac: neighbour::Mac) -> Result<()> {
+        self.knowledge.facts = neighbour::host_facts()
+            .await
+            .context("reading the interfaces")?;
+        if let Some(port) = self.knowledge.ports.iter_mut().find(|p| p.number == number) {
+            info!(
+                interface = port.name,
+                mac = report::mac_text(mac),
+                "the interface's MAC address changed"
+            );
+            port.mac = mac;
+            let port: PortState = port.clone();
+            startup::reload_program(
+                &self.knowledge.config,
+                &self.knowledge.facts,
+                &port,
+                &mut self.running,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// The ways of the probes to the VIPs.
+    async fn prepare_probe_routes(&self) {
+        let mut routes: Vec<ProbeRoute> = Vec::new();
+        for service in &self.knowledge.config.services {
+            let through_vip = service
+                .probe
+                .as_ref()
+                .is_some_and(|p| p.via == crate::config::Via::Vip);
+            let Some(backend) = service.backends.first().filter(|_| through_vip) else {
+                continue;
+            };
+            let Some(port) = self.knowledge.port_towards(backend.address) else {
+                continue;
+            };
+            let source = self
+                .knowledge
+                .facts
+                .interface(&port.name)
+                .and_then(|interface| {
+                    interface
+                        .addresses
+                        .iter()
+                        .find(|net| net.contains(&backend.address))
+                        .map(ipnet::IpNet::addr)
+                });
+            let Some(source) = source else { continue };
+            let route = ProbeRoute {
+                vip: service.vip,
+                ifindex: port.ifindex,
+                source,
+            };
+            if !routes.iter().any(|other| other.vip == route.vip) {
+                routes.push(route);
+            }
+        }
+        match vip_route::ensure_all(&self.netlink, &routes).await {
+            Ok(results) => {
+                for error in results.into_iter().filter_map(Result::err) {
+                    error!(%error, "probes through a VIP have no way");
+                }
+            }
+            Err(error) => error!(%error, "probes through the VIPs have no way"),
+        }
+    }
+
+    fn sweep(&mut self) -> Result<()> {
+        let executor = &mut self.running.executor;
+        let actual = &executor.actual;
+        let quiet = actual.services.values().all(|s| s.in_transition() == 0)
+            && self.swept.used == 0
+            && !actual.backends.values().any(|b| {
+                matches!(
+                    b.state,
+                    lb_common::abi::BackendState::Draining | lb_common::abi::BackendState::Leaving
+                )
+            });
+        if quiet {
+            return Ok(());
+        }
+        let control = executor.maps.control();
+        let seed = Seed([control.seed0.get(), control.seed1.get()]);
+        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.swept = sweep(executor.maps.flow_buckets(), actual, seed, ticks_now(), now);
+        let ops = self.swept.operations(actual, unix_ms());
+        executor.clear_flows(&self.swept.clear);
+        if !ops.is_empty() {
+            self.tell(&ops);
+            self.running.executor.execute(&ops, now)?;
+            self.follow();
+        }
+        Ok(())
+    }
+
+    async fn on_request(&mut self, request: Request) -> Result<Response> {
+        match request {
+            Request::Status => Ok(Response::Status(Box::new(self.status()?))),
+            Request::Drain { backend, force } => self.order(&backend, Order::Drain, force),
+            Request::Resume { backend } => self.order(&backend, Order::Resume, true),
+            Request::Fail { backend, force } => self.order(&backend, Order::Fail, force),
+            Request::Weight { backend, weight } => {
+                self.order(&backend, Order::Weight(weight), true)
+            }
+            Request::Reload => self.reload().await,
+        }
+    }
+
+    fn order(&mut self, target: &Target, order: Order, force: bool) -> Result<Response> {
+        let since = Instant::now();
+        let refused = |message: String| Ok(Response::Refused { message });
+        let services = match orders::resolve(&self.knowledge.config, target) {
+            Ok(services) => services,
+            Err(refusal) => return refused(refusal.to_string()),
+        };
+        if !force
+            && let Err(refusal) =
+                orders::refuse_last(&self.running.executor.actual, &services, &target.backend)
+        {
+            return refused(refusal.to_string());
+        }
+        let decisions =
+            match orders::decide(&self.knowledge.decisions, &services, &target.backend, order) {
+                Ok(decisions) => decisions,
+                Err(refusal) => return refused(refusal.to_string()),
+            };
+        // Kept before it is done: what was ordered is not forgotten by a crash in between.
+        if decisions != self.knowledge.decisions
+            && let Err(error) = decisions.save(&self.knowledge.config.control.state)
+        {
+            return refused(format!("{error}; nothing was changed"));
+        }
+        let services: Vec<String> = services.into_iter().map(str::to_owned).collect();
+        self.knowledge.decisions = decisions;
+        let cause = format!("{order:?} {}", target.backend);
+        let changes = self.change(&cause, since, |touched| {
+            services.iter().any(|s| s == touched)
+        })?;
+        self.sweep()?;
+        Ok(Response::Done { changes })
+    }
+
+    /// Reads the configuration file again; a bad one changes nothing.
+    async fn reload(&mut self) -> Result<Response> {
+        let since = Instant::now();
+        let refused = |message: String| Ok(Response::Refused { message });
+        let file = match ConfigFile::load(&self.options.config) {
+            Ok(file) => file,
+            Err(errors) => return refused(errors.render(false)),
+        };
+        let facts = neighbour::host_facts()
+            .await
+            .context("reading the interfaces")?;
+        if let Err(errors) = check_host(&file, &facts.for_config()) {
+            return refused(errors.render(false));
+        }
+        if let Some(what) = needs_restart(&self.knowledge.config, &file.config) {
+            return refused(format!(
+                "{what} changed, which takes a restart (`systemctl restart xdp-lb`: no packet is lost); nothing was changed"
+            ));
+        }
+        self.knowledge.facts = facts;
+        let before = std::mem::replace(&mut self.knowledge.config, file.config);
+        match self.change("reload", since, |_| true) {
+            Ok(changes) => {
+                self.prepare_probe_routes().await;
+                self.follow();
+                self.sweep()?;
+                Ok(Response::Done { changes })
+            }
+            Err(error) if error.is::<super::reconcile::TooSmall>() => {
+                self.knowledge.config = before;
+                refused(format!("{error}; nothing was changed"))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn status(&self) -> Result<crate::api::Status> {
+        let config = &self.knowledge.config;
+        let control = self.running.executor.maps.control();
+        let node = NodeStatus {
+            name: config.node.name.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: process::id(),
+            started: report::rfc3339(self.started_at),
+            pin_path: config.node.pin_path.display().to_string(),
+            config: self.options.config.display().to_string(),
+            abi: report::ABI,
+            generation: control.generation.get(),
+            interfaces: self
+                .running
+                .attachments
+                .iter()
+                .map(|attachment| InterfaceStatus {
+                    name: attachment.port.name.clone(),
+                    index: attachment.port.ifindex,
+                    mac: report::mac_text(attachment.port.mac),
+                    mode: attachment.mode.name().into(),
+                    program_id: attachment.program_id,
+                })
+                .collect(),
+            last_apply: self.last_apply.clone(),
+        };
+        let order: Vec<String> = config.services.iter().map(|s| s.name.clone()).collect();
+        let executor = &self.running.executor;
+        Ok(report::status(
+            node,
+            &executor.maps,
+            &executor.actual,
+            &order,
+            &self.swept,
+            self.now(),
+        )?)
+    }
+
+    /// The end: the probes' routes go; the data path stays unless the operator wants it otherwise.
+    async fn end(&mut self) {
+        for port in &self.knowledge.ports {
+            if let Err(error) = vip_route::remove_all_ours(&self.netlink, port.ifindex).await {
+                warn!(%error, interface = port.name, "the probes' routes could not be removed");
+            }
+        }
+        let pin_path = &self.knowledge.config.node.pin_path;
+        if self.options.detach_on_exit {
+            match attach::remove_pins(pin_path) {
+                Ok(()) => info!("ended; the data path is gone"),
+                Err(error) => error!(%error, "the data path could not be removed"),
+            }
+        } else {
+            info!(pin_path = %pin_path.display(), "ended; the data path stays in place and forwards on");
+        }
+    }
+}
+
+/// The first setting that can't change while running.
+fn needs_restart(old: &Config, new: &Config) -> Option<&'static str> {
+    [
+        (
+            "`interfaces` in [node]",
+            old.node.interfaces != new.node.interfaces,
+        ),
+        (
+            "`pin_path` in [node]",
+            old.node.pin_path != new.node.pin_path,
+        ),
+        (
+            "`xdp_mode` in [node]",
+            old.node.xdp_mode != new.node.xdp_mode,
+        ),
+        (
+            "`unserved` in [node]",
+            old.node.unserved != new.node.unserved,
+        ),
+        ("`seed` in [node]", old.node.seed != new.node.seed),
+        ("[control]", old.control != new.control),
+        ("[limits]", old.limits != new.limits),
+    ]
+    .into_iter()
+    .find(|(_, differs)| *differs)
+    .map(|(what, _)| what)
+}
+
+/// The data path's coarse time: `bpf_ktime_get_coarse_ns` is `CLOCK_MONOTONIC_COARSE`.
+fn ticks_now() -> u16 {
+    let time = clock_gettime(ClockId::MonotonicCoarse);
+    let nanos = time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs();
+    (nanos >> TICK_SHIFT) as u16
+}
+
+fn unix_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,323 @@
+//! What the controller knows of the world: configuration, decisions, probe results, neighbours, interfaces; and the
+//! desired state that follows from it.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::SystemTime,
+};
+
+use lb_common::{
+    abi::probe_mark,
+    pick::Affinity,
+    wire::{PROTO_TCP, PROTO_UDP, mac_bytes},
+};
+
+use super::{
+    actual::Actual,
+    decisions::Decisions,
+    desired::{DesiredBackend, DesiredService, Knowledge as BackendKnowledge, state},
+    directory::Entries,
+    retarget::Track,
+};
+use crate::{
+    config::{self, Config, Ports, Protocol, Service},
+    health::{Health, HealthState, ProbeId, ProbeKind, ProbeSpec, Thresholds, Via},
+    neighbour::{HostFacts, Mac, Target},
+};
+
+/// One of the director's interfaces that the program is attached to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortState {
+    /// Its port number.
+    pub number: u16,
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub ifindex: u32,
+    /// Its MAC address.
+    pub mac: Mac,
+}
+
+/// What is known of a neighbour.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    /// Its MAC address, if it is known.
+    pub mac: Option<Mac>,
+    /// Why it is not.
+    pub reason: String,
+}
+
+/// Everything the desired state depends on.
+#[derive(Debug)]
+pub struct Knowledge {
+    /// The configuration in force.
+    pub config: Config,
+    /// The operator's decisions.
+    pub decisions: Decisions,
+    /// By backend number; only of probed backends.
+    pub health: HashMap<u16, Health>,
+    /// By address and interface.
+    pub neighbours: HashMap<Target, Neighbour>,
+    /// The interfaces.
+    pub ports: Vec<PortState>,
+    /// The host's addresses.
+    pub facts: HostFacts,
+}
+
+/// The IPv4 address of a configuration's address: this version's configurations hold no other.
+fn ipv4(address: IpAddr) -> Ipv4Addr {
+    match address {
+        IpAddr::V4(address) => address,
+        IpAddr::V6(address) => address.to_ipv4_mapped().unwrap_or(Ipv4Addr::UNSPECIFIED),
+    }
+}
+
+const fn protocol_number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => PROTO_TCP,
+        Protocol::Udp => PROTO_UDP,
+    }
+}
+
+impl Knowledge {
+    /// The interface towards a backend: the one with a subnet that holds its address, the narrowest first.
+    #[must_use]
+    pub fn port_towards(&self, address: IpAddr) -> Option<&PortState> {
+        self.ports
+            .iter()
+            .filter_map(|port| {
+                let interface = self.facts.interface(&port.name)?;
+                let prefix = interface
+                    .addresses
+                    .iter()
+                    .filter(|net| net.contains(&address))
+                    .map(ipnet::IpNet::prefix_len)
+                    .max()?;
+                Some((prefix, port))
+            })
+            .max_by_key(|(prefix, _)| *prefix)
+            .map(|(_, port)| port)
+    }
+
+    /// The neighbours to follow.
+    #[must_use]
+    pub fn targets(&self) -> HashSet<Target> {
+        self.config
+            .services
+            .iter()
+            .flat_map(|service| &service.backends)
+            .filter_map(|backend| {
+                let port = self.port_towards(backend.address)?;
+                Some(Target {
+                    address: backend.address,
+                    ifindex: port.ifindex,
+                })
+            })
+            .collect()
+    }
+
+    /// The state every service should be in.
+    #[must_use]
+    pub fn desired(&self, actual: &Actual) -> Vec<DesiredService> {
+        self.config
+            .services
+            .iter()
+            .map(|service| self.desired_service(service, actual))
+            .collect()
+    }
+
+    fn desired_service(&self, service: &Service, actual: &Actual) -> DesiredService {
+        let id = actual.service_id(&service.name);
+        DesiredService {
+            name: service.name.clone(),
+            entries: Entries {
+                vip: ipv4(service.vip).to_bits(),
+                protocol: protocol_number(service.protocol),
+                ports: match &service.ports {
+                    Ports::Any => Vec::new(),
+                    Ports::Ranges(ranges) => ranges.clone(),
+                },
+            },
+            affinity: match service.affinity {
+                config::Affinity::None => Affinity::NONE_IPV4,
+                config::Affinity::Client => Affinity::CLIENT_IPV4,
+                config::Affinity::Network => Affinity::NETWORK_IPV4,
+            },
+            track: match service.protocol {
+                Protocol::Tcp => Track::Flows,
+                Protocol::Udp => Track::Nothing,
+            },
+            flow_idle: service.flow_idle,
+            backends: service
+                .backends
+                .iter()
+                .map(|backend| {
+                    let number = id.and_then(|id| {
+                        actual.backend_number(id, &backend.name, ipv4(backend.address))
+                    });
+                    self.desired_backend(service, backend, number)
+                })
+                .collect(),
+        }
+    }
+
+    fn desired_backend(
+        &self,
+        service: &Service,
+        backend: &config::Backend,
+        number: Option<u16>,
+    ) -> DesiredBackend {
+        let decision = self.decisions.of(&service.name, &backend.name);
+        let port = self.port_towards(backend.address);
+        let neighbour = port.and_then(|port| {
+            self.neighbours.get(&Target {
+                address: backend.address,
+                ifindex: port.ifindex,
+            })
+        });
+        let mac = neighbour.and_then(|neighbour| neighbour.mac);
+        let no_mac = match (port, neighbour) {
+            (None, _) => format!(
+                "{} is in no subnet of the director's interfaces",
+                backend.address
+            ),
+            (Some(_), Some(neighbour)) => neighbour.reason.clone(),
+            (Some(port), None) => format!(
+                "waiting for the ARP answer of {} on {}",
+                backend.address, port.name
+            ),
+        };
+        let health = number.and_then(|number| self.health.get(&number));
+        let (healthy, words) = match (&service.probe, health) {
+            (None, _) => (true, "not probed, as configured".to_owned()),
+            (Some(_), Some(health)) => (
+                health.state() == HealthState::Up,
+                health.reason().to_owned(),
+            ),
+            (Some(_), None) => (false, "not probed yet".to_owned()),
+        };
+        let (state, reason) = state(&BackendKnowledge {
+            drained: decision.drained,
+            failed: decision.failed,
+            healthy,
+            health: &words,
+            has_mac: mac.is_some(),
+            neighbour: &no_mac,
+        });
+        DesiredBackend {
+            name: backend.name.clone(),
+            address: ipv4(backend.address),
+            weight: decision.weight.unwrap_or(backend.weight),
+            priority: backend.priority,
+            state,
+            reason,
+            healthy,
+            mac,
+            port: port.map_or(0, |port| port.number),
+        }
+    }
+
+    /// The probes that follow: one for each backend that has a number and a MAC address to be aimed at.
+    #[must_use]
+    pub fn probes(&self, actual: &Actual) -> BTreeMap<ProbeId, (ProbeSpec, Thresholds)> {
+        let mut probes = BTreeMap::new();
+        for service in &self.config.services {
+            let (Some(probe), Some(id)) = (&service.probe, actual.service_id(&service.name)) else {
+                continue;
+            };
+            for backend in &service.backends {
+                let Some(number) = actual.backend_number(id, &backend.name, ipv4(backend.address))
+                else {
+                    continue;
+                };
+                let through_vip = probe.via == config::Via::Vip;
+                let aimed = actual
+                    .backends
+                    .get(&number)
+                    .is_some_and(|b| b.entry.mac() != 0);
+                if through_vip && !aimed {
+                    continue;
+                }
+                let target = if through_vip {
+                    service.vip
+                } else {
+                    backend.address
+                };
+                let spec = ProbeSpec {
+                    kind: match &probe.kind {
+                        config::ProbeKind::Tcp => ProbeKind::Tcp,
+                        config::ProbeKind::Http { path, host, status } => ProbeKind::Http {
+                            path: path.clone(),
+                            host: host.clone(),
+                            status: status.clone(),
+                        },
+                    },
+                    via: if through_vip { Via::Vip } else { Via::Address },
+                    target: SocketAddr::new(target, probe.port),
+                    address: backend.address,
+                    mark: through_vip.then(|| probe_mark(number)),
+                    interval: probe.interval,
+                    timeout: probe.timeout,
+                };
+                let thresholds = Thresholds {
+                    rise: u32::from(probe.rise),
+                    fall: u32::from(probe.fall),
+                };
+                probes.insert(ProbeId(number), (spec, thresholds));
+            }
+        }
+        probes
+    }
+
+    /// Gives every probed backend a state of health, and forgets those of backends that are gone.
+    ///
+    /// What an earlier daemon knew is taken over: its word counts until the probes say otherwise.
+    pub fn keep_health(
+        &mut self,
+        actual: &Actual,
+        probes: &BTreeMap<ProbeId, (ProbeSpec, Thresholds)>,
+    ) {
+        self.health
+            .retain(|number, _| actual.backends.contains_key(number));
+        let now = SystemTime::now();
+        for (id, (_, thresholds)) in probes {
+            let health =
+                self.health
+                    .entry(id.0)
+                    .or_insert_with(|| match actual.backends.get(&id.0) {
+                        Some(backend) if backend.healthy => Health::adopted(
+                            *id,
+                            *thresholds,
+                            HealthState::Up,
+                            backend.reason.clone(),
+                            now,
+                        ),
+                        _ => Health::new(*id, *thresholds, now),
+                    });
+            health.set_thresholds(*thresholds);
+        }
+    }
+
+    /// Takes the MAC addresses that an earlier daemon resolved as known until the kernel says otherwise.
+    pub fn adopt_neighbours(&mut self, actual: &Actual) {
+        for backend in actual.backends.values().filter(|b| b.entry.mac() != 0) {
+            let Some(port) = self
+                .ports
+                .iter()
+                .find(|port| port.number == backend.entry.port())
+            else {
+                continue;
+            };
+            let target = Target {
+                address: IpAddr::V4(backend.address),
+                ifindex: port.ifindex,
+            };
+            let neighbour = Neighbour {
+                mac: Some(mac_bytes(backend.entry.mac())),
+                reason: String::new(),
+            };
+            self.neighbours.insert(target, neighbour);
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! The controller: desired state against actual state, and the daemon around it.
+//!
+//! [`reconcile`] and [`sweep`] are pure and know neither kernel nor time; [`daemon`] feeds them events and has
+//! [`execute`] do what they say.
+
+pub mod actual;
+pub mod adopt;
+pub mod daemon;
+pub mod decisions;
+pub mod desired;
+pub mod directory;
+pub mod execute;
+pub mod knowledge;
+pub mod orders;
+pub mod reconcile;
+pub mod regions;
+pub mod report;
+pub mod retarget;
+pub mod startup;
+pub mod sweep;
+
+pub use daemon::{Options, run};

@@ -1,0 +1,390 @@
+//! Desired state against actual state: the operations that make one of the other. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lb_common::{
+    abi::BackendState,
+    pick::{Backend, Slot},
+    wire::mac_word,
+};
+
+use super::{
+    actual::{Actual, ActualBackend, ActualService, Millis, Op},
+    desired::{DesiredBackend, DesiredService, active},
+    directory::{self, DirectoryFull},
+    retarget::{Track, retarget},
+};
+use crate::maglev;
+
+/// The maps are too small for what is wanted. Nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TooSmall {
+    /// More services than ids.
+    #[error("there is room for {capacity} services, all in use: the configuration has too many")]
+    Services {
+        /// How many ids there are.
+        capacity: u32,
+    },
+    /// More backends than numbers.
+    #[error(
+        "there is room for {capacity} backends, those that are leaving among them: raise `backends` in [limits] and start \
+         again, or wait until the ones that are leaving have gone"
+    )]
+    Backends {
+        /// How many numbers there are.
+        capacity: u32,
+    },
+    /// No room for a table.
+    #[error(
+        "service {service} needs a table of {needed} slots, but {used} of {capacity} are in use: raise `slots` in [limits] and start again"
+    )]
+    Slots {
+        /// The service.
+        service: String,
+        /// How many slots it needs in one piece.
+        needed: u32,
+        /// How many are in use.
+        used: u32,
+        /// How many there are.
+        capacity: u32,
+    },
+    /// Too many ports.
+    #[error(transparent)]
+    Directory(#[from] DirectoryFull),
+}
+
+/// The operations that bring the maps from `actual` to `desired`, in the order in which they must be done.
+///
+/// `services` are all services there should be; of those, only the ones for which `touched` is true are looked at (an
+/// event about one backend need not rebuild the others). Services that are not among them are removed.
+///
+/// # Errors
+/// [`TooSmall`]: then nothing must be done.
+pub fn reconcile(
+    services: &[DesiredService],
+    touched: impl Fn(&str) -> bool,
+    actual: &Actual,
+    unix_ms: u64,
+    now: Millis,
+) -> Result<Vec<Op>, TooSmall> {
+    let mut plan = Plan {
+        actual,
+        regions: actual.regions.clone(),
+        new_ids: BTreeSet::new(),
+        new_numbers: BTreeSet::new(),
+        ops: Vec::new(),
+        swap: false,
+        unix_ms,
+        now,
+    };
+    let names: BTreeSet<&str> = services.iter().map(|s| s.name.as_str()).collect();
+    for (id, service) in &actual.services {
+        if !names.contains(service.name.as_str()) {
+            plan.remove_service(*id);
+        }
+    }
+    for service in services.iter().filter(|service| touched(&service.name)) {
+        plan.service(service)?;
+    }
+    if plan.swap {
+        plan.ops.push(Op::SwapDirectory);
+        let mut after = actual.clone();
+        for op in &plan.ops {
+            after.apply(op, now);
+        }
+        let entries = directory::entries(
+            after
+                .services
+                .iter()
+                .map(|(id, s)| (&s.entries, s.value(*id))),
+        );
+        directory::lay_out(&entries, actual.bucket_bits, false, 0)?;
+    }
+    Ok(plan.ops)
+}
+
+struct Plan<'a> {
+    actual: &'a Actual,
+    regions: super::regions::Regions,
+    new_ids: BTreeSet<u16>,
+    new_numbers: BTreeSet<u16>,
+    ops: Vec<Op>,
+    swap: bool,
+    unix_ms: u64,
+    now: Millis,
+}
+
+impl Plan<'_> {
+    fn remove_service(&mut self, id: u16) {
+        self.swap = true;
+        self.ops.push(Op::RemoveService { id });
+        for (number, backend) in &self.actual.backends {
+            if backend.service == id {
+                self.ops.push(Op::RemoveBackend { number: *number });
+            }
+        }
+    }
+
+    fn service(&mut self, desired: &DesiredService) -> Result<(), TooSmall> {
+        let id = match self.actual.service_id(&desired.name) {
+            Some(id) => id,
+            None => {
+                let id = self
+                    .actual
+                    .free_service_id(&self.new_ids)
+                    .ok_or(TooSmall::Services {
+                        capacity: self.actual.service_capacity,
+                    })?;
+                self.new_ids.insert(id);
+                id
+            }
+        };
+        let numbers = self.numbers(id, desired)?;
+        let weights: Vec<u32> = desired.backends.iter().map(|b| b.weight).collect();
+        let old = self.actual.services.get(&id);
+        // A table never shrinks while it is in use: that would tear slots in transition together.
+        let bits = maglev::table_bits(&weights).max(old.map_or(0, |old| old.bits));
+        let built_for: Vec<(String, u32, u16)> = active(&desired.backends)
+            .map(|b| {
+                (
+                    b.identity(),
+                    b.weight,
+                    numbers[&(b.name.as_str(), b.address)],
+                )
+            })
+            .collect();
+
+        // Backends before slots: a slot never names a backend whose entry is not there yet, and a failed backend's
+        // recorded flows move with the one store of its entry.
+        let failed = self.backends(id, desired, &numbers);
+
+        let base = match old {
+            Some(old) if old.bits == bits => (old.slots.clone(), old.changed.clone(), old.offset),
+            Some(old) => {
+                let mut slots = old.slots.clone();
+                let mut changed = old.changed.clone();
+                for _ in old.bits..bits {
+                    slots = maglev::grow(&slots);
+                    changed = maglev::grow(&changed);
+                }
+                (slots, changed, self.region(desired, bits)?)
+            }
+            None => {
+                let size = 1usize << bits;
+                (
+                    vec![Slot::default(); size],
+                    vec![self.now; size],
+                    self.region(desired, bits)?,
+                )
+            }
+        };
+        let (before, changed, offset) = base;
+        let table_is_new = old.is_none_or(|old| old.bits != bits);
+        let stale =
+            table_is_new || old.is_none_or(|old| old.built_for != built_for) || !failed.is_empty();
+        let slots = if stale {
+            target(&before, &built_for, bits, desired.track, &failed)
+        } else {
+            before.clone()
+        };
+
+        let service = |slots, changed| ActualService {
+            name: desired.name.clone(),
+            entries: desired.entries.clone(),
+            affinity: desired.affinity,
+            track: desired.track,
+            flow_idle: desired.flow_idle,
+            offset,
+            bits,
+            slots,
+            changed,
+            built_for: built_for.clone(),
+        };
+        if table_is_new {
+            let mut changed = changed;
+            for ((slot, old), changed) in slots.iter().zip(&before).zip(&mut changed) {
+                if slot != old {
+                    *changed = self.now;
+                }
+            }
+            self.ops.push(Op::Service {
+                id,
+                service: service(slots, changed),
+            });
+            self.swap = true;
+            return Ok(());
+        }
+        let changes: Vec<(u32, Slot)> = (0..)
+            .zip(slots.iter().zip(&before))
+            .filter(|(_, (new, old))| new != old)
+            .map(|(index, (new, _))| (index, *new))
+            .collect();
+        let rebuilt = old.is_some_and(|old| old.built_for != built_for);
+        if !changes.is_empty() || rebuilt {
+            self.ops.push(Op::Slots {
+                service: id,
+                changes,
+                built_for: Some(built_for.clone()),
+            });
+        }
+        if let Some(old) = old
+            && (old.entries != desired.entries
+                || old.affinity != desired.affinity
+                || old.track != desired.track
+                || old.flow_idle != desired.flow_idle)
+        {
+            // The table is written already; the service keeps it.
+            self.swap |= old.entries != desired.entries || old.affinity != desired.affinity;
+            let mut changed = changed;
+            for ((slot, old), changed) in slots.iter().zip(&before).zip(&mut changed) {
+                if slot != old {
+                    *changed = self.now;
+                }
+            }
+            self.ops.push(Op::Service {
+                id,
+                service: service(slots, changed),
+            });
+        }
+        Ok(())
+    }
+
+    fn region(&mut self, desired: &DesiredService, bits: u8) -> Result<u32, TooSmall> {
+        self.regions.take(bits).ok_or_else(|| TooSmall::Slots {
+            service: desired.name.clone(),
+            needed: 1 << bits,
+            used: self.regions.used(),
+            capacity: self.regions.capacity(),
+        })
+    }
+
+    /// The number of each backend: the one it has, or a free one.
+    fn numbers<'d>(
+        &mut self,
+        id: u16,
+        desired: &'d DesiredService,
+    ) -> Result<BTreeMap<(&'d str, std::net::Ipv4Addr), u16>, TooSmall> {
+        let mut numbers = BTreeMap::new();
+        for backend in &desired.backends {
+            let number = match self
+                .actual
+                .backend_number(id, &backend.name, backend.address)
+            {
+                Some(number) => number,
+                None => {
+                    let number = self.actual.free_backend_number(&self.new_numbers).ok_or(
+                        TooSmall::Backends {
+                            capacity: self.actual.backend_capacity - 1,
+                        },
+                    )?;
+                    self.new_numbers.insert(number);
+                    number
+                }
+            };
+            numbers.insert((backend.name.as_str(), backend.address), number);
+        }
+        Ok(numbers)
+    }
+
+    /// Writes the backends' entries; gives the numbers that have failed just now or before.
+    fn backends(
+        &mut self,
+        id: u16,
+        desired: &DesiredService,
+        numbers: &BTreeMap<(&str, std::net::Ipv4Addr), u16>,
+    ) -> BTreeSet<u16> {
+        let mut failed = BTreeSet::new();
+        for wanted in &desired.backends {
+            let number = numbers[&(wanted.name.as_str(), wanted.address)];
+            let old = self.actual.backends.get(&number);
+            if wanted.has_failed() {
+                failed.insert(number);
+            }
+            let new = self.backend(id, wanted, old);
+            if old != Some(&new) {
+                self.ops.push(Op::Backend {
+                    number,
+                    backend: new,
+                });
+            }
+        }
+        let listed: BTreeSet<u16> = numbers.values().copied().collect();
+        for (number, old) in &self.actual.backends {
+            if old.service == id && !listed.contains(number) {
+                if matches!(old.state, BackendState::Down | BackendState::Failed) {
+                    // It served nobody: nobody is left to wait for.
+                    failed.insert(*number);
+                } else if old.state != BackendState::Leaving {
+                    self.ops.push(Op::Backend {
+                        number: *number,
+                        backend: ActualBackend {
+                            state: BackendState::Leaving,
+                            reason: "removed from the configuration; its flows stay until they end"
+                                .into(),
+                            since_ms: self.unix_ms,
+                            ..old.clone()
+                        },
+                    });
+                }
+            }
+        }
+        failed
+    }
+
+    fn backend(
+        &self,
+        service: u16,
+        wanted: &DesiredBackend,
+        old: Option<&ActualBackend>,
+    ) -> ActualBackend {
+        // Drained is draining with nothing left; the sweep says when.
+        let state = match (wanted.state, old.map(|old| old.state)) {
+            (BackendState::Draining, Some(BackendState::Drained)) => BackendState::Drained,
+            (state, _) => state,
+        };
+        ActualBackend {
+            service,
+            name: wanted.name.clone(),
+            address: wanted.address,
+            entry: Backend::new(
+                wanted.mac.map_or(0, mac_word),
+                wanted.port,
+                wanted.has_failed(),
+            ),
+            state,
+            reason: wanted.reason.clone(),
+            since_ms: old
+                .filter(|old| old.state == state)
+                .map_or(self.unix_ms, |old| old.since_ms),
+            weight: wanted.weight,
+            priority: wanted.priority,
+            healthy: wanted.healthy,
+            base_packets: old.map_or(0, |old| old.base_packets),
+            base_bytes: old.map_or(0, |old| old.base_bytes),
+        }
+    }
+}
+
+/// The table after the change.
+fn target(
+    before: &[Slot],
+    built_for: &[(String, u32, u16)],
+    bits: u8,
+    track: Track,
+    failed: &BTreeSet<u16>,
+) -> Vec<Slot> {
+    let members: Vec<maglev::Member<'_>> = built_for
+        .iter()
+        .map(|(identity, weight, number)| maglev::Member {
+            identity,
+            weight: *weight,
+            number: *number,
+        })
+        .collect();
+    let table = maglev::build(&members, bits);
+    before
+        .iter()
+        .zip(table)
+        .map(|(slot, target)| retarget(*slot, target, track, |number| failed.contains(&number)))
+        .collect()
+}

@@ -1,0 +1,219 @@
+//! The state of everything as `status` tells it.
+
+use std::{collections::BTreeMap, net::Ipv4Addr, time::SystemTime};
+
+use jiff::Timestamp;
+use lb_common::{
+    abi::ABI_VERSION,
+    tables::Event,
+    verdict::Verdict,
+    wire::{PROTO_TCP, PROTO_UDP, mac_bytes},
+};
+
+use super::{
+    actual::{Actual, ActualBackend, ActualService, Millis},
+    execute::slot_shares,
+    retarget::Track,
+    sweep::Sweep,
+};
+use crate::{
+    api::{BackendStatus, FlowTableStatus, NodeStatus, ServiceStatus, Status},
+    dataplane::{DataplaneError, Maps},
+};
+
+/// RFC 3339, in UTC, to the millisecond.
+#[must_use]
+pub fn rfc3339(time: SystemTime) -> String {
+    Timestamp::try_from(time).map_or_else(|_| String::new(), |time| format!("{time:.3}"))
+}
+
+/// Unix milliseconds as RFC 3339.
+#[must_use]
+pub fn rfc3339_ms(unix_ms: u64) -> String {
+    Timestamp::from_millisecond(i64::try_from(unix_ms).unwrap_or(i64::MAX))
+        .map_or_else(|_| String::new(), |time| format!("{time:.3}"))
+}
+
+/// A MAC address as people write it.
+#[must_use]
+pub fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// Puts everything together.
+///
+/// # Errors
+/// [`DataplaneError::Map`].
+pub fn status(
+    node: NodeStatus,
+    maps: &Maps,
+    actual: &Actual,
+    order: &[String],
+    sweep: &Sweep,
+    now: Millis,
+) -> Result<Status, DataplaneError> {
+    let counted = maps.verdicts()?;
+    let mut verdicts: BTreeMap<String, u64> = Verdict::ALL
+        .iter()
+        .map(|v| (v.name().to_owned(), counted[*v as usize]))
+        .collect();
+    // What reached a backend is counted there. Numbers that have no owner any more still count.
+    let mut forwarded: u64 = 0;
+    let mut redirected: u64 = 0;
+    let mut counters = BTreeMap::new();
+    for number in 1..maps.backend_capacity() {
+        let number = number as u16;
+        let counter = maps.counter(number)?;
+        if counter.packets > 0 {
+            let elsewhere = maps
+                .backend(number)
+                .is_some_and(|backend| backend.port() != 0);
+            *(if elsewhere {
+                &mut redirected
+            } else {
+                &mut forwarded
+            }) += counter.packets;
+        }
+        counters.insert(number, counter);
+    }
+    verdicts.insert(Verdict::Forwarded.name().into(), forwarded);
+    verdicts.insert(Verdict::Redirected.name().into(), redirected);
+
+    let shares = slot_shares(actual);
+    let silent = silent_until(actual, now);
+    let position = |name: &str| order.iter().position(|n| n == name).unwrap_or(usize::MAX);
+    let mut services: Vec<(u16, &ActualService)> =
+        actual.services.iter().map(|(id, s)| (*id, s)).collect();
+    services.sort_by_key(|(_, service)| position(&service.name));
+    let services = services
+        .into_iter()
+        .map(|(id, service)| {
+            let backends = actual
+                .backends
+                .iter()
+                .filter(|(_, backend)| backend.service == id)
+                .map(|(number, backend)| {
+                    let counter = counters.get(number).copied().unwrap_or_default();
+                    let (slots, previous) = shares.get(number).copied().unwrap_or_default();
+                    backend_status(
+                        *number,
+                        backend,
+                        (slots, previous),
+                        counter,
+                        sweep,
+                        silent.get(number),
+                    )
+                })
+                .collect();
+            service_status(service, backends)
+        })
+        .collect();
+    let events = maps.events()?;
+    Ok(Status {
+        node,
+        services,
+        verdicts,
+        events: Event::ALL
+            .iter()
+            .map(|e| (e.name().to_owned(), events[*e as usize]))
+            .collect(),
+        flow_table: FlowTableStatus {
+            used: sweep.used,
+            capacity: (maps.flow_buckets().len() * lb_common::abi::WAYS) as u64,
+        },
+    })
+}
+
+/// The layouts' version, for [`NodeStatus::abi`].
+pub const ABI: u32 = ABI_VERSION;
+
+fn service_status(service: &ActualService, backends: Vec<BackendStatus>) -> ServiceStatus {
+    let affinity = service.affinity;
+    ServiceStatus {
+        name: service.name.clone(),
+        vip: Ipv4Addr::from_bits(service.entries.vip).to_string(),
+        protocol: match service.entries.protocol {
+            PROTO_TCP => "tcp".into(),
+            PROTO_UDP => "udp".into(),
+            other => other.to_string(),
+        },
+        ports: if service.entries.ports.is_empty() {
+            vec!["any".into()]
+        } else {
+            service
+                .entries
+                .ports
+                .iter()
+                .map(|range| match (range.start(), range.end()) {
+                    (first, last) if first == last => first.to_string(),
+                    (first, last) => format!("{first}-{last}"),
+                })
+                .collect()
+        },
+        affinity: match (affinity.ports, affinity.prefix) {
+            (true, _) => "none".into(),
+            (false, 32) => "client".into(),
+            (false, _) => "network".into(),
+        },
+        flow_idle_s: service.flow_idle.as_secs_f64(),
+        slots: service.slots.len() as u64,
+        slots_in_transition: service.in_transition() as u64,
+        backends,
+    }
+}
+
+fn backend_status(
+    number: u16,
+    backend: &ActualBackend,
+    (slots, previous_slots): (u64, u64),
+    counter: lb_common::abi::Counter,
+    sweep: &Sweep,
+    silent_until: Option<&SystemTime>,
+) -> BackendStatus {
+    BackendStatus {
+        name: backend.name.clone(),
+        address: backend.address.to_string(),
+        mac: (backend.entry.mac() != 0).then(|| mac_text(mac_bytes(backend.entry.mac()))),
+        number,
+        state: backend.state.name().into(),
+        reason: backend.reason.clone(),
+        since: rfc3339_ms(backend.since_ms),
+        weight: backend.weight,
+        priority: backend.priority,
+        slots,
+        previous_slots,
+        packets: counter.packets.wrapping_sub(backend.base_packets),
+        bytes: counter.bytes.wrapping_sub(backend.base_bytes),
+        flows: sweep.flows.get(&number).copied().unwrap_or(0),
+        silent_until: silent_until.map(|time| rfc3339(*time)),
+    }
+}
+
+/// Until when each backend may still have flows that were silent all the while: as long as a slot has it as previous.
+fn silent_until(actual: &Actual, now: Millis) -> BTreeMap<u16, SystemTime> {
+    let mut until: BTreeMap<u16, Millis> = BTreeMap::new();
+    for service in actual
+        .services
+        .values()
+        .filter(|service| service.track == Track::Flows)
+    {
+        let idle = u64::try_from(service.flow_idle.as_millis()).unwrap_or(u64::MAX);
+        for (slot, changed) in service.slots.iter().zip(&service.changed) {
+            if slot.in_transition() && slot.previous() != slot.current() {
+                let end = changed.saturating_add(idle);
+                let latest = until.entry(slot.previous()).or_default();
+                *latest = (*latest).max(end);
+            }
+        }
+    }
+    let wall = SystemTime::now();
+    until
+        .into_iter()
+        .map(|(number, end)| {
+            (
+                number,
+                wall + std::time::Duration::from_millis(end.saturating_sub(now)),
+            )
+        })
+        .collect()
+}

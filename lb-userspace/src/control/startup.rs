@@ -1,0 +1,409 @@
+//! From nothing, or from what is pinned, to a running data path; and back to nothing where that fails.
+
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    path::Path,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context as _, Result, bail};
+use lb_common::{
+    abi::{ABI_VERSION, MAGIC, MAX_PORTS, Port},
+    wire::mac_word,
+};
+use tracing::{info, warn};
+
+use super::{
+    actual::Actual, actual::Millis, adopt::adopt, decisions::Decisions, execute::Executor,
+    knowledge::PortState,
+};
+use crate::{
+    config::{Config, Unserved, XdpMode},
+    dataplane::{
+        Access, DataplaneError, Instance, Maps, Sizes,
+        attach::{self, Mode, ProbeEgress, Wanted},
+        bpffs, load,
+    },
+    neighbour::{AttachMode, HostFacts},
+};
+
+/// An interface with the program on it.
+#[derive(Debug)]
+pub struct Attachment {
+    /// The interface.
+    pub port: PortState,
+    /// How the program runs there.
+    pub mode: Mode,
+    /// The kernel's id of the program.
+    pub program_id: u32,
+    /// The probes' egress program; ends with the daemon.
+    _probe: ProbeEgress,
+}
+
+/// A running data path.
+#[derive(Debug)]
+pub struct Running {
+    /// The maps and the picture of them.
+    pub executor: Executor,
+    /// The interfaces.
+    pub attachments: Vec<Attachment>,
+    /// Whether the maps were there already.
+    pub adopted: bool,
+    /// Keeps a second controller away from the same pins.
+    _lock: File,
+}
+
+/// The maps' sizes that a configuration asks for.
+#[must_use]
+pub fn sizes(config: &Config) -> Sizes {
+    let limits = config.limits;
+    Sizes::of(limits.flows, limits.slots, limits.backends, limits.ports)
+}
+
+/// Removes what this start pinned, unless it was successful.
+struct Undo<'a> {
+    pin_path: &'a Path,
+    made_maps: bool,
+    attached: Vec<String>,
+    armed: bool,
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        if !self.armed {
+            return;
+        }
+        for interface in &self.attached {
+            let _ = attach::detach(self.pin_path, interface);
+        }
+        if self.made_maps {
+            let _ = attach::remove_pins(self.pin_path);
+        }
+    }
+}
+
+/// Loads and attaches, or takes over what is pinned.
+///
+/// # Errors
+/// The first trouble, with what to do about it; everything this start made is gone again then.
+pub fn start(
+    config: &Config,
+    decisions: &mut Decisions,
+    facts: &HostFacts,
+    now: Millis,
+) -> Result<Running> {
+    let pin_path = &config.node.pin_path;
+    for name in &config.node.interfaces {
+        refuse_occupied(pin_path, name, facts)?;
+    }
+    if let Some(place) = bpffs::ensure(pin_path)? {
+        info!(path = %place.display(), "mounted the BPF file system, which was missing");
+    }
+    let lock = lock(pin_path)?;
+    let mut undo = Undo {
+        pin_path,
+        made_maps: false,
+        attached: Vec::new(),
+        armed: true,
+    };
+
+    let (maps, adopted) = match Maps::open_pinned(pin_path, Access::Write) {
+        Ok(maps) => (maps, true),
+        Err(DataplaneError::NotPinned { .. }) => {
+            undo.made_maps = true;
+            (make_maps(config)?, false)
+        }
+        Err(error) => return Err(error.into()),
+    };
+    settle_seed(config, decisions, &maps, adopted)?;
+    let actual = if adopted {
+        adopt(&maps, now)?
+    } else {
+        let bits = (maps.service_buckets().len() / 2).max(2).ilog2() as u8;
+        Actual::empty(
+            maps.slot_capacity(),
+            maps.service_capacity(),
+            maps.backend_capacity(),
+            bits,
+        )
+    };
+    if adopted {
+        info!(
+            pin_path = %pin_path.display(),
+            services = actual.services.len(),
+            backends = actual.backends.len(),
+            "took over the pinned maps"
+        );
+    }
+    let mut executor = Executor { maps, actual };
+    let ports = number_ports(config, facts, &mut executor.maps)?;
+    Ok(Running {
+        attachments: attach_all(config, facts, &ports, &executor.maps, &mut undo)?,
+        executor,
+        adopted,
+        _lock: {
+            undo.armed = false;
+            lock
+        },
+    })
+}
+
+/// Before anything is made: an interface with somebody else's XDP program is left alone.
+fn refuse_occupied(pin_path: &Path, name: &str, facts: &HostFacts) -> Result<()> {
+    let interface = facts
+        .interface(name)
+        .with_context(|| format!("there is no interface {name}"))?;
+    if let Some(xdp) = interface.link.xdp
+        && attach::own_program(pin_path, name) != Some(xdp.program)
+    {
+        return Err(DataplaneError::Occupied {
+            interface: name.into(),
+            program: attach::program_name(xdp.program),
+            id: xdp.program,
+        }
+        .into());
+    }
+    Ok(())
+}
+
+fn lock(pin_path: &Path) -> Result<File> {
+    let directory =
+        File::open(pin_path).with_context(|| format!("opening {}", pin_path.display()))?;
+    if rustix::fs::flock(
+        &directory,
+        rustix::fs::FlockOperation::NonBlockingLockExclusive,
+    )
+    .is_err()
+    {
+        bail!(
+            "another xdp-lb works on the maps under {}: stop it first, or give this instance another `pin_path`",
+            pin_path.display()
+        );
+    }
+    Ok(directory)
+}
+
+/// Makes and pins empty maps.
+fn make_maps(config: &Config) -> Result<Maps> {
+    let sizes = sizes(config);
+    let instance = Instance {
+        mac: [0; 6],
+        port: 0,
+        unserved_pass: false,
+        flow_buckets: sizes.flow_buckets,
+    };
+    // The object is loaded for its maps only: the programs are loaded for each interface.
+    drop(load::load(Some(&config.node.pin_path), &sizes, &instance)?);
+    let maps = Maps::open_unmarked(&config.node.pin_path)?;
+    let control = maps.control();
+    control.created.set(
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_secs()),
+    );
+    control.abi.set(ABI_VERSION);
+    control.magic.set(MAGIC);
+    Ok(maps)
+}
+
+/// The hash seed: the configuration's, the pinned one, the kept one, or a new one; never a change of the one in use.
+fn settle_seed(
+    config: &Config,
+    decisions: &mut Decisions,
+    maps: &Maps,
+    adopted: bool,
+) -> Result<()> {
+    let control = maps.control();
+    if adopted {
+        let pinned = [control.seed0.get(), control.seed1.get()];
+        if config.node.seed.is_some_and(|wanted| wanted != pinned) {
+            bail!(
+                "`seed` in [node] is another than the one in use: with a new seed every client goes to another backend, \
+                 which breaks all connections. To accept that, stop forwarding with `rm -r {}` and start again; else \
+                 put the old seed back",
+                config.node.pin_path.display()
+            );
+        }
+        decisions.seed = config.node.seed.is_none().then_some(pinned);
+        return Ok(());
+    }
+    let seed = match config.node.seed.or(decisions.seed) {
+        Some(seed) => seed,
+        None => {
+            let mut bytes = [0; 16];
+            getrandom::fill(&mut bytes)
+                .map_err(|error| anyhow::anyhow!("asking the kernel for a random seed: {error}"))?;
+            let (first, second) = bytes.split_at(8);
+            [
+                u64::from_ne_bytes(first.try_into().unwrap_or_default()),
+                u64::from_ne_bytes(second.try_into().unwrap_or_default()),
+            ]
+        }
+    };
+    decisions.seed = config.node.seed.is_none().then_some(seed);
+    control.seed0.set(seed[0]);
+    control.seed1.set(seed[1]);
+    Ok(())
+}
+
+/// Gives each interface a port number: the one it had, or a free one.
+fn number_ports(config: &Config, facts: &HostFacts, maps: &mut Maps) -> Result<Vec<PortState>> {
+    let existing = maps.ports()?;
+    let mut taken = BTreeSet::new();
+    let mut ports = Vec::new();
+    for name in &config.node.interfaces {
+        let interface = facts
+            .interface(name)
+            .with_context(|| format!("there is no interface {name}"))?;
+        let mac = interface.link.mac.with_context(|| {
+            format!("{name} has no MAC address: xdp-lb works on Ethernet interfaces")
+        })?;
+        let ifindex = interface.link.ifindex;
+        let number = (0..MAX_PORTS as u16)
+            .find(|n| existing[usize::from(*n)].ifindex == ifindex)
+            .or_else(|| {
+                (0..MAX_PORTS as u16)
+                    .find(|n| existing[usize::from(*n)].ifindex == 0 && !taken.contains(n))
+            })
+            .or_else(|| (0..MAX_PORTS as u16).find(|n| !taken.contains(n)))
+            .with_context(|| format!("more than {MAX_PORTS} interfaces"))?;
+        taken.insert(number);
+        maps.set_port(
+            number,
+            Port {
+                mac: mac_word(mac),
+                ifindex,
+                reserved: 0,
+            },
+        )?;
+        ports.push(PortState {
+            number,
+            name: name.clone(),
+            ifindex,
+            mac,
+        });
+    }
+    Ok(ports)
+}
+
+fn attach_all(
+    config: &Config,
+    facts: &HostFacts,
+    ports: &[PortState],
+    maps: &Maps,
+    undo: &mut Undo<'_>,
+) -> Result<Vec<Attachment>> {
+    let mut attachments = Vec::new();
+    for port in ports {
+        let attachment = attach_one(config, facts, port, maps, undo)?;
+        attachments.push(attachment);
+    }
+    Ok(attachments)
+}
+
+fn attach_one(
+    config: &Config,
+    facts: &HostFacts,
+    port: &PortState,
+    maps: &Maps,
+    undo: &mut Undo<'_>,
+) -> Result<Attachment> {
+    let pin_path = &config.node.pin_path;
+    let instance = Instance {
+        mac: port.mac,
+        port: port.number,
+        unserved_pass: config.node.unserved == Unserved::Pass,
+        flow_buckets: 1 << maps.flow_bits(),
+    };
+    let mut object = load::load(Some(pin_path), &sizes(config), &instance)?;
+    let wanted = match config.node.xdp_mode {
+        XdpMode::Auto => Wanted::Auto,
+        XdpMode::Native => Wanted::Native,
+        XdpMode::Generic => Wanted::Generic,
+    };
+    let occupant = facts.interface(&port.name).and_then(|i| i.link.xdp);
+    let attached = attach::attach(
+        &mut object,
+        pin_path,
+        &port.name,
+        port.ifindex,
+        wanted,
+        occupant.map(|xdp| xdp.program),
+    )?;
+    if !attached.adopted {
+        undo.attached.push(port.name.clone());
+    }
+    let mode = attached.mode.unwrap_or(match occupant.map(|xdp| xdp.mode) {
+        Some(AttachMode::Generic) => Mode::Generic,
+        _ => Mode::Native,
+    });
+    if mode == Mode::Generic {
+        let why = attached
+            .fallback
+            .as_ref()
+            .map_or_else(|| "as configured".to_owned(), ToString::to_string);
+        warn!(
+            interface = port.name,
+            why,
+            "generic XDP: every packet costs an sk_buff first, several times the time of native XDP; see the driver's \
+             documentation for native support"
+        );
+    }
+    info!(
+        interface = port.name,
+        mode = mode.name(),
+        program = attached.program_id,
+        adopted = attached.adopted,
+        "attached"
+    );
+    let probe = attach::attach_probe(&mut object, &port.name)?;
+    Ok(Attachment {
+        port: port.clone(),
+        mode,
+        program_id: attached.program_id,
+        _probe: probe,
+    })
+}
+
+/// Loads the program of one interface anew, with its present MAC address, and puts it in place of the old one.
+///
+/// # Errors
+/// [`DataplaneError`]; the old program then stays in place.
+pub fn reload_program(
+    config: &Config,
+    facts: &HostFacts,
+    port: &PortState,
+    running: &mut Running,
+) -> Result<()> {
+    let maps = &mut running.executor.maps;
+    maps.set_port(
+        port.number,
+        Port {
+            mac: mac_word(port.mac),
+            ifindex: port.ifindex,
+            reserved: 0,
+        },
+    )?;
+    let mut undo = Undo {
+        pin_path: &config.node.pin_path,
+        made_maps: false,
+        attached: Vec::new(),
+        armed: false,
+    };
+    // The old egress program goes first, so that two never aim the same probe.
+    running
+        .attachments
+        .retain(|attachment| attachment.port.number != port.number);
+    running.attachments.push(attach_one(
+        config,
+        facts,
+        port,
+        &running.executor.maps,
+        &mut undo,
+    )?);
+    running
+        .attachments
+        .sort_by_key(|attachment| attachment.port.number);
+    Ok(())
+}
