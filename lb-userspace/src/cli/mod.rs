@@ -30,6 +30,7 @@ use std::{io, path::PathBuf, process::ExitCode};
 use clap::{Parser, Subcommand, ValueHint};
 
 use self::{reach::Reach, screen::Screen};
+use crate::config::ConfigErrors;
 
 /// Where the configuration is unless `--config` says otherwise.
 pub const DEFAULT_CONFIG: &str = "/etc/xdp-lb/config.toml";
@@ -115,7 +116,7 @@ pub fn main() -> ExitCode {
         // `xdp-lb status | head`: whoever read has had enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            Screen::stderr().error(&format!("{error:#}"));
+            report(&error);
             ExitCode::FAILURE
         }
     }
@@ -136,6 +137,21 @@ fn run(command: &Command, context: &Context) -> anyhow::Result<Exit> {
         Command::Where(args) => whereto::run(args, context),
         Command::Completions(args) => completions::run(args, context),
         Command::Man(args) => man::run(args, context),
+    }
+}
+
+/// Says what went wrong. The errors of a configuration file are rendered with their lines and begin with "error"
+/// themselves.
+fn report(error: &anyhow::Error) {
+    let screen = Screen::stderr();
+    let text = match error.downcast_ref::<ConfigErrors>() {
+        Some(errors) => errors.render(screen.look.colour),
+        None => format!("{error:#}"),
+    };
+    if console::strip_ansi_codes(&text).starts_with("error") {
+        let _nowhere = screen.line(&text);
+    } else {
+        screen.error(&text);
     }
 }
 

@@ -105,8 +105,9 @@ pub fn explain(maps: &Maps, question: &Question) -> Result<Explained, DataplaneE
     })
 }
 
-/// The frame of the packet: no payload, no checksums, which the data path does not look at.
-fn frame(question: &Question, own_mac: [u8; 6]) -> Vec<u8> {
+/// The frame of the packet, on its way to `own_mac`: no payload, no checksums, which the data path does not look at.
+#[must_use]
+pub fn frame(question: &Question, own_mac: [u8; 6]) -> Vec<u8> {
     /// A locally administered address: the client's router, whoever that is.
     const ROUTER: [u8; 6] = [0x02, 0, 0, 0, 0, 1];
     /// The usual initial hop limit (RFC 1700); any would do.

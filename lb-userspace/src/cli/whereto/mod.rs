@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use anyhow::bail;
 use clap::ValueEnum;
-use lb_common::{tables::Step, verdict::Verdict};
+use lb_common::tables::Step;
 use serde::Serialize;
 
 use self::words::{Line, Narrator};
@@ -256,6 +256,8 @@ impl Line {
 
 #[cfg(test)]
 mod tests {
+    use lb_common::verdict::Verdict;
+
     use super::*;
 
     #[test]
