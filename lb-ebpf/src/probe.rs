@@ -3,16 +3,13 @@
 use aya_ebpf::programs::TcContext;
 use lb_common::{
     abi::{PROBE_MAC, PROBE_MARK},
-    wire::{mac_bytes, mac_word},
+    wire::{MAC_MASK, mac_word},
 };
 
 use crate::maps;
 
 /// A packet to a VIP that names no backend: it would reach nobody.
 pub(crate) struct Unaimed;
-
-/// Bytes of an Ethernet address.
-const MAC_LEN: usize = 6;
 
 /// Rewrites the destination of a frame that goes to the probes' MAC; leaves every other frame alone.
 ///
@@ -21,10 +18,12 @@ const MAC_LEN: usize = 6;
 /// VIP, which no mark aims.
 #[inline(always)]
 pub(crate) fn aim(context: &TcContext) -> Result<(), Unaimed> {
-    let Ok(destination) = context.load::<[u8; MAC_LEN]>(0) else {
+    // Eight bytes, because the stack takes only aligned words: the destination and the source's first two bytes.
+    let Ok(start) = context.load::<u64>(0) else {
         return Ok(());
     };
-    if mac_word(destination) != const { mac_word(PROBE_MAC) } {
+    let start = u64::from_le(start);
+    if start & MAC_MASK != const { mac_word(PROBE_MAC) } {
         return Ok(());
     }
     // SAFETY: the context is the kernel's `__sk_buff`, whose mark every tc program may read.
@@ -36,7 +35,8 @@ pub(crate) fn aim(context: &TcContext) -> Result<(), Unaimed> {
     if backend.mac() == 0 {
         return Err(Unaimed);
     }
+    let aimed = (start & !MAC_MASK) | backend.mac();
     context
-        .store(0, &mac_bytes(backend.mac()), 0)
+        .store(0, &aimed.to_le(), 0)
         .map_err(|_error| Unaimed)
 }

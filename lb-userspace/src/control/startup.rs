@@ -24,6 +24,7 @@ use crate::{
         Access, DataplaneError, Instance, Maps, Sizes,
         attach::{self, Mode, ProbeEgress, Wanted},
         bpffs, load,
+        maps::maps_dir,
     },
     neighbour::{AttachMode, HostFacts},
 };
@@ -193,6 +194,9 @@ fn make_maps(config: &Config) -> Result<Maps> {
         unserved_pass: false,
         flow_buckets: sizes.flow_buckets,
     };
+    let dir = maps_dir(&config.node.pin_path);
+    std::fs::create_dir_all(&dir)
+        .with_context(|| format!("making the directory {}", dir.display()))?;
     // The object is loaded for its maps only: the programs are loaded for each interface.
     drop(load::load(Some(&config.node.pin_path), &sizes, &instance)?);
     let maps = Maps::open_unmarked(&config.node.pin_path)?;

@@ -110,7 +110,8 @@ const LAYOUTS: [Layout; map::ALL.len()] = [
     layout::<SlotLine>(map::SLOTS, MapType::Array),
     layout::<Word64>(map::BACKENDS, MapType::Array),
     layout::<Port>(map::PORTS, MapType::Array),
-    layout::<u32>(map::REDIRECT, MapType::DevMap),
+    // `struct bpf_devmap_val`: interface index and program.
+    layout::<[u32; 2]>(map::REDIRECT, MapType::DevMap),
     layout::<FlowBucket>(map::FLOWS, MapType::Array),
     layout::<Counter>(map::COUNTERS, MapType::PerCpuArray),
     layout::<u64>(map::VERDICTS, MapType::PerCpuArray),
