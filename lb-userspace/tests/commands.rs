@@ -162,14 +162,21 @@ impl Site {
     fn start(&mut self) {
         let log = std::fs::File::create(self.dir.path().join("log")).expect("a log");
         let mut command = self.xdp_lb("run");
-        self.daemon = Some(
-            command
-                .stderr(log)
-                .stdout(Stdio::null())
-                .spawn()
-                .expect("it starts"),
-        );
+        let daemon = command
+            .stderr(log)
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("it starts");
+        let pid = daemon.id();
+        self.daemon = Some(daemon);
         self.wait_for("both backends of both services up", |site| {
+            let log = || std::fs::read_to_string(site.dir.path().join("log")).unwrap_or_default();
+            let daemon = PathBuf::from("/proc").join(pid.to_string()).join("exe");
+            assert!(
+                daemon.read_link().is_ok(),
+                "the daemon has ended:\n{}",
+                log()
+            );
             let (code, stdout, _) = site.run("status --json");
             code == 0 && stdout.matches(r#""state": "up""#).count() == 4
         });
@@ -258,6 +265,10 @@ fn commands_with_and_without_the_daemon() {
     site.start();
     status(&site);
     refusals(&site);
+    // The one that came up second was added to the one that came up first.
+    site.wait_for("the slots of quick settled", |site| {
+        site.json("status quick")["services"][0]["slots_in_transition"] == 0
+    });
     let before = picks(&site, "10.9.0.100:80", &CLIENTS);
     settled(&site, &before);
     same_as_the_kernel(&site);

@@ -40,6 +40,11 @@ impl Reach {
         }
     }
 
+    /// Keeps quiet about errors in the file, where a command shows them itself.
+    pub(crate) fn hush(&self) {
+        self.warned.set(true);
+    }
+
     /// The configuration file.
     pub(crate) fn config(&self) -> &Path {
         self.config.as_deref().unwrap_or(Path::new(DEFAULT_CONFIG))
