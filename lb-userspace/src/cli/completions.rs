@@ -79,6 +79,11 @@ pub(crate) fn services() -> ArgValueCandidates {
     ArgValueCandidates::new(|| candidates(reach().names().into_iter().map(|(service, _)| service)))
 }
 
+/// The names of the maps.
+pub(crate) fn maps() -> ArgValueCandidates {
+    ArgValueCandidates::new(|| candidates(lb_common::abi::map::ALL.into_iter().map(str::to_owned)))
+}
+
 fn candidates(names: impl Iterator<Item = String>) -> Vec<CompletionCandidate> {
     let mut names: Vec<String> = names.collect();
     names.sort_unstable();

@@ -7,24 +7,30 @@ mod check;
 mod completions;
 mod drain;
 mod fail;
+mod flows;
 mod human;
 mod man;
+mod maps;
+mod pinned;
 mod progress;
 mod reach;
 mod reload;
 mod resume;
+mod rows;
 mod run;
 mod screen;
 mod status;
 mod status_view;
 mod wait;
 mod weight;
+mod whereto;
 
 use std::{io, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand, ValueHint};
 
 use self::{reach::Reach, screen::Screen};
+use crate::config::ConfigErrors;
 
 #[cfg(test)]
 pub(crate) use status_view::tests::example as example_status;
@@ -71,6 +77,12 @@ enum Command {
     Weight(weight::Args),
     /// Applies the configuration file; prints what changed
     Reload,
+    /// Every map: type, entries used and maximum, memory; or one map's content decoded
+    Maps(maps::Args),
+    /// Live tracked flows, filtered by service, backend, client
+    Flows(flows::Args),
+    /// Which backend a packet would go to, and each step that leads there
+    Where(whereto::Args),
     /// Prints the script that completes commands and names in a shell
     Completions(completions::Args),
     /// Writes the man pages
@@ -107,7 +119,7 @@ pub fn main() -> ExitCode {
         // `xdp-lb status | head`: whoever read has had enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            Screen::stderr().error(&format!("{error:#}"));
+            report(&error);
             ExitCode::FAILURE
         }
     }
@@ -123,8 +135,26 @@ fn run(command: &Command, context: &Context) -> anyhow::Result<Exit> {
         Command::Fail(args) => fail::run(args, context),
         Command::Weight(args) => weight::run(args, context),
         Command::Reload => reload::run(context),
+        Command::Maps(args) => maps::run(args, context),
+        Command::Flows(args) => flows::run(args, context),
+        Command::Where(args) => whereto::run(args, context),
         Command::Completions(args) => completions::run(args, context),
         Command::Man(args) => man::run(args, context),
+    }
+}
+
+/// Says what went wrong. The errors of a configuration file are rendered with their lines and begin with "error"
+/// themselves.
+fn report(error: &anyhow::Error) {
+    let screen = Screen::stderr();
+    let text = match error.downcast_ref::<ConfigErrors>() {
+        Some(errors) => errors.render(screen.look.colour),
+        None => format!("{error:#}"),
+    };
+    if console::strip_ansi_codes(&text).starts_with("error") {
+        let _nowhere = screen.line(&text);
+    } else {
+        screen.error(&text);
     }
 }
 
@@ -166,6 +196,23 @@ mod tests {
             (&["weight", "b1"], ErrorKind::MissingRequiredArgument),
             (&["weight", "b1", "heavy"], ErrorKind::ValueValidation),
             (&["weight", "b1", "-1"], ErrorKind::UnknownArgument),
+            (&["where", "10.0.0.1"], ErrorKind::MissingRequiredArgument),
+            (
+                &["where", "10.0.0", "192.0.2.1:80"],
+                ErrorKind::ValueValidation,
+            ),
+            (
+                &["where", "10.0.0.1", "192.0.2.1"],
+                ErrorKind::ValueValidation,
+            ),
+            (
+                &["where", "10.0.0.1", "192.0.2.1:80", "--protocol", "sctp"],
+                ErrorKind::InvalidValue,
+            ),
+            (
+                &["flows", "--client", "10.0.0.1/33"],
+                ErrorKind::ValueValidation,
+            ),
             (&["completions", "cmd.exe"], ErrorKind::InvalidValue),
         ];
         for (arguments, kind) in cases {
@@ -197,6 +244,16 @@ mod tests {
             ],
             &["weight", "b1", "default"],
             &["weight", "b1", "0"],
+            &[
+                "where",
+                "10.0.0.1:4000",
+                "192.0.2.1:80",
+                "--protocol",
+                "udp",
+                "--json",
+            ],
+            &["flows", "--client", "10.0.0.0/8", "--limit", "0"],
+            &["maps", "slots"],
         ];
         for arguments in cases {
             let line = std::iter::once("xdp-lb").chain(arguments.iter().copied());

@@ -15,9 +15,11 @@ use anyhow::{Context as _, anyhow, bail};
 use toml::de::{DeTable, DeValue};
 
 use super::{DEFAULT_CONFIG, screen::Screen};
-use crate::api::{Request, Response, client};
+use crate::{
+    api::{Request, Response, client},
+    config::Control,
+};
 
-const DEFAULT_SOCKET: &str = "/run/xdp-lb/control.sock";
 /// More than any configuration has; a device given by mistake ends here.
 const FILE_MAX: u64 = 16 << 20;
 
@@ -38,6 +40,11 @@ impl Reach {
         }
     }
 
+    /// Keeps quiet about errors in the file, where a command shows them itself.
+    pub(crate) fn hush(&self) {
+        self.warned.set(true);
+    }
+
     /// The configuration file.
     pub(crate) fn config(&self) -> &Path {
         self.config.as_deref().unwrap_or(Path::new(DEFAULT_CONFIG))
@@ -48,7 +55,7 @@ impl Reach {
     /// # Errors
     /// The file can't be read, or it is so broken that the key can't be told.
     pub(crate) fn socket(&self) -> anyhow::Result<PathBuf> {
-        self.setting("control", "socket", DEFAULT_SOCKET)
+        Ok(self.setting("control", "socket", Control::SOCKET)?.into())
     }
 
     /// Asks the daemon; what it refuses is an error.
@@ -62,7 +69,16 @@ impl Reach {
         }
     }
 
-    fn setting(&self, section: &str, key: &str, default: &str) -> anyhow::Result<PathBuf> {
+    /// One setting of the file.
+    ///
+    /// # Errors
+    /// As [`Reach::socket`].
+    pub(crate) fn setting(
+        &self,
+        section: &str,
+        key: &str,
+        default: &str,
+    ) -> anyhow::Result<String> {
         let Some(text) = self.text()? else {
             return Ok(default.into());
         };
@@ -76,7 +92,7 @@ impl Reach {
                         self.config().display()
                     ));
                 }
-                Ok(PathBuf::from(&*value))
+                Ok(value.into_owned())
             }
             // In a broken file the key may be there and not be seen: another daemon would be asked.
             None if !errors.is_empty() => Err(anyhow!(

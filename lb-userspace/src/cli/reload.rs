@@ -6,6 +6,7 @@ use super::{Context, Exit, screen::Screen};
 use crate::api::{Request, Response, client};
 
 pub(crate) fn run(context: &Context) -> anyhow::Result<Exit> {
+    context.reach.hush();
     let socket = context.reach.socket()?;
     match client::ask(&socket, &Request::Reload, client::PATIENCE)? {
         Response::Done { changes } if changes.is_empty() => {

@@ -356,6 +356,19 @@ impl Maps {
         Ok(())
     }
 
+    /// The index of the interface that a port number redirects to; 0 where there is none.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    pub fn redirect(&self, number: u16) -> Result<u32, DataplaneError> {
+        match self.redirect.get(u32::from(number), 0) {
+            Ok(value) => Ok(value.if_index),
+            // An empty place of a device map is not found.
+            Err(aya::maps::MapError::KeyNotFound) => Ok(0),
+            Err(error) => Err(DataplaneError::map(map::REDIRECT, error)),
+        }
+    }
+
     /// A backend's packets and bytes, all processors together, since the maps were made.
     ///
     /// # Errors

@@ -2,6 +2,8 @@
 
 pub mod attach;
 pub mod bpffs;
+pub mod clock;
+pub mod explain;
 pub mod load;
 pub mod mapped;
 pub mod maps;

@@ -236,7 +236,7 @@ fn neighbour(name: &str, address: IpAddr, answer: Option<&Answer>) -> Check {
             format!("{address} is at {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"),
         ),
         // It is a warning: the others serve, and it is taken in when it answers.
-        Some(Err(reason)) => Check::warning(name, format!("{address} does not answer: {reason}"))
+        Some(Err(reason)) => Check::warning(name, reason.clone())
             .help("is it up, and in the same Ethernet? it will be `down` until it answers"),
         None => Check::warning(
             name,

@@ -1,0 +1,404 @@
+//! Every map decoded from the types of `lb_common::abi`: how much of it is used, and what is in it.
+
+use std::net::Ipv4Addr;
+
+use jiff::Timestamp;
+use lb_common::{
+    abi::{BackendState, Bucket, WAYS, map, text},
+    flow::{FlowKey, FlowState, Phase},
+    pick::Slot,
+    service::{Directory, ServiceKey, ServiceValue},
+    tables::Event,
+    verdict::Verdict,
+    wire::mac_bytes,
+};
+use serde_json::{Value, json};
+
+use super::super::{
+    pinned::{self, Names, Pinned, affinity, interface, mac, protocol},
+    rows::{Row, row},
+};
+use crate::dataplane::{DataplaneError, Maps, clock::coarse_ticks};
+
+/// How much of a map is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Usage {
+    pub(super) used: u64,
+    pub(super) maximum: u64,
+    /// Of what: a map's entry may hold several.
+    pub(super) unit: &'static str,
+}
+
+/// How much of the map is used.
+///
+/// # Errors
+/// The kernel refuses to read it.
+pub(super) fn usage(name: &'static str, pinned: &Pinned) -> Result<Usage, DataplaneError> {
+    let Pinned { maps, names } = pinned;
+    let usage = |used: usize, maximum: usize, unit| Usage {
+        used: used as u64,
+        maximum: maximum as u64,
+        unit,
+    };
+    let backends = maps.backend_capacity() as usize;
+    Ok(match name {
+        map::CONTROL => usage(1, 1, "entry"),
+        map::SERVICES => {
+            let half = half_in_use(maps);
+            let used = half
+                .iter()
+                .flat_map(|bucket| &bucket.ways)
+                .filter(|way| way.key.get() != 0)
+                .count();
+            usage(used, half.len() * WAYS, "keys in the half in use")
+        }
+        map::SLOTS => {
+            let used = names
+                .services
+                .values()
+                .map(|info| 1_usize << pinned::value(info).bits())
+                .sum();
+            usage(used, maps.slot_capacity() as usize, "slots")
+        }
+        map::BACKENDS => {
+            let used =
+                numbers(maps).filter(|number| maps.backend(*number).is_some_and(|one| one.0 != 0));
+            usage(used.count(), backends - 1, "backends")
+        }
+        map::PORTS => {
+            let ports = maps.ports()?;
+            usage(
+                ports.iter().filter(|port| port.ifindex != 0).count(),
+                ports.len(),
+                "interfaces",
+            )
+        }
+        map::REDIRECT => usage(redirects(maps)?.len(), maps.ports()?.len(), "interfaces"),
+        map::FLOWS => {
+            let ways = maps.flow_buckets().iter().flat_map(|bucket| &bucket.ways);
+            let used = ways.filter(|way| FlowState(way.state.get()).used()).count();
+            usage(used, maps.flow_buckets().len() * WAYS, "flows")
+        }
+        map::COUNTERS => usage(counters(pinned)?.len(), backends - 1, "backends"),
+        map::VERDICTS => usage(
+            maps.verdicts()?
+                .iter()
+                .filter(|packets| **packets != 0)
+                .count(),
+            Verdict::COUNT,
+            "verdicts",
+        ),
+        map::EVENTS => usage(
+            maps.events()?.iter().filter(|times| **times != 0).count(),
+            Event::COUNT,
+            "events",
+        ),
+        map::SERVICE_INFO => usage(
+            names.services.len(),
+            maps.service_capacity() as usize,
+            "services",
+        ),
+        map::BACKEND_INFO => usage(names.backends.len(), backends - 1, "backends"),
+        other => unreachable!("{other} is no map of ours"),
+    })
+}
+
+/// The map's content, without what is empty.
+///
+/// # Errors
+/// The kernel refuses to read it.
+pub(super) fn rows(name: &'static str, pinned: &Pinned) -> Result<Vec<Row>, DataplaneError> {
+    let Pinned { maps, names } = pinned;
+    Ok(match name {
+        map::CONTROL => vec![control(maps)],
+        map::SERVICES => services(half_in_use(maps), names),
+        map::SLOTS => names
+            .services
+            .iter()
+            .flat_map(|(id, info)| {
+                let value = pinned::value(info);
+                let table =
+                    (0..1_u32 << value.bits()).filter_map(|at| maps.slot(value.offset() + at));
+                runs(names, *id, table)
+            })
+            .collect(),
+        map::BACKENDS => backends(maps, names),
+        map::PORTS => {
+            let ports = maps.ports()?;
+            let taken = (0_u16..).zip(ports).filter(|(_, port)| port.ifindex != 0);
+            taken
+                .map(|(number, port)| {
+                    row! {
+                        "port" => number,
+                        "interface" => interface(port.ifindex),
+                        "index" => port.ifindex,
+                        "mac" => mac(mac_bytes(port.mac)),
+                    }
+                })
+                .collect()
+        }
+        map::REDIRECT => redirects(maps)?
+            .into_iter()
+            .map(|(number, index)| {
+                row! { "port" => number, "interface" => interface(index), "index" => index }
+            })
+            .collect(),
+        map::FLOWS => flows(maps, names),
+        map::COUNTERS => counters(pinned)?,
+        map::VERDICTS => {
+            let packets = maps.verdicts()?;
+            let all = Verdict::ALL
+                .iter()
+                .zip(packets)
+                .filter(|(verdict, _)| !verdict.reached_backend());
+            all.map(|(verdict, packets)| {
+                row! { "verdict" => verdict.name(), "packets" => packets, "why" => verdict.why() }
+            })
+            .collect()
+        }
+        map::EVENTS => {
+            let all = Event::ALL.iter().zip(maps.events()?);
+            all.map(|(event, times)| row! { "event" => event.name(), "times" => times })
+                .collect()
+        }
+        map::SERVICE_INFO => service_info(names),
+        map::BACKEND_INFO => backend_info(names),
+        other => unreachable!("{other} is no map of ours"),
+    })
+}
+
+/// Every backend number.
+fn numbers(maps: &Maps) -> impl Iterator<Item = u16> {
+    (1..=u16::MAX).take((maps.backend_capacity() as usize).saturating_sub(1))
+}
+
+fn half_in_use(maps: &Maps) -> &[Bucket] {
+    let directory = Directory(maps.control().directory.get());
+    let buckets = maps.service_buckets();
+    let size = 1_usize << directory.bits();
+    let start = if directory.second_half() { size } else { 0 };
+    buckets.get(start..start + size).unwrap_or(buckets)
+}
+
+fn control(maps: &Maps) -> Row {
+    let control = maps.control();
+    let directory = Directory(control.directory.get());
+    let half = if directory.second_half() {
+        "second"
+    } else {
+        "first"
+    };
+    row! {
+        "abi" => control.abi.get(),
+        "generation" => control.generation.get(),
+        "created" => unix_time(control.created.get().saturating_mul(1000)),
+        "service_buckets" => 1_u64 << directory.bits(),
+        "half_in_use" => half,
+        // Whoever knows it can aim flows at one backend.
+        "seed" => "secret, not shown",
+    }
+}
+
+fn unix_time(milliseconds: u64) -> Value {
+    let time = i64::try_from(milliseconds)
+        .ok()
+        .and_then(|ms| Timestamp::from_millisecond(ms).ok());
+    time.map_or(Value::Null, |time| json!(time.to_string()))
+}
+
+fn services(buckets: &[Bucket], names: &Names) -> Vec<Row> {
+    let ways = buckets.iter().flat_map(|bucket| &bucket.ways);
+    let mut found: Vec<(ServiceKey, ServiceValue)> = ways
+        .map(|way| (ServiceKey(way.key.get()), ServiceValue(way.value.get())))
+        .filter(|(key, _)| key.0 != 0)
+        .collect();
+    found.sort_by_key(|(key, _)| (key.vip(), key.protocol(), key.port()));
+    let rows = found.into_iter().map(|(key, value)| {
+        let vip = Ipv4Addr::from(key.vip());
+        // A VIP's own entry names no service: it says that the address is ours.
+        let (what, port) = match (key.protocol(), key.port()) {
+            (0, _) => return vip_row(vip, value),
+            (number, 0) => (protocol(number), json!("any")),
+            (number, port) => (protocol(number), json!(port)),
+        };
+        row! {
+            "vip" => vip.to_string(),
+            "protocol" => what,
+            "port" => port,
+            "service" => names.service(value.id()),
+            "affinity" => affinity(value.affinity()),
+            "slots" => 1_u64 << value.bits(),
+            "first_slot" => value.offset(),
+        }
+    });
+    rows.collect()
+}
+
+fn vip_row(vip: Ipv4Addr, value: ServiceValue) -> Row {
+    let what = if value.has_any_port() {
+        "VIP, has a service for any port"
+    } else {
+        "VIP"
+    };
+    row! {
+        "vip" => vip.to_string(),
+        "protocol" => Value::Null,
+        "port" => Value::Null,
+        "service" => what,
+        "affinity" => Value::Null,
+        "slots" => Value::Null,
+        "first_slot" => Value::Null,
+    }
+}
+
+/// A service's slots, neighbours with the same content taken together.
+fn runs(names: &Names, service: u16, table: impl Iterator<Item = Slot>) -> Vec<Row> {
+    let mut runs: Vec<(usize, usize, Slot)> = Vec::new();
+    for (at, slot) in table.enumerate() {
+        match runs.last_mut() {
+            Some((_, last, same)) if *same == slot => *last = at,
+            _ => runs.push((at, at, slot)),
+        }
+    }
+    let rows = runs.into_iter().map(|(first, last, slot)| {
+        let previous = if slot.in_transition() {
+            json!(names.backend(slot.previous()))
+        } else {
+            Value::Null
+        };
+        let slots = if first == last {
+            first.to_string()
+        } else {
+            format!("{first}-{last}")
+        };
+        row! {
+            "service" => names.service(service),
+            "slots" => slots,
+            "current" => names.backend(slot.current()),
+            "previous" => previous,
+        }
+    });
+    rows.collect()
+}
+
+fn backends(maps: &Maps, names: &Names) -> Vec<Row> {
+    let used = numbers(maps).filter_map(|number| {
+        let backend = maps.backend(number)?;
+        (backend.0 != 0).then_some((number, backend))
+    });
+    let rows = used.map(|(number, backend)| {
+        let address = match backend.mac() {
+            0 => Value::Null,
+            word => json!(mac(mac_bytes(word))),
+        };
+        row! {
+            "number" => number,
+            "backend" => names.backend(number),
+            "mac" => address,
+            "port" => backend.port(),
+            "failed" => backend.failed(),
+        }
+    });
+    rows.collect()
+}
+
+fn redirects(maps: &Maps) -> Result<Vec<(u16, u32)>, DataplaneError> {
+    let mut found = Vec::new();
+    for (number, _) in (0..).zip(maps.ports()?) {
+        match maps.redirect(number)? {
+            0 => {}
+            index => found.push((number, index)),
+        }
+    }
+    Ok(found)
+}
+
+/// The flow table as it is, what has ended and what is torn among it; `flows` shows what lives.
+fn flows(maps: &Maps, names: &Names) -> Vec<Row> {
+    let now = coarse_ticks();
+    let mut rows = Vec::new();
+    for (bucket, content) in maps.flow_buckets().iter().enumerate() {
+        for (way, flow) in content.ways.iter().enumerate() {
+            let state = FlowState(flow.state.get());
+            if !state.used() {
+                continue;
+            }
+            let key = FlowKey {
+                endpoints: flow.key.get(),
+                service: state.service(),
+            };
+            let phase = match state.phase() {
+                Phase::Open => "open",
+                Phase::Closing => "closing",
+                Phase::Ended => "ended",
+            };
+            rows.push(row! {
+                "bucket" => bucket,
+                "way" => way,
+                "client" => format!("{}:{}", Ipv4Addr::from(key.client()), key.client_port()),
+                "service" => names.service(key.service),
+                "service_port" => key.service_port(),
+                "backend" => names.backend(state.backend()),
+                "phase" => phase,
+                "silent_ticks" => state.silent(now),
+            });
+        }
+    }
+    rows
+}
+
+fn counters(pinned: &Pinned) -> Result<Vec<Row>, DataplaneError> {
+    let mut rows = Vec::new();
+    for number in numbers(&pinned.maps) {
+        let counter = pinned.maps.counter(number)?;
+        if counter.packets != 0 {
+            rows.push(row! {
+                "number" => number,
+                "backend" => pinned.names.backend(number),
+                "packets" => counter.packets,
+                "bytes" => counter.bytes,
+            });
+        }
+    }
+    Ok(rows)
+}
+
+fn service_info(names: &Names) -> Vec<Row> {
+    let rows = names.services.iter().map(|(id, info)| {
+        let value = pinned::value(info);
+        row! {
+            "id" => id,
+            "name" => text(&info.name),
+            "vip" => pinned::ipv4(&info.vip).map(|vip| vip.to_string()),
+            "protocol" => protocol(info.protocol),
+            "affinity" => affinity(value.affinity()),
+            "slots" => 1_u64 << value.bits(),
+            "first_slot" => value.offset(),
+            "flow_idle_ms" => info.flow_idle_ms,
+        }
+    });
+    rows.collect()
+}
+
+fn backend_info(names: &Names) -> Vec<Row> {
+    let rows = names.backends.iter().map(|(number, info)| {
+        let state = BackendState::from_number(info.state).map(BackendState::name);
+        row! {
+            "number" => number,
+            "name" => text(&info.name),
+            "service" => names.service(info.service),
+            "address" => pinned::ipv4(&info.address).map(|address| address.to_string()),
+            "state" => state,
+            "healthy" => info.healthy != 0,
+            "weight" => info.weight,
+            "priority" => info.priority,
+            "since" => unix_time(info.since_ms),
+            "reason" => text(&info.reason),
+        }
+    });
+    rows.collect()
+}
+
+#[cfg(test)]
+#[path = "content_tests.rs"]
+mod tests;

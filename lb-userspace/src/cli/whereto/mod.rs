@@ -1,0 +1,308 @@
+//! `xdp-lb where`: which backend a packet would go to, and each step that leads there.
+
+mod words;
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use anyhow::bail;
+use clap::ValueEnum;
+use lb_common::tables::Step;
+use serde::Serialize;
+
+use self::words::{Line, Narrator};
+use super::{
+    Context, Exit,
+    pinned::{Pinned, interface, mac},
+    screen::Look,
+};
+use crate::dataplane::explain::{Explained, Kind, Question, explain};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The client's address, with its port where that takes part in the pick
+    #[arg(value_name = "CLIENT[:PORT]", value_parser = client)]
+    client: Client,
+    /// The VIP and the service's port
+    #[arg(value_name = "VIP:PORT", value_parser = service)]
+    service: SocketAddrV4,
+    /// The protocol
+    #[arg(long, value_enum, default_value = "tcp")]
+    protocol: Protocol,
+    /// For programs: one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Protocol {
+    Tcp,
+    Udp,
+}
+
+impl Protocol {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+/// The client's address and, where it was given, its port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Client {
+    address: Ipv4Addr,
+    port: Option<u16>,
+}
+
+impl std::fmt::Display for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.port {
+            Some(port) => write!(f, "{}:{port}", self.address),
+            None => write!(f, "{}", self.address),
+        }
+    }
+}
+
+fn client(text: &str) -> Result<Client, String> {
+    if let Ok(address) = text.parse() {
+        return Ok(Client {
+            address,
+            port: None,
+        });
+    }
+    match text.parse::<SocketAddrV4>() {
+        Ok(both) => Ok(Client {
+            address: *both.ip(),
+            port: Some(both.port()),
+        }),
+        Err(_error) => {
+            Err("expected an IPv4 address, or one with a port as 10.1.2.3:40000".to_owned())
+        }
+    }
+}
+
+fn service(text: &str) -> Result<SocketAddrV4, String> {
+    text.parse()
+        .map_err(|_error| "expected an IPv4 address with a port as 192.0.2.10:80".to_owned())
+}
+
+/// The shape of `where --json`.
+#[derive(Debug, Serialize)]
+struct Answer {
+    verdict: &'static str,
+    service: Option<String>,
+    /// Index in the service's own table.
+    slot: Option<u32>,
+    /// The backend's name.
+    backend: Option<String>,
+    /// The frame's new destination.
+    mac: Option<String>,
+    /// The interface it leaves through.
+    interface: Option<String>,
+    steps: Vec<Line>,
+    /// In a slot in transition: the packet of a TCP flow that is there already. The outer answer is the one for a
+    /// packet that opens a flow.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    established: Option<Box<Answer>>,
+}
+
+pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
+    let pinned = Pinned::open(context)?;
+    let unserved_pass = context.reach.setting("node", "unserved", "drop")? == "pass";
+    let ask = |kind| {
+        let question = Question {
+            client: SocketAddrV4::new(args.client.address, args.client.port.unwrap_or(0)),
+            service: args.service,
+            kind,
+            unserved_pass,
+        };
+        explain(&pinned.maps, &question)
+    };
+    let kind = match args.protocol {
+        Protocol::Tcp => Kind::TcpOpens,
+        Protocol::Udp => Kind::Udp,
+    };
+    let explained = ask(kind)?;
+    needs_port(args, &explained)?;
+
+    let mut answer = answer(&explained, args, &pinned);
+    let in_transition = explained
+        .steps
+        .iter()
+        .any(|step| matches!(step, Step::Slot { slot, .. } if slot.in_transition()));
+    if in_transition && args.protocol == Protocol::Tcp {
+        match args.client.port {
+            Some(_) => {
+                let established = self::answer(&ask(Kind::TcpContinues)?, args, &pinned);
+                answer.established = Some(Box::new(established));
+            }
+            None => answer.steps.push(Line::new(
+                "transition",
+                "where a packet of a flow goes that is there already depends on that flow: give the client's port",
+            )),
+        }
+    }
+    let text = if args.json {
+        serde_json::to_string_pretty(&answer)?
+    } else {
+        render(&answer, args, context.screen.look)
+    };
+    context.screen.line(&text)?;
+    Ok(Exit::Done)
+}
+
+/// Refuses to answer where the answer would be about port 0.
+fn needs_port(args: &Args, explained: &Explained) -> anyhow::Result<()> {
+    let picks = |step: &Step| matches!(step, Step::Service { found: Some(service), .. } if service.affinity().ports);
+    if args.client.port.is_none() && explained.steps.iter().any(picks) {
+        bail!(
+            "the service's affinity is `none`, so the client's port takes part in the pick: give it, as `xdp-lb where {}:40000 {}`",
+            args.client,
+            args.service
+        );
+    }
+    Ok(())
+}
+
+fn answer(explained: &Explained, args: &Args, pinned: &Pinned) -> Answer {
+    let narrator = Narrator {
+        names: &pinned.names,
+        client: args.client.address,
+    };
+    let mut answer = Answer {
+        verdict: explained.verdict.name(),
+        service: None,
+        slot: None,
+        backend: None,
+        mac: explained.destination.map(mac),
+        interface: explained.egress.map(interface),
+        steps: narrator.steps(&explained.steps),
+        established: None,
+    };
+    for step in &explained.steps {
+        match step {
+            Step::Service {
+                found: Some(value), ..
+            } => {
+                answer.service = Some(pinned.names.service(value.id()));
+            }
+            Step::Slot { index, .. } => answer.slot = Some(*index),
+            Step::Backend { number, .. } => answer.backend = Some(pinned.names.backend(*number)),
+            _ => {}
+        }
+    }
+    if let (Some(destination), Some(source), Some(interface)) =
+        (&answer.mac, explained.source.map(mac), &answer.interface)
+    {
+        let text =
+            format!("destination MAC {destination}, source MAC {source}, out of {interface}");
+        answer.steps.push(Line::new("rewrite", text));
+    }
+    answer.steps.push(words::verdict(explained.verdict));
+    answer
+}
+
+fn render(answer: &Answer, args: &Args, look: Look) -> String {
+    let head = |what: &str, answer: &Answer| {
+        let goes = match &answer.backend {
+            Some(backend) if answer.mac.is_some() => format!("goes to {backend}"),
+            _ => format!("reaches no backend: {}", answer.verdict),
+        };
+        look.bold(&format!(
+            "{} {} -> {}{what} {goes}",
+            args.protocol.name(),
+            args.client,
+            args.service
+        ))
+    };
+    let what = if answer.established.is_some() {
+        ", a packet that opens a flow,"
+    } else {
+        ""
+    };
+    let mut lines = vec![head(what, answer)];
+    lines.extend(indented(&answer.steps));
+    if let Some(established) = &answer.established {
+        lines.push(String::new());
+        lines.push(head(
+            ", a packet of a flow that is there already,",
+            established,
+        ));
+        // What comes before the slot is the same for both.
+        let differs = established
+            .steps
+            .iter()
+            .position(|line| line.step == "transition")
+            .unwrap_or(0);
+        lines.extend(indented(&established.steps[differs..]));
+    }
+    lines.join("\n")
+}
+
+fn indented(steps: &[Line]) -> impl Iterator<Item = String> {
+    let line = |line: &Line| format!("  {:<10}  {}", line.step, line.text);
+    steps.iter().map(line)
+}
+
+impl Line {
+    fn new(step: &'static str, text: impl Into<String>) -> Self {
+        Self {
+            step,
+            text: text.into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::verdict::Verdict;
+
+    use super::*;
+
+    #[test]
+    fn addresses() {
+        let address = Ipv4Addr::new(10, 1, 2, 3);
+        assert_eq!(
+            client("10.1.2.3"),
+            Ok(Client {
+                address,
+                port: None
+            })
+        );
+        assert_eq!(
+            client("10.1.2.3:9"),
+            Ok(Client {
+                address,
+                port: Some(9)
+            })
+        );
+        for wrong in ["10.1.2", "10.1.2.3:", "10.1.2.3:65536", "::1", "client"] {
+            assert!(client(wrong).is_err(), "{wrong}");
+        }
+        assert!(
+            service("192.0.2.10").is_err(),
+            "without a port there is no service"
+        );
+    }
+
+    /// What design.md section 7 promises to whoever reads `where --json`.
+    #[test]
+    fn the_promised_fields_are_there_even_where_nothing_was_found() {
+        let answer = Answer {
+            verdict: Verdict::NotOurs.name(),
+            service: None,
+            slot: None,
+            backend: None,
+            mac: None,
+            interface: None,
+            steps: vec![words::verdict(Verdict::NotOurs)],
+            established: None,
+        };
+        let json = serde_json::to_value(&answer).expect("serializes");
+        for field in ["verdict", "service", "slot", "backend", "mac", "steps"] {
+            assert!(json.get(field).is_some(), "no {field} in {json}");
+        }
+        assert_eq!(json["steps"][0]["step"], "verdict");
+    }
+}

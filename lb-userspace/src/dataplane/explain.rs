@@ -1,0 +1,250 @@
+//! What the data path would do with a packet: `lb_common::forward::process`, the code of the kernel program, run over
+//! the pinned maps with a packet that is only thought of. Nothing is recorded and nothing is counted.
+
+use std::{cell::RefCell, net::SocketAddrV4};
+
+use lb_common::{
+    abi::{Bucket, Control, Port},
+    flow::FlowBucket,
+    forward::process,
+    packet::Buffer,
+    pick::{Backend, Slot},
+    tables::{Event, Step, Tables},
+    verdict::Verdict,
+    wire::{
+        ETH_LEN, ETHERTYPE_IPV4, IPV4_LEN, PROTO_TCP, PROTO_UDP, TCP_ACK, TCP_FLAGS, TCP_LEN,
+        TCP_SYN, UDP_LEN, mac_bytes,
+    },
+};
+
+use super::{DataplaneError, Maps, clock::coarse_ticks};
+
+/// What kind of packet is thought of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// TCP SYN: opens a flow.
+    TcpOpens,
+    /// TCP ACK: belongs to a flow that is there.
+    TcpContinues,
+    /// UDP.
+    Udp,
+}
+
+impl Kind {
+    const fn protocol(self) -> u8 {
+        match self {
+            Self::TcpOpens | Self::TcpContinues => PROTO_TCP,
+            Self::Udp => PROTO_UDP,
+        }
+    }
+}
+
+/// The packet that is thought of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// From where.
+    pub client: SocketAddrV4,
+    /// To where: VIP and port.
+    pub service: SocketAddrV4,
+    /// What it is.
+    pub kind: Kind,
+    /// Whether the configuration leaves packets for unserved ports of a VIP to the host; the maps do not say.
+    pub unserved_pass: bool,
+}
+
+/// What became of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explained {
+    /// The end it came to.
+    pub verdict: Verdict,
+    /// What was decided on the way, in the order in which it was.
+    pub steps: Vec<Step>,
+    /// The interface's index it leaves through, where it goes to a backend.
+    pub egress: Option<u32>,
+    /// The frame's destination MAC, where it goes to a backend.
+    pub destination: Option<[u8; 6]>,
+    /// The frame's source MAC, likewise.
+    pub source: Option<[u8; 6]>,
+}
+
+/// Asks where a packet would go that arrives on the director's first interface.
+///
+/// # Errors
+/// [`DataplaneError::Map`] where the maps can't be read.
+pub fn explain(maps: &Maps, question: &Question) -> Result<Explained, DataplaneError> {
+    let ports = maps.ports()?;
+    // On which of several interfaces it arrives matters to nothing but "forwarded" or "redirected".
+    let own = (0..).zip(&ports).find(|(_, port)| port.ifindex != 0);
+    let (own_port, own_mac) = own.map_or((0, 0), |(number, port)| (number, port.mac));
+    let tables = Thought {
+        maps,
+        ports: &ports,
+        own_port,
+        own_mac,
+        unserved_pass: question.unserved_pass,
+        now: coarse_ticks(),
+        steps: RefCell::new(Vec::new()),
+    };
+    let mut frame = frame(question, mac_bytes(own_mac));
+    let outcome = process(&mut Buffer(&mut frame), &tables);
+    let forwarded = outcome.verdict.reached_backend();
+    let mac = |at: usize| -> Option<[u8; 6]> {
+        forwarded
+            .then(|| frame.get(at..).and_then(|rest| rest.first_chunk().copied()))
+            .flatten()
+    };
+    let egress = ports
+        .get(usize::from(outcome.port))
+        .map(|port| port.ifindex);
+    Ok(Explained {
+        verdict: outcome.verdict,
+        steps: tables.steps.into_inner(),
+        egress: egress.filter(|_| forwarded),
+        destination: mac(0),
+        source: mac(6),
+    })
+}
+
+/// The frame of the packet, on its way to `own_mac`: no payload, no checksums, which the data path does not look at.
+#[must_use]
+pub fn frame(question: &Question, own_mac: [u8; 6]) -> Vec<u8> {
+    /// A locally administered address: the client's router, whoever that is.
+    const ROUTER: [u8; 6] = [0x02, 0, 0, 0, 0, 1];
+    /// The usual initial hop limit (RFC 1700); any would do.
+    const TTL: u8 = 64;
+    let (transport_len, flags) = match question.kind {
+        Kind::TcpOpens => (TCP_LEN, Some(TCP_SYN)),
+        Kind::TcpContinues => (TCP_LEN, Some(TCP_ACK)),
+        Kind::Udp => (UDP_LEN, None),
+    };
+    let mut frame = Vec::with_capacity(ETH_LEN + IPV4_LEN + TCP_LEN);
+    frame.extend(own_mac);
+    frame.extend(ROUTER);
+    frame.extend(ETHERTYPE_IPV4.to_be_bytes());
+    // RFC 791 section 3.1: version and header length, TOS, total length, id, fragment, TTL, protocol, checksum.
+    let total = (IPV4_LEN + transport_len) as u16;
+    frame.extend([0x45, 0]);
+    frame.extend(total.to_be_bytes());
+    frame.extend([0, 0, 0, 0, TTL, question.kind.protocol(), 0, 0]);
+    frame.extend(question.client.ip().octets());
+    frame.extend(question.service.ip().octets());
+    let transport = frame.len();
+    frame.extend(question.client.port().to_be_bytes());
+    frame.extend(question.service.port().to_be_bytes());
+    frame.resize(transport + transport_len, 0);
+    match flags {
+        Some(flags) => {
+            // Data offset: five words (RFC 9293 section 3.1).
+            frame[transport + TCP_FLAGS - 1] = 5 << 4;
+            frame[transport + TCP_FLAGS] = flags;
+        }
+        None => {
+            frame[transport + 4..transport + 6].copy_from_slice(&(UDP_LEN as u16).to_be_bytes())
+        }
+    }
+    frame
+}
+
+/// The pinned maps as the data path sees them, with a place for the steps and without a memory.
+struct Thought<'m> {
+    maps: &'m Maps,
+    ports: &'m [Port],
+    own_port: u16,
+    own_mac: u64,
+    unserved_pass: bool,
+    now: u16,
+    steps: RefCell<Vec<Step>>,
+}
+
+impl Tables for Thought<'_> {
+    fn control(&self) -> Option<&Control> {
+        Some(self.maps.control())
+    }
+
+    fn service_bucket(&self, index: u32) -> Option<&Bucket> {
+        self.maps.service_buckets().get(index as usize)
+    }
+
+    fn slot(&self, index: u32) -> Option<Slot> {
+        self.maps.slot(index)
+    }
+
+    fn backend(&self, number: u16) -> Option<Backend> {
+        self.maps.backend(number)
+    }
+
+    fn port(&self, port: u16) -> Option<Port> {
+        self.ports.get(usize::from(port)).copied()
+    }
+
+    fn flow_bucket(&self, index: u32) -> Option<&FlowBucket> {
+        self.maps.flow_buckets().get(index as usize)
+    }
+
+    fn flow_bits(&self) -> u32 {
+        self.maps.flow_bits()
+    }
+
+    fn now(&self) -> u16 {
+        self.now
+    }
+
+    fn own_mac(&self) -> u64 {
+        self.own_mac
+    }
+
+    fn own_port(&self) -> u16 {
+        self.own_port
+    }
+
+    fn unserved_pass(&self) -> bool {
+        self.unserved_pass
+    }
+
+    fn count_backend(&self, _backend: u16, _bytes: u64) {}
+
+    fn count_verdict(&self, _verdict: Verdict) {}
+
+    fn count_event(&self, _event: Event) {}
+
+    fn records(&self) -> bool {
+        false
+    }
+
+    fn note(&self, step: Step) {
+        self.steps.borrow_mut().push(step);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::parse::{Frame, Signal, parse, signal};
+
+    use super::*;
+
+    #[test]
+    fn the_thought_of_packet_is_one() {
+        let question = |kind| Question {
+            client: "10.1.2.3:40000".parse().expect("an address"),
+            service: "192.0.2.10:443".parse().expect("an address"),
+            kind,
+            unserved_pass: false,
+        };
+        let cases = [
+            (Kind::TcpOpens, Signal::Opens),
+            (Kind::TcpContinues, Signal::Continues),
+            (Kind::Udp, Signal::Unknown),
+        ];
+        for (kind, expected) in cases {
+            let mut bytes = frame(&question(kind), [2, 0, 0, 0, 0, 9]);
+            let packet = Buffer(&mut bytes);
+            let Ok(Frame::Ipv4(flow)) = parse(&packet) else {
+                panic!("{kind:?} is not parsed");
+            };
+            assert_eq!(flow.client, 0x0a01_0203);
+            assert_eq!(flow.destination, 0xc000_020a);
+            assert_eq!(flow.ports, 40_000 << 16 | 443);
+            assert_eq!(signal(&packet, &flow), Ok(expected));
+        }
+    }
+}
