@@ -115,7 +115,7 @@ pub async fn run(options: Options) -> Result<()> {
             }
             // Monitoring that can't be reached is no reason to balance nothing.
             Err(error) => {
-                error!(%address, %error, "no metrics: set `http` in [control] to a free address, or to \"off\"")
+                error!(%address, %error, "no metrics: set `http` in [control] to a free address, or to \"off\"");
             }
         }
     }
