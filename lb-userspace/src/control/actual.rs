@@ -1,7 +1,7 @@
 //! What is: the controller's picture of what the maps hold, kept in step with every operation.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::Ipv4Addr,
     time::Duration,
 };
@@ -9,29 +9,60 @@ use std::{
 use lb_common::{
     abi::BackendState,
     pick::{Affinity, Backend, Slot},
-    service::ServiceValue,
+    service::{Directory, ServiceValue},
 };
 
-use super::{directory::Entries, regions::Regions, retarget::Track};
+use super::{
+    directory::{Entries, Layout},
+    regions::Regions,
+    retarget::Track,
+};
 
 /// Milliseconds of a clock that only goes forward.
 pub type Millis = u64;
 
 /// Everything the maps hold.
+///
+/// Changed by [`Actual::apply`] alone, which keeps the indexes in step: a failure is applied in a time that does not depend
+/// on how many other services and backends there are.
 #[derive(Clone, Debug)]
 pub struct Actual {
-    /// By id.
-    pub services: BTreeMap<u16, ActualService>,
-    /// By number.
-    pub backends: BTreeMap<u16, ActualBackend>,
+    services: BTreeMap<u16, ActualService>,
+    backends: BTreeMap<u16, ActualBackend>,
+    /// Service name -> id.
+    ids: HashMap<String, u16>,
+    /// Service id -> backend name -> numbers: several where an address changed and the old one is leaving.
+    members: BTreeMap<u16, BTreeMap<String, Vec<u16>>>,
+    /// Services with a slot in transition.
+    unsettled: BTreeSet<u16>,
+    retired: Retired,
+    directory: Directory,
     /// Where the tables lie.
-    pub regions: Regions,
+    pub(super) regions: Regions,
     /// How many service ids there are.
     pub service_capacity: u32,
     /// How many backend numbers there are, 0 among them.
     pub backend_capacity: u32,
     /// log2 of the buckets in one half of the service lookup.
     pub bucket_bits: u8,
+}
+
+/// What has no owner any more, but may still be named by the record of a flow: a new owner would inherit flows that are not
+/// its own. The sweep frees what it finds named nowhere.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Retired {
+    /// Service ids.
+    pub services: BTreeSet<u16>,
+    /// Backend numbers.
+    pub backends: BTreeSet<u16>,
+}
+
+impl Retired {
+    /// Whether there is nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.services.is_empty() && self.backends.is_empty()
+    }
 }
 
 /// A service in the maps.
@@ -137,13 +168,18 @@ pub enum Op {
         /// Its id.
         id: u16,
     },
-    /// The lookup is laid out anew from the services as they are then, and swapped whole.
-    SwapDirectory,
-    /// No slot and no flow names the backend any more: its number is free.
+    /// The lookup is laid out anew in the half that is not in use, and swapped whole.
+    SwapDirectory {
+        /// What that half holds from now on.
+        layout: Layout,
+    },
+    /// A backend has nothing to do with any service any more. Its number is retired.
     RemoveBackend {
         /// Its number.
         number: u16,
     },
+    /// No slot and no record names these any more: they can have new owners.
+    Release(Retired),
 }
 
 impl Actual {
@@ -153,6 +189,11 @@ impl Actual {
         Self {
             services: BTreeMap::new(),
             backends: BTreeMap::new(),
+            ids: HashMap::new(),
+            members: BTreeMap::new(),
+            unsettled: BTreeSet::new(),
+            retired: Retired::default(),
+            directory: Directory(0),
             regions: Regions::new(slots),
             service_capacity: services,
             backend_capacity: backends,
@@ -160,51 +201,91 @@ impl Actual {
         }
     }
 
+    /// By id.
+    #[must_use]
+    pub const fn services(&self) -> &BTreeMap<u16, ActualService> {
+        &self.services
+    }
+
+    /// By number.
+    #[must_use]
+    pub const fn backends(&self) -> &BTreeMap<u16, ActualBackend> {
+        &self.backends
+    }
+
+    /// The services with a slot in transition.
+    pub fn unsettled(&self) -> impl Iterator<Item = (u16, &ActualService)> {
+        self.unsettled
+            .iter()
+            .filter_map(|id| Some((*id, self.services.get(id)?)))
+    }
+
+    /// What may not have a new owner yet.
+    #[must_use]
+    pub const fn retired(&self) -> &Retired {
+        &self.retired
+    }
+
+    /// How the lookup is laid out; 0 where there is none yet.
+    #[must_use]
+    pub const fn directory(&self) -> Directory {
+        self.directory
+    }
+
     /// The id of the service with this name.
     #[must_use]
     pub fn service_id(&self, name: &str) -> Option<u16> {
-        self.services
-            .iter()
-            .find(|(_, service)| service.name == name)
-            .map(|(id, _)| *id)
+        self.ids.get(name).copied()
     }
 
     /// The number of a service's backend.
     #[must_use]
     pub fn backend_number(&self, service: u16, name: &str, address: Ipv4Addr) -> Option<u16> {
-        self.backends
+        self.members
+            .get(&service)?
+            .get(name)?
             .iter()
-            .find(|(_, b)| b.service == service && b.name == name && b.address == address)
-            .map(|(number, _)| *number)
+            .find(|number| self.backends[*number].address == address)
+            .copied()
     }
 
-    /// The lowest free service id.
+    /// The backends of a service, those that are leaving among them, by number.
     #[must_use]
-    pub fn free_service_id(&self, taken: &BTreeSet<u16>) -> Option<u16> {
-        (0..self.service_capacity.min(1 << 16) as u16)
-            .find(|id| !self.services.contains_key(id) && !taken.contains(id))
+    pub fn backends_of(&self, service: u16) -> Vec<(u16, &ActualBackend)> {
+        let mut found: Vec<_> = self
+            .members
+            .get(&service)
+            .into_iter()
+            .flat_map(BTreeMap::values)
+            .flatten()
+            .map(|number| (*number, &self.backends[number]))
+            .collect();
+        found.sort_unstable_by_key(|(number, _)| *number);
+        found
     }
 
-    /// The lowest free backend number.
+    /// Whether a new service may get this id.
     #[must_use]
-    pub fn free_backend_number(&self, taken: &BTreeSet<u16>) -> Option<u16> {
-        (1..self.backend_capacity)
-            .map(|number| number as u16)
-            .find(|number| !self.backends.contains_key(number) && !taken.contains(number))
+    pub fn is_free_id(&self, id: u16) -> bool {
+        !self.services.contains_key(&id) && !self.retired.services.contains(&id)
+    }
+
+    /// Whether a new backend may get this number.
+    #[must_use]
+    pub fn is_free_number(&self, number: u16) -> bool {
+        !self.backends.contains_key(&number) && !self.retired.backends.contains(&number)
     }
 
     /// Takes an operation into the picture; `now` dates the slots' changes.
     pub fn apply(&mut self, op: &Op, now: Millis) {
         match op {
-            Op::Backend { number, backend } => {
-                self.backends.insert(*number, backend.clone());
-            }
+            Op::Backend { number, backend } => self.insert_backend(*number, backend.clone()),
             Op::Slots {
-                service,
+                service: id,
                 changes,
                 built_for,
             } => {
-                let Some(service) = self.services.get_mut(service) else {
+                let Some(service) = self.services.get_mut(id) else {
                     return;
                 };
                 for (index, slot) in changes {
@@ -214,25 +295,99 @@ impl Actual {
                 if let Some(built_for) = built_for {
                     service.built_for.clone_from(built_for);
                 }
+                self.index_transitions(*id);
             }
-            Op::Service { id, service } => {
-                if let Some(old) = self.services.get(id)
-                    && (old.offset, old.bits) != (service.offset, service.bits)
-                {
-                    self.regions.release(old.offset);
-                }
-                self.regions.occupy(service.offset, service.bits);
-                self.services.insert(*id, service.clone());
-            }
+            Op::Service { id, service } => self.insert_service(*id, service.clone()),
             Op::RemoveService { id } => {
                 if let Some(old) = self.services.remove(id) {
                     self.regions.release(old.offset);
+                    self.ids.remove(&old.name);
+                    self.unsettled.remove(id);
+                }
+                self.retired.services.insert(*id);
+            }
+            Op::SwapDirectory { layout } => self.directory = layout.directory,
+            Op::RemoveBackend { number } => {
+                self.forget_backend(*number);
+                self.retired.backends.insert(*number);
+            }
+            Op::Release(released) => {
+                for id in &released.services {
+                    self.retired.services.remove(id);
+                }
+                for number in &released.backends {
+                    self.retired.backends.remove(number);
                 }
             }
-            Op::SwapDirectory => {}
-            Op::RemoveBackend { number } => {
-                self.backends.remove(number);
+        }
+    }
+
+    /// Dates what changed at `began` or later to `ended`: until its last store was done, packets saw the state before.
+    pub fn redate(&mut self, service: u16, began: Millis, ended: Millis) {
+        if let Some(service) = self.services.get_mut(&service) {
+            for changed in service.changed.iter_mut().filter(|c| **c >= began) {
+                *changed = ended;
             }
+        }
+    }
+
+    /// Takes in what is pinned: the words of the lookup, and what must not have a new owner yet.
+    pub(super) fn take_over(&mut self, directory: Directory, retired: Retired) {
+        self.directory = directory;
+        self.retired = retired;
+    }
+
+    pub(super) fn insert_service(&mut self, id: u16, service: ActualService) {
+        if let Some(old) = self.services.get(&id) {
+            if (old.offset, old.bits) != (service.offset, service.bits) {
+                self.regions.release(old.offset);
+            }
+            self.ids.remove(&old.name);
+        }
+        self.regions.occupy(service.offset, service.bits);
+        self.ids.insert(service.name.clone(), id);
+        self.services.insert(id, service);
+        self.index_transitions(id);
+    }
+
+    pub(super) fn insert_backend(&mut self, number: u16, backend: ActualBackend) {
+        self.forget_backend(number);
+        self.members
+            .entry(backend.service)
+            .or_default()
+            .entry(backend.name.clone())
+            .or_default()
+            .push(number);
+        self.backends.insert(number, backend);
+    }
+
+    fn forget_backend(&mut self, number: u16) {
+        let Some(old) = self.backends.remove(&number) else {
+            return;
+        };
+        let Some(names) = self.members.get_mut(&old.service) else {
+            return;
+        };
+        if let Some(numbers) = names.get_mut(&old.name) {
+            numbers.retain(|other| *other != number);
+            if numbers.is_empty() {
+                names.remove(&old.name);
+            }
+        }
+        if names.is_empty() {
+            self.members.remove(&old.service);
+        }
+    }
+
+    fn index_transitions(&mut self, id: u16) {
+        let unsettled = self
+            .services
+            .get(&id)
+            .is_some_and(|service| service.slots.iter().any(|slot| slot.in_transition()));
+        if unsettled {
+            self.unsettled.insert(id);
+        } else {
+            self.unsettled.remove(&id);
         }
     }
 }

@@ -1,31 +1,34 @@
 //! What is pinned, read back: a new controller starts from what the maps hold.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
 
 use lb_common::{
     abi::{self, BackendState},
+    flow::FlowState,
     pick::Slot,
     service::{Directory, ServiceKey, ServiceValue},
     wire::PROTO_UDP,
 };
 
 use super::{
-    actual::{Actual, ActualBackend, ActualService, Millis},
+    actual::{Actual, ActualBackend, ActualService, Millis, Retired},
     directory::Entries,
+    memory::Memory,
     retarget::Track,
 };
-use crate::dataplane::{DataplaneError, Maps};
+use crate::dataplane::DataplaneError;
 
-/// The picture of what the maps hold. Slots in transition count as changed `now`, the safe side: when they really did is
+/// The picture of what the maps hold, also where the controller before was killed in the middle of a change: the lookup
+/// that packets go by is the truth, and what has no owner there but is still named is retired. Slots in transition count as changed `now`, the safe side: when they really did is
 /// not kept.
 ///
 /// # Errors
 /// [`DataplaneError::Map`].
-pub fn adopt(maps: &Maps, now: Millis) -> Result<Actual, DataplaneError> {
+pub fn adopt(maps: &impl Memory, now: Millis) -> Result<Actual, DataplaneError> {
     let buckets = maps.service_buckets();
     let bucket_bits = (buckets.len() / 2).max(2).ilog2() as u8;
     let mut actual = Actual::empty(
@@ -36,6 +39,7 @@ pub fn adopt(maps: &Maps, now: Millis) -> Result<Actual, DataplaneError> {
     );
     let directory = Directory(maps.control().directory.get());
     if directory.0 == 0 {
+        actual.take_over(directory, orphans(maps, &actual));
         return Ok(actual);
     }
     let half = buckets.len() / 2;
@@ -44,37 +48,37 @@ pub fn adopt(maps: &Maps, now: Millis) -> Result<Actual, DataplaneError> {
     } else {
         &buckets[..half]
     };
-    let mut ports: BTreeMap<u16, Vec<ServiceKey>> = BTreeMap::new();
+    let mut ports: BTreeMap<u16, (ServiceValue, Vec<ServiceKey>)> = BTreeMap::new();
     for way in in_use.iter().flat_map(|bucket| &bucket.ways) {
         let key = ServiceKey(way.key.get());
         if key.0 != 0 && key.protocol() != 0 {
+            let value = ServiceValue(way.value.get());
             ports
-                .entry(ServiceValue(way.value.get()).id())
-                .or_default()
+                .entry(value.id())
+                .or_insert((value, Vec::new()))
+                .1
                 .push(key);
         }
     }
-    for (id, keys) in ports {
+    for (id, (value, keys)) in ports {
         let Some(info) = maps.service_info(id)? else {
             continue;
         };
-        let value = ServiceValue(info.value);
         let size = 1u32 << value.bits();
         let slots: Vec<Slot> = (0..size)
             .map(|i| maps.slot(value.offset() + i).unwrap_or_default())
             .collect();
-        actual.regions.occupy(value.offset(), value.bits() as u8);
-        actual.services.insert(
+        actual.insert_service(
             id,
             ActualService {
                 name: abi::text(&info.name).to_owned(),
                 entries: Entries {
-                    vip: address(info.vip).to_bits(),
-                    protocol: info.protocol,
+                    vip: keys[0].vip(),
+                    protocol: keys[0].protocol(),
                     ports: ranges(&keys),
                 },
                 affinity: value.affinity(),
-                track: if info.protocol == PROTO_UDP {
+                track: if keys[0].protocol() == PROTO_UDP {
                     Track::Nothing
                 } else {
                     Track::Flows
@@ -89,15 +93,15 @@ pub fn adopt(maps: &Maps, now: Millis) -> Result<Actual, DataplaneError> {
             },
         );
     }
-    for number in 1..maps.backend_capacity() {
+    for number in 1..maps.backend_capacity().min(1 << 16) {
         let number = number as u16;
         let Some(info) = maps.backend_info(number)? else {
             continue;
         };
-        if !actual.services.contains_key(&info.service) {
+        if !actual.services().contains_key(&info.service) {
             continue;
         }
-        actual.backends.insert(
+        actual.insert_backend(
             number,
             ActualBackend {
                 service: info.service,
@@ -115,10 +119,41 @@ pub fn adopt(maps: &Maps, now: Millis) -> Result<Actual, DataplaneError> {
             },
         );
     }
+    let retired = orphans(maps, &actual);
+    actual.take_over(directory, retired);
     Ok(actual)
 }
 
-/// The IPv4 address of a mapped one; this version writes no other.
+/// What a slot or the record of a flow names though it has no owner.
+fn orphans(maps: &impl Memory, actual: &Actual) -> Retired {
+    let mut retired = Retired::default();
+    let records = maps
+        .flow_buckets()
+        .iter()
+        .flat_map(|bucket| &bucket.ways)
+        .map(|way| FlowState(way.state.get()))
+        .filter(|state| state.used());
+    for state in records {
+        retired.services.insert(state.service());
+        retired.backends.insert(state.backend());
+    }
+    let named: BTreeSet<u16> = actual
+        .services()
+        .values()
+        .flat_map(|service| &service.slots)
+        .flat_map(|slot| [slot.current(), slot.previous()])
+        .collect();
+    retired.backends.extend(named);
+    retired
+        .services
+        .retain(|id| !actual.services().contains_key(id));
+    retired
+        .backends
+        .retain(|number| *number != 0 && !actual.backends().contains_key(number));
+    retired
+}
+
+/// The IPv4 address of a mapped one: this version writes no other.
 fn address(octets: [u8; 16]) -> Ipv4Addr {
     Ipv6Addr::from(octets)
         .to_ipv4_mapped()

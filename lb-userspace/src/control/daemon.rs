@@ -1,7 +1,7 @@
 //! The daemon: one loop that takes events in, reconciles, and has the result done.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::PathBuf,
     process,
@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow};
-use lb_common::{flow::TICK_SHIFT, hash::Seed};
+use lb_common::{abi::BackendState, flow::TICK_SHIFT};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::{
     select,
@@ -25,7 +25,7 @@ use super::{
     execute::Done,
     knowledge::{Knowledge, Neighbour, PortState},
     orders::{self, Order},
-    reconcile::reconcile,
+    reconcile::{Scope, TooSmall, reconcile},
     report,
     startup::{self, Running},
     sweep::{Sweep, sweep},
@@ -106,7 +106,8 @@ pub async fn run(options: Options) -> Result<()> {
     daemon.knowledge.adopt_neighbours(actual);
     let probes = daemon.knowledge.probes(actual);
     daemon.knowledge.keep_health(actual, &probes);
-    daemon.change("start", Instant::now(), |_| true)?;
+    daemon.change("start", Instant::now(), Touched::All)?;
+    daemon.follow();
     daemon.prepare_probe_routes().await;
     if let Some(address) = daemon.knowledge.config.control.http {
         match http::bind(address).await {
@@ -141,6 +142,15 @@ fn require_root() -> Result<()> {
     .into())
 }
 
+/// The services that an event is about.
+#[derive(Clone, Copy)]
+enum Touched<'a> {
+    /// All of them; those that are not configured any more go.
+    All,
+    /// These alone.
+    Only(&'a BTreeSet<String>),
+}
+
 struct Daemon {
     options: Options,
     running: Running,
@@ -171,8 +181,20 @@ impl Daemon {
                 biased;
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
-                Some(report) = reported.recv() => self.on_probe(&report)?,
-                Some(event) = happened.recv() => self.on_network(event).await?,
+                Some(report) = reported.recv() => {
+                    let mut reports = vec![report];
+                    while reports.len() < QUEUE && let Ok(report) = reported.try_recv() {
+                        reports.push(report);
+                    }
+                    self.on_probes(&reports)?;
+                }
+                Some(event) = happened.recv() => {
+                    let mut events = vec![event];
+                    while events.len() < QUEUE && let Ok(event) = happened.try_recv() {
+                        events.push(event);
+                    }
+                    self.on_network(events).await?;
+                }
                 Some((request, answer)) = asked.recv() => {
                     let response = self.on_request(request).await?;
                     // Whoever asked may have gone.
@@ -188,26 +210,28 @@ impl Daemon {
     }
 
     fn now(&self) -> Millis {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+        millis_since(self.started)
     }
 
-    /// Reconciles the services for which `touched` is true; tells the probes and neighbours what follows. Gives one line
-    /// for each backend whose state changed.
-    fn change(
-        &mut self,
-        cause: &str,
-        since: Instant,
-        touched: impl Fn(&str) -> bool,
-    ) -> Result<Vec<String>> {
+    /// Reconciles the services that are touched; tells the probes and neighbours what follows. Gives one line for each
+    /// backend whose state changed.
+    fn change(&mut self, cause: &str, since: Instant, touched: Touched<'_>) -> Result<Vec<String>> {
         let now = self.now();
-        let executor = &mut self.running.executor;
-        let desired = self.knowledge.desired(&executor.actual);
-        let ops = reconcile(&desired, touched, &executor.actual, unix_ms(), now)?;
+        let actual = &self.running.executor.actual;
+        let (desired, scope) = match touched {
+            Touched::All => (self.knowledge.desired(|_| true, actual), Scope::All),
+            Touched::Only(names) => (
+                self.knowledge
+                    .desired(|service| names.contains(&service.name), actual),
+                Scope::Only,
+            ),
+        };
+        let ops = reconcile(&desired, scope, actual, unix_ms(), now)?;
         if ops.is_empty() {
             return Ok(Vec::new());
         }
         let lines = self.tell(&ops);
-        let Done { slots } = self.running.executor.execute(&ops, now)?;
+        let Done { slots } = self.execute(&ops, now)?;
         let duration = since.elapsed();
         if slots > 0 || !lines.is_empty() {
             self.last_apply = Some(LastApply {
@@ -217,8 +241,41 @@ impl Daemon {
                 slots,
             });
         }
-        self.follow();
         Ok(lines)
+    }
+
+    /// Has operations done that were planned at `began`.
+    fn execute(&mut self, ops: &[Op], began: Millis) -> Result<Done> {
+        let follow = ops.iter().any(|op| self.changes_probes(op));
+        let started = self.started;
+        let done = self
+            .running
+            .executor
+            .execute(ops, began, || millis_since(started))?;
+        self.swept.quiet = false;
+        if follow {
+            self.follow();
+        }
+        Ok(done)
+    }
+
+    /// Whether other backends are probed after this operation, or with other marks.
+    fn changes_probes(&self, op: &Op) -> bool {
+        match op {
+            Op::Backend { number, backend } => self
+                .running
+                .executor
+                .actual
+                .backends()
+                .get(number)
+                .is_none_or(|old| {
+                    (old.entry.mac() == 0) != (backend.entry.mac() == 0)
+                        || old.state == BackendState::Leaving
+                        || backend.state == BackendState::Leaving
+                }),
+            Op::Service { .. } | Op::RemoveService { .. } | Op::RemoveBackend { .. } => true,
+            Op::Slots { .. } | Op::SwapDirectory { .. } | Op::Release(_) => false,
+        }
     }
 
     /// Probes and neighbours as the maps are now.
@@ -237,21 +294,27 @@ impl Daemon {
     /// Logs every change of a backend with its reason, and gives the same as lines.
     fn tell(&self, ops: &[Op]) -> Vec<String> {
         let actual = &self.running.executor.actual;
-        let names: BTreeMap<u16, String> = actual
-            .services
+        let added: BTreeMap<u16, &str> = ops
             .iter()
-            .map(|(id, service)| (*id, service.name.clone()))
-            .chain(ops.iter().filter_map(|op| match op {
-                Op::Service { id, service } => Some((*id, service.name.clone())),
+            .filter_map(|op| match op {
+                Op::Service { id, service } => Some((*id, service.name.as_str())),
                 _ => None,
-            }))
+            })
             .collect();
+        let name_of = |id: u16| {
+            actual
+                .services()
+                .get(&id)
+                .map(|service| service.name.as_str())
+                .or_else(|| added.get(&id).copied())
+                .unwrap_or_default()
+        };
         let mut lines = Vec::new();
         for op in ops {
             match op {
                 Op::Backend { number, backend } => {
-                    let service = names.get(&backend.service).map_or("", String::as_str);
-                    let old = actual.backends.get(number);
+                    let service = name_of(backend.service);
+                    let old = actual.backends().get(number);
                     let from = old.map_or("new", |old| old.state.name());
                     let to = backend.state.name();
                     if old.is_none_or(|old| old.state != backend.state) {
@@ -292,7 +355,7 @@ impl Daemon {
                         }
                     }
                 }
-                Op::Service { id, service } => match actual.services.get(id) {
+                Op::Service { id, service } => match actual.services().get(id) {
                     None => {
                         info!(
                             service = service.name,
@@ -321,85 +384,110 @@ impl Daemon {
                     }
                 },
                 Op::RemoveService { id } => {
-                    if let Some(service) = actual.services.get(id) {
+                    if let Some(service) = actual.services().get(id) {
                         info!(service = service.name, "service removed");
                         lines.push(format!("{}: removed", service.name));
                     }
                 }
                 Op::RemoveBackend { number } => {
-                    if let Some(backend) = actual.backends.get(number) {
-                        let service = names.get(&backend.service).map_or("", String::as_str);
+                    if let Some(backend) = actual.backends().get(number) {
+                        let service = name_of(backend.service);
                         info!(service, backend = backend.name, "backend gone");
                     }
                 }
-                Op::Slots { .. } | Op::SwapDirectory => {}
+                Op::Slots { .. } | Op::SwapDirectory { .. } | Op::Release(_) => {}
             }
         }
         lines
     }
 
-    fn on_probe(&mut self, report: &ProbeReport) -> Result<()> {
-        if !self.prober.is_current(report) {
-            return Ok(());
-        }
+    /// Takes all results in that wait, then changes the services they touch at once.
+    fn on_probes(&mut self, reports: &[ProbeReport]) -> Result<()> {
         let since = Instant::now();
-        let number = report.backend.0;
-        let Some(backend) = self.running.executor.actual.backends.get(&number) else {
-            return Ok(());
-        };
-        let Some(service) = self.running.executor.actual.services.get(&backend.service) else {
-            return Ok(());
-        };
-        let (service, name, address) =
-            (service.name.clone(), backend.name.clone(), backend.address);
-        let Some(health) = self.knowledge.health.get_mut(&number) else {
-            return Ok(());
-        };
-        let before = (health.state(), health.reason().to_owned());
-        let change = health.observe(&report.result, report.at);
-        if report.result.is_err()
-            && let Some(port) = self.knowledge.port_towards(IpAddr::V4(address))
-        {
-            // The MAC address may be another one by now.
-            self.resolver.confirm(NeighbourTarget {
-                address: IpAddr::V4(address),
-                ifindex: port.ifindex,
-            });
+        let mut touched = BTreeSet::new();
+        let mut cause = None;
+        for report in reports {
+            if let Some((service, backend)) = self.observe(report) {
+                cause.get_or_insert_with(|| format!("probe of {service}/{backend}"));
+                touched.insert(service);
+            }
         }
-        let health = &self.knowledge.health[&number];
-        if change.is_some() || before != (health.state(), health.reason().to_owned()) {
-            let cause = format!("probe of {service}/{name}");
-            self.change(&cause, since, |touched| touched == service)?;
+        if let Some(cause) = cause {
+            self.change(&cause, since, Touched::Only(&touched))?;
         }
         Ok(())
     }
 
-    async fn on_network(&mut self, event: NetworkEvent) -> Result<()> {
+    /// Takes one result in; gives service and backend if something of it changed.
+    fn observe(&mut self, report: &ProbeReport) -> Option<(String, String)> {
+        if !self.prober.is_current(report) {
+            return None;
+        }
+        let number = report.backend.0;
+        let actual = &self.running.executor.actual;
+        let backend = actual.backends().get(&number)?;
+        let service = actual.services().get(&backend.service)?;
+        let health = self.knowledge.health.get_mut(&number)?;
+        let before = (health.state(), health.reason().to_owned());
+        health.observe(&report.result, report.at);
+        let changed = before.0 != health.state() || before.1 != health.reason();
+        if report.result.is_err()
+            && let Some(port) = self.knowledge.port_towards(IpAddr::V4(backend.address))
+        {
+            // The MAC address may be another one by now.
+            self.resolver.confirm(NeighbourTarget {
+                address: IpAddr::V4(backend.address),
+                ifindex: port.ifindex,
+            });
+        }
+        changed.then(|| (service.name.clone(), backend.name.clone()))
+    }
+
+    /// Takes all events in that wait; those about neighbours change the services they touch at once.
+    async fn on_network(&mut self, events: Vec<NetworkEvent>) -> Result<()> {
         let since = Instant::now();
-        match event {
-            NetworkEvent::Neighbour(event) => {
-                let target = NeighbourTarget {
-                    address: event.address,
-                    ifindex: event.ifindex,
-                };
-                let neighbour = Neighbour {
-                    mac: event.mac,
-                    reason: event.reason,
-                };
-                self.knowledge.neighbours.insert(target, neighbour);
-                let services: Vec<String> = self
-                    .knowledge
-                    .config
-                    .services
-                    .iter()
-                    .filter(|s| s.backends.iter().any(|b| b.address == event.address))
-                    .map(|s| s.name.clone())
-                    .collect();
-                let cause = format!("neighbour {}", event.address);
-                self.change(&cause, since, |touched| {
-                    services.iter().any(|s| s == touched)
-                })?;
+        let mut addresses = BTreeSet::new();
+        for event in events {
+            match event {
+                NetworkEvent::Neighbour(event) => {
+                    addresses.insert(event.address);
+                    self.knowledge.neighbours.insert(
+                        NeighbourTarget {
+                            address: event.address,
+                            ifindex: event.ifindex,
+                        },
+                        Neighbour {
+                            mac: event.mac,
+                            reason: event.reason,
+                        },
+                    );
+                }
+                other => self.on_host(other).await?,
             }
+        }
+        let Some(first) = addresses.first() else {
+            return Ok(());
+        };
+        let cause = match addresses.len() {
+            1 => format!("neighbour {first}"),
+            n => format!("{n} neighbours"),
+        };
+        let touched: BTreeSet<String> = self
+            .knowledge
+            .config
+            .services
+            .iter()
+            .filter(|s| s.backends.iter().any(|b| addresses.contains(&b.address)))
+            .map(|s| s.name.clone())
+            .collect();
+        self.change(&cause, since, Touched::Only(&touched))?;
+        Ok(())
+    }
+
+    /// Something of the director itself changed.
+    async fn on_host(&mut self, event: NetworkEvent) -> Result<()> {
+        match event {
+            NetworkEvent::Neighbour(_) => {}
             NetworkEvent::Link(event) => {
                 let Some(port) = self
                     .knowledge
@@ -427,7 +515,9 @@ impl Daemon {
                 self.knowledge.facts = neighbour::host_facts()
                     .await
                     .context("reading the interfaces")?;
-                self.change("addresses of the director", since, |_| true)?;
+                self.change("addresses of the director", Instant::now(), Touched::All)?;
+                // Another way to a backend: other neighbours to follow.
+                self.follow();
                 self.prepare_probe_routes().await;
             }
         }
@@ -503,30 +593,21 @@ impl Daemon {
     }
 
     fn sweep(&mut self) -> Result<()> {
-        let executor = &mut self.running.executor;
-        let actual = &executor.actual;
-        let quiet = actual.services.values().all(|s| s.in_transition() == 0)
-            && self.swept.used == 0
-            && !actual.backends.values().any(|b| {
-                matches!(
-                    b.state,
-                    lb_common::abi::BackendState::Draining | lb_common::abi::BackendState::Leaving
-                )
-            });
-        if quiet {
+        if self.swept.quiet {
             return Ok(());
         }
-        let control = executor.maps.control();
-        let seed = Seed([control.seed0.get(), control.seed1.get()]);
-        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let executor = &self.running.executor;
+        let actual = &executor.actual;
+        let seed = executor.maps.control().seed();
+        let now = self.now();
         self.swept = sweep(executor.maps.flow_buckets(), actual, seed, ticks_now(), now);
         let ops = self.swept.operations(actual, unix_ms());
-        executor.clear_flows(&self.swept.clear);
         if !ops.is_empty() {
             self.tell(&ops);
-            self.running.executor.execute(&ops, now)?;
-            self.follow();
+            self.execute(&ops, now)?;
         }
+        // After the slots: a record whose slot settles is needed until it has.
+        self.running.executor.clear_flows(&self.swept.clear);
         Ok(())
     }
 
@@ -567,14 +648,24 @@ impl Daemon {
         {
             return refused(format!("{error}; nothing was changed"));
         }
-        let services: Vec<String> = services.into_iter().map(str::to_owned).collect();
-        self.knowledge.decisions = decisions;
+        let services: BTreeSet<String> = services.into_iter().map(str::to_owned).collect();
+        let before = std::mem::replace(&mut self.knowledge.decisions, decisions);
         let cause = format!("{order:?} {}", target.backend);
-        let changes = self.change(&cause, since, |touched| {
-            services.iter().any(|s| s == touched)
-        })?;
-        self.sweep()?;
-        Ok(Response::Done { changes })
+        match self.change(&cause, since, Touched::Only(&services)) {
+            Ok(changes) => {
+                self.sweep()?;
+                Ok(Response::Done { changes })
+            }
+            // A weight that needs a larger table than there is room for.
+            Err(error) if error.is::<TooSmall>() => {
+                self.knowledge.decisions = before;
+                self.knowledge
+                    .decisions
+                    .save(&self.knowledge.config.control.state)?;
+                refused(format!("{error}; nothing was changed"))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Reads the configuration file again; a bad one changes nothing.
@@ -598,14 +689,14 @@ impl Daemon {
         }
         self.knowledge.facts = facts;
         let before = std::mem::replace(&mut self.knowledge.config, file.config);
-        match self.change("reload", since, |_| true) {
+        match self.change("reload", since, Touched::All) {
             Ok(changes) => {
                 self.prepare_probe_routes().await;
                 self.follow();
                 self.sweep()?;
                 Ok(Response::Done { changes })
             }
-            Err(error) if error.is::<super::reconcile::TooSmall>() => {
+            Err(error) if error.is::<TooSmall>() => {
                 self.knowledge.config = before;
                 refused(format!("{error}; nothing was changed"))
             }
@@ -703,6 +794,10 @@ fn ticks_now() -> u16 {
     let time = clock_gettime(ClockId::MonotonicCoarse);
     let nanos = time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs();
     (nanos >> TICK_SHIFT) as u16
+}
+
+fn millis_since(start: Instant) -> Millis {
+    u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 fn unix_ms() -> u64 {

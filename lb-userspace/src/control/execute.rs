@@ -9,15 +9,16 @@ use lb_common::{
 
 use super::{
     actual::{Actual, ActualBackend, ActualService, Millis, Op},
-    directory,
+    directory::Layout,
+    memory::Memory,
 };
 use crate::dataplane::{DataplaneError, Maps};
 
 /// The maps and the picture of what they hold.
 #[derive(Debug)]
-pub struct Executor {
+pub struct Executor<M = Maps> {
     /// The maps.
-    pub maps: Maps,
+    pub maps: M,
     /// What they hold.
     pub actual: Actual,
 }
@@ -29,25 +30,34 @@ pub struct Done {
     pub slots: u64,
 }
 
-impl Executor {
-    /// Does the operations in their order.
+impl<M: Memory> Executor<M> {
+    /// Does the operations in their order. They were planned at `began`; `clock` says when the last store was done.
     ///
     /// # Errors
     /// [`DataplaneError`] of a map that can't be written: the picture then shows what was done so far.
-    pub fn execute(&mut self, ops: &[Op], now: Millis) -> Result<Done, DataplaneError> {
+    pub fn execute(
+        &mut self,
+        ops: &[Op],
+        began: Millis,
+        clock: impl FnOnce() -> Millis,
+    ) -> Result<Done, DataplaneError> {
         let mut done = Done::default();
         let mut backends = BTreeSet::new();
         let mut services = BTreeSet::new();
-        let mut swapped = false;
+        let mut retabled = BTreeSet::new();
+        let mut taken_away = false;
         for op in ops {
             match op {
                 Op::Backend { number, backend } => {
                     self.maps.set_backend(*number, backend.entry);
                     let mut backend = backend.clone();
-                    if !self.actual.backends.contains_key(number) {
+                    if !self.actual.backends().contains_key(number) {
                         // Counters are never set back: a new owner starts from what it shows.
                         let base = self.maps.counter(*number)?;
                         (backend.base_packets, backend.base_bytes) = (base.packets, base.bytes);
+                        // A controller killed in the middle of this leaves no slot that names a backend nobody knows.
+                        self.maps
+                            .set_backend_info(*number, backend_info(&backend))?;
                     }
                     backends.insert(*number);
                     self.actual.apply(
@@ -55,19 +65,20 @@ impl Executor {
                             number: *number,
                             backend,
                         },
-                        now,
+                        began,
                     );
                     continue;
                 }
                 Op::Slots {
                     service, changes, ..
                 } => {
-                    if let Some(table) = self.actual.services.get(service) {
+                    if let Some(table) = self.actual.services().get(service) {
                         for (index, slot) in changes {
                             self.maps.set_slot(table.offset + index, *slot);
                         }
                         done.slots += changes.len() as u64;
                     }
+                    retabled.insert(*service);
                 }
                 Op::Service { id, service } => {
                     for (index, slot) in (service.offset..).zip(&service.slots) {
@@ -76,29 +87,40 @@ impl Executor {
                             done.slots += 1;
                         }
                     }
+                    if !self.actual.services().contains_key(id) {
+                        self.maps
+                            .set_service_info(*id, service_info(*id, service))?;
+                    }
                     services.insert(*id);
+                    retabled.insert(*id);
                 }
                 Op::RemoveService { id } => {
                     services.insert(*id);
                 }
-                Op::SwapDirectory => {
-                    self.swap_directory()?;
-                    swapped = true;
+                Op::SwapDirectory { layout } => {
+                    self.swap_directory(layout);
+                    taken_away = true;
                 }
                 Op::RemoveBackend { number } => {
                     // Its slots are gone with its service, or name it no more.
                     backends.insert(*number);
+                    taken_away = true;
                 }
+                Op::Release(_) => {}
             }
-            self.actual.apply(op, now);
+            self.actual.apply(op, began);
         }
-        if swapped {
-            // Regions that were given up, and the half of the lookup that was in use, may be written again only when no
-            // packet is on its way through them.
-            grace_period();
+        if taken_away {
+            // Regions that were given up, entries of backends that are gone, and the half of the lookup that was in use may
+            // be written again only when no packet is on its way through them.
+            self.maps.wait_for_packets();
+        }
+        let ended = clock();
+        for id in retabled {
+            self.actual.redate(id, began, ended);
         }
         for number in backends {
-            let info = match self.actual.backends.get(&number) {
+            let info = match self.actual.backends().get(&number) {
                 Some(backend) => backend_info(backend),
                 None => {
                     self.maps.set_backend(number, Backend::default());
@@ -110,7 +132,7 @@ impl Executor {
         for id in services {
             let info = self
                 .actual
-                .services
+                .services()
                 .get(&id)
                 .map_or_else(ServiceInfo::default, |s| service_info(id, s));
             self.maps.set_service_info(id, info)?;
@@ -130,24 +152,13 @@ impl Executor {
         }
     }
 
-    /// Lays the lookup out in the half that is not in use, and swaps the halves with one store.
-    fn swap_directory(&self) -> Result<(), DataplaneError> {
-        let control = self.maps.control();
-        let old = lb_common::service::Directory(control.directory.get());
-        let second = old.0 != 0 && !old.second_half();
-        let entries = directory::entries(
-            self.actual
-                .services
-                .iter()
-                .map(|(id, s)| (&s.entries, s.value(*id))),
-        );
-        let random = control.generation.get() ^ control.seed1.get();
-        let layout = directory::lay_out(&entries, self.actual.bucket_bits, second, random)
-            .map_err(|error| DataplaneError::Foreign {
-                path: abi::map::SERVICES.into(),
-                what: error.to_string(),
-            })?;
-        let first = if second { layout.buckets.len() } else { 0 };
+    /// Fills the half of the lookup that is not in use, and swaps the halves with one store.
+    fn swap_directory(&self, layout: &Layout) {
+        let first = if layout.directory.second_half() {
+            layout.buckets.len()
+        } else {
+            0
+        };
         for (bucket, ways) in self.maps.service_buckets()[first..]
             .iter()
             .zip(&layout.buckets)
@@ -157,21 +168,7 @@ impl Executor {
                 way.key.set(*key);
             }
         }
-        control.directory.set(layout.directory.0);
-        Ok(())
-    }
-}
-
-/// Waits until every packet that was being processed has left the program.
-///
-/// `membarrier(MEMBARRIER_CMD_GLOBAL)` is `synchronize_rcu()` (`kernel/sched/membarrier.c`), and an XDP program runs
-/// within one RCU read-side section; where the kernel refuses it (`nohz_full`), a pause far longer than any program runs.
-fn grace_period() {
-    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
-    // SAFETY: the call takes three integers and touches no memory.
-    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
-    if result != 0 {
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        self.maps.control().directory.set(layout.directory.0);
     }
 }
 
@@ -205,15 +202,18 @@ fn service_info(id: u16, service: &ActualService) -> ServiceInfo {
     }
 }
 
-/// Slots in use by service and by backend: what `status` shows.
+/// Slots that have each backend as current and as previous, by number: what `status` shows.
 #[must_use]
 pub fn slot_shares(actual: &Actual) -> BTreeMap<u16, (u64, u64)> {
-    let mut shares: BTreeMap<u16, (u64, u64)> = BTreeMap::new();
-    for slot in actual.services.values().flat_map(|s| &s.slots) {
-        shares.entry(slot.current()).or_default().0 += 1;
+    let mut shares = vec![(0u64, 0u64); 1 << 16];
+    for slot in actual.services().values().flat_map(|s| &s.slots) {
+        shares[usize::from(slot.current())].0 += 1;
         if slot.in_transition() {
-            shares.entry(slot.previous()).or_default().1 += 1;
+            shares[usize::from(slot.previous())].1 += 1;
         }
     }
-    shares
+    (0..=u16::MAX)
+        .zip(shares)
+        .filter(|(_, share)| *share != (0, 0))
+        .collect()
 }

@@ -117,12 +117,17 @@ impl Knowledge {
             .collect()
     }
 
-    /// The state every service should be in.
+    /// The state that the services for which `wanted` is true should be in.
     #[must_use]
-    pub fn desired(&self, actual: &Actual) -> Vec<DesiredService> {
+    pub fn desired(
+        &self,
+        wanted: impl Fn(&Service) -> bool,
+        actual: &Actual,
+    ) -> Vec<DesiredService> {
         self.config
             .services
             .iter()
+            .filter(|service| wanted(service))
             .map(|service| self.desired_service(service, actual))
             .collect()
     }
@@ -233,7 +238,7 @@ impl Knowledge {
                 };
                 let through_vip = probe.via == config::Via::Vip;
                 let aimed = actual
-                    .backends
+                    .backends()
                     .get(&number)
                     .is_some_and(|b| b.entry.mac() != 0);
                 if through_vip && !aimed {
@@ -270,7 +275,8 @@ impl Knowledge {
         probes
     }
 
-    /// Gives every probed backend a state of health, and forgets those of backends that are gone.
+    /// Gives every probed backend a state of health, and forgets those of backends that are not probed any more: whoever
+    /// has lost its MAC address or has left the configuration is probed before it serves again.
     ///
     /// What an earlier daemon knew is taken over: its word counts until the probes say otherwise.
     pub fn keep_health(
@@ -279,13 +285,13 @@ impl Knowledge {
         probes: &BTreeMap<ProbeId, (ProbeSpec, Thresholds)>,
     ) {
         self.health
-            .retain(|number, _| actual.backends.contains_key(number));
+            .retain(|number, _| probes.contains_key(&ProbeId(*number)));
         let now = SystemTime::now();
         for (id, (_, thresholds)) in probes {
             let health =
                 self.health
                     .entry(id.0)
-                    .or_insert_with(|| match actual.backends.get(&id.0) {
+                    .or_insert_with(|| match actual.backends().get(&id.0) {
                         Some(backend) if backend.healthy => Health::adopted(
                             *id,
                             *thresholds,
@@ -301,7 +307,7 @@ impl Knowledge {
 
     /// Takes the MAC addresses that an earlier daemon resolved as known until the kernel says otherwise.
     pub fn adopt_neighbours(&mut self, actual: &Actual) {
-        for backend in actual.backends.values().filter(|b| b.entry.mac() != 0) {
+        for backend in actual.backends().values().filter(|b| b.entry.mac() != 0) {
             let Some(port) = self
                 .ports
                 .iter()

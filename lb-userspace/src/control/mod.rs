@@ -11,6 +11,7 @@ pub mod desired;
 pub mod directory;
 pub mod execute;
 pub mod knowledge;
+pub mod memory;
 pub mod orders;
 pub mod reconcile;
 pub mod regions;

@@ -125,9 +125,10 @@ pub fn refuse_last(actual: &Actual, services: &[&str], backend: &str) -> Result<
             continue;
         };
         let takes = |name: &dyn Fn(&str) -> bool| {
-            actual.backends.values().any(|b| {
-                b.service == id && b.state == BackendState::Up && b.weight > 0 && name(&b.name)
-            })
+            actual
+                .backends_of(id)
+                .iter()
+                .any(|(_, b)| b.state == BackendState::Up && b.weight > 0 && name(&b.name))
         };
         if takes(&|name| name == backend) && !takes(&|name| name != backend) {
             return Err(Refusal::LastBackend {

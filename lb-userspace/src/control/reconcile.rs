@@ -1,6 +1,9 @@
 //! Desired state against actual state: the operations that make one of the other. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet, HashSet},
+};
 
 use lb_common::{
     abi::BackendState,
@@ -12,6 +15,7 @@ use super::{
     actual::{Actual, ActualBackend, ActualService, Millis, Op},
     desired::{DesiredBackend, DesiredService, active},
     directory::{self, DirectoryFull},
+    regions::Regions,
     retarget::{Track, retarget},
 };
 use crate::maglev;
@@ -20,7 +24,10 @@ use crate::maglev;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TooSmall {
     /// More services than ids.
-    #[error("there is room for {capacity} services, all in use: the configuration has too many")]
+    #[error(
+        "there is room for {capacity} services, those removed within the last second among them, and all are in use: the \
+         configuration has too many"
+    )]
     Services {
         /// How many ids there are.
         capacity: u32,
@@ -53,61 +60,61 @@ pub enum TooSmall {
     Directory(#[from] DirectoryFull),
 }
 
+/// Which services are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// The services given are all there should be: others are removed.
+    All,
+    /// An event about a few: the others stay as they are, and cost nothing.
+    Only,
+}
+
 /// The operations that bring the maps from `actual` to `desired`, in the order in which they must be done.
-///
-/// `services` are all services there should be; of those, only the ones for which `touched` is true are looked at (an
-/// event about one backend need not rebuild the others). Services that are not among them are removed.
 ///
 /// # Errors
 /// [`TooSmall`]: then nothing must be done.
 pub fn reconcile(
-    services: &[DesiredService],
-    touched: impl Fn(&str) -> bool,
+    desired: &[DesiredService],
+    scope: Scope,
     actual: &Actual,
     unix_ms: u64,
     now: Millis,
 ) -> Result<Vec<Op>, TooSmall> {
     let mut plan = Plan {
         actual,
-        regions: actual.regions.clone(),
-        new_ids: BTreeSet::new(),
-        new_numbers: BTreeSet::new(),
+        regions: Cow::Borrowed(&actual.regions),
+        next_id: 0,
+        next_number: 1,
         ops: Vec::new(),
         swap: false,
         unix_ms,
         now,
     };
-    let names: BTreeSet<&str> = services.iter().map(|s| s.name.as_str()).collect();
-    for (id, service) in &actual.services {
-        if !names.contains(service.name.as_str()) {
-            plan.remove_service(*id);
+    if scope == Scope::All {
+        let names: HashSet<&str> = desired.iter().map(|s| s.name.as_str()).collect();
+        for (id, service) in actual.services() {
+            if !names.contains(service.name.as_str()) {
+                plan.remove_service(*id);
+            }
         }
     }
-    for service in services.iter().filter(|service| touched(&service.name)) {
+    for service in desired {
         plan.service(service)?;
     }
     if plan.swap {
-        plan.ops.push(Op::SwapDirectory);
-        let mut after = actual.clone();
-        for op in &plan.ops {
-            after.apply(op, now);
-        }
-        let entries = directory::entries(
-            after
-                .services
-                .iter()
-                .map(|(id, s)| (&s.entries, s.value(*id))),
-        );
-        directory::lay_out(&entries, actual.bucket_bits, false, 0)?;
+        let layout = plan.lay_out()?;
+        plan.ops.push(Op::SwapDirectory { layout });
     }
     Ok(plan.ops)
 }
 
 struct Plan<'a> {
     actual: &'a Actual,
-    regions: super::regions::Regions,
-    new_ids: BTreeSet<u16>,
-    new_numbers: BTreeSet<u16>,
+    regions: Cow<'a, Regions>,
+    /// Where the search for a free service id goes on.
+    next_id: u32,
+    /// Where the search for a free backend number goes on.
+    next_number: u32,
     ops: Vec<Op>,
     swap: bool,
     unix_ms: u64,
@@ -118,30 +125,70 @@ impl Plan<'_> {
     fn remove_service(&mut self, id: u16) {
         self.swap = true;
         self.ops.push(Op::RemoveService { id });
-        for (number, backend) in &self.actual.backends {
-            if backend.service == id {
-                self.ops.push(Op::RemoveBackend { number: *number });
+        for (number, _) in self.actual.backends_of(id) {
+            self.ops.push(Op::RemoveBackend { number });
+        }
+    }
+
+    /// The lookup as it will be, in the half that is not in use.
+    fn lay_out(&self) -> Result<directory::Layout, DirectoryFull> {
+        let mut after: BTreeMap<u16, &ActualService> = self
+            .actual
+            .services()
+            .iter()
+            .map(|(id, service)| (*id, service))
+            .collect();
+        for op in &self.ops {
+            match op {
+                Op::Service { id, service } => {
+                    after.insert(*id, service);
+                }
+                Op::RemoveService { id } => {
+                    after.remove(id);
+                }
+                _ => {}
             }
         }
+        let entries = directory::entries(after.iter().map(|(id, s)| (&s.entries, s.value(*id))));
+        let in_use = self.actual.directory();
+        let second_half = in_use.0 != 0 && !in_use.second_half();
+        directory::lay_out(&entries, self.actual.bucket_bits, second_half, self.unix_ms)
+    }
+
+    /// The lowest service id that nobody has or had until just now.
+    fn free_id(&mut self) -> Option<u16> {
+        while self.next_id < self.actual.service_capacity.min(1 << 16) {
+            let id = self.next_id as u16;
+            self.next_id += 1;
+            if self.actual.is_free_id(id) {
+                return Some(id);
+            }
+        }
+        None
+    }
+
+    /// The lowest backend number that nobody has or had until just now.
+    fn free_number(&mut self) -> Option<u16> {
+        while self.next_number < self.actual.backend_capacity.min(1 << 16) {
+            let number = self.next_number as u16;
+            self.next_number += 1;
+            if self.actual.is_free_number(number) {
+                return Some(number);
+            }
+        }
+        None
     }
 
     fn service(&mut self, desired: &DesiredService) -> Result<(), TooSmall> {
         let id = match self.actual.service_id(&desired.name) {
             Some(id) => id,
-            None => {
-                let id = self
-                    .actual
-                    .free_service_id(&self.new_ids)
-                    .ok_or(TooSmall::Services {
-                        capacity: self.actual.service_capacity,
-                    })?;
-                self.new_ids.insert(id);
-                id
-            }
+            None => self.free_id().ok_or(TooSmall::Services {
+                capacity: self.actual.service_capacity,
+            })?,
         };
         let numbers = self.numbers(id, desired)?;
         let weights: Vec<u32> = desired.backends.iter().map(|b| b.weight).collect();
-        let old = self.actual.services.get(&id);
+        let old = self.actual.services().get(&id);
         // A table never shrinks while it is in use: that would tear slots in transition together.
         let bits = maglev::table_bits(&weights).max(old.map_or(0, |old| old.bits));
         let built_for: Vec<(String, u32, u16)> = active(&desired.backends)
@@ -180,8 +227,11 @@ impl Plan<'_> {
         };
         let (before, changed, offset) = base;
         let table_is_new = old.is_none_or(|old| old.bits != bits);
-        let stale =
-            table_is_new || old.is_none_or(|old| old.built_for != built_for) || !failed.is_empty();
+        let names_failed =
+            |slot: &Slot| failed.contains(&slot.current()) || failed.contains(&slot.previous());
+        let stale = table_is_new
+            || old.is_none_or(|old| old.built_for != built_for)
+            || (!failed.is_empty() && before.iter().any(names_failed));
         let slots = if stale {
             target(&before, &built_for, bits, desired.track, &failed)
         } else {
@@ -250,12 +300,15 @@ impl Plan<'_> {
     }
 
     fn region(&mut self, desired: &DesiredService, bits: u8) -> Result<u32, TooSmall> {
-        self.regions.take(bits).ok_or_else(|| TooSmall::Slots {
-            service: desired.name.clone(),
-            needed: 1 << bits,
-            used: self.regions.used(),
-            capacity: self.regions.capacity(),
-        })
+        self.regions
+            .to_mut()
+            .take(bits)
+            .ok_or_else(|| TooSmall::Slots {
+                service: desired.name.clone(),
+                needed: 1 << bits,
+                used: self.regions.used(),
+                capacity: self.regions.capacity(),
+            })
     }
 
     /// The number of each backend: the one it has, or a free one.
@@ -271,15 +324,9 @@ impl Plan<'_> {
                 .backend_number(id, &backend.name, backend.address)
             {
                 Some(number) => number,
-                None => {
-                    let number = self.actual.free_backend_number(&self.new_numbers).ok_or(
-                        TooSmall::Backends {
-                            capacity: self.actual.backend_capacity - 1,
-                        },
-                    )?;
-                    self.new_numbers.insert(number);
-                    number
-                }
+                None => self.free_number().ok_or(TooSmall::Backends {
+                    capacity: self.actual.backend_capacity - 1,
+                })?,
             };
             numbers.insert((backend.name.as_str(), backend.address), number);
         }
@@ -296,7 +343,7 @@ impl Plan<'_> {
         let mut failed = BTreeSet::new();
         for wanted in &desired.backends {
             let number = numbers[&(wanted.name.as_str(), wanted.address)];
-            let old = self.actual.backends.get(&number);
+            let old = self.actual.backends().get(&number);
             if wanted.has_failed() {
                 failed.insert(number);
             }
@@ -309,23 +356,28 @@ impl Plan<'_> {
             }
         }
         let listed: BTreeSet<u16> = numbers.values().copied().collect();
-        for (number, old) in &self.actual.backends {
-            if old.service == id && !listed.contains(number) {
-                if matches!(old.state, BackendState::Down | BackendState::Failed) {
-                    // It served nobody: nobody is left to wait for.
-                    failed.insert(*number);
-                } else if old.state != BackendState::Leaving {
-                    self.ops.push(Op::Backend {
-                        number: *number,
-                        backend: ActualBackend {
-                            state: BackendState::Leaving,
-                            reason: "removed from the configuration; its flows stay until they end"
-                                .into(),
-                            since_ms: self.unix_ms,
-                            ..old.clone()
-                        },
-                    });
-                }
+        for (number, old) in self.actual.backends_of(id) {
+            if listed.contains(&number) {
+                continue;
+            }
+            if old.entry.failed() {
+                failed.insert(number);
+            }
+            if old.state != BackendState::Leaving {
+                let reason = if old.entry.failed() {
+                    "removed from the configuration after it had failed"
+                } else {
+                    "removed from the configuration; its flows stay until they end"
+                };
+                self.ops.push(Op::Backend {
+                    number,
+                    backend: ActualBackend {
+                        state: BackendState::Leaving,
+                        reason: reason.into(),
+                        since_ms: self.unix_ms,
+                        ..old.clone()
+                    },
+                });
             }
         }
         failed

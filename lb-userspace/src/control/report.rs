@@ -1,6 +1,10 @@
 //! The state of everything as `status` tells it.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, time::SystemTime};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::Ipv4Addr,
+    time::SystemTime,
+};
 
 use jiff::Timestamp;
 use lb_common::{
@@ -81,27 +85,27 @@ pub fn status(
 
     let shares = slot_shares(actual);
     let silent = silent_until(actual, now);
-    let position = |name: &str| order.iter().position(|n| n == name).unwrap_or(usize::MAX);
+    let positions: HashMap<&str, usize> = order.iter().map(String::as_str).zip(0..).collect();
+    let position = |name: &str| positions.get(name).copied().unwrap_or(usize::MAX);
     let mut services: Vec<(u16, &ActualService)> =
-        actual.services.iter().map(|(id, s)| (*id, s)).collect();
-    services.sort_by_key(|(_, service)| position(&service.name));
+        actual.services().iter().map(|(id, s)| (*id, s)).collect();
+    services.sort_by_cached_key(|(_, service)| position(&service.name));
     let services = services
         .into_iter()
         .map(|(id, service)| {
             let backends = actual
-                .backends
-                .iter()
-                .filter(|(_, backend)| backend.service == id)
+                .backends_of(id)
+                .into_iter()
                 .map(|(number, backend)| {
-                    let counter = counters.get(number).copied().unwrap_or_default();
-                    let (slots, previous) = shares.get(number).copied().unwrap_or_default();
+                    let counter = counters.get(&number).copied().unwrap_or_default();
+                    let (slots, previous) = shares.get(&number).copied().unwrap_or_default();
                     backend_status(
-                        *number,
+                        number,
                         backend,
                         (slots, previous),
                         counter,
                         sweep,
-                        silent.get(number),
+                        silent.get(&number),
                     )
                 })
                 .collect();
@@ -192,10 +196,9 @@ fn backend_status(
 /// Until when each backend may still have flows that were silent all the while: as long as a slot has it as previous.
 fn silent_until(actual: &Actual, now: Millis) -> BTreeMap<u16, SystemTime> {
     let mut until: BTreeMap<u16, Millis> = BTreeMap::new();
-    for service in actual
-        .services
-        .values()
-        .filter(|service| service.track == Track::Flows)
+    for (_, service) in actual
+        .unsettled()
+        .filter(|(_, service)| service.track == Track::Flows)
     {
         let idle = u64::try_from(service.flow_idle.as_millis()).unwrap_or(u64::MAX);
         for (slot, changed) in service.slots.iter().zip(&service.changed) {

@@ -132,8 +132,8 @@ pub fn start(
     if adopted {
         info!(
             pin_path = %pin_path.display(),
-            services = actual.services.len(),
-            backends = actual.backends.len(),
+            services = actual.services().len(),
+            backends = actual.backends().len(),
             "took over the pinned maps"
         );
     }

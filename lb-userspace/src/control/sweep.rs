@@ -9,7 +9,7 @@ use lb_common::{
     pick::{Slot, slot_index},
 };
 
-use super::actual::{Actual, ActualService, Millis, Op};
+use super::actual::{Actual, ActualBackend, ActualService, Millis, Op, Retired};
 
 /// After this long without a packet, a flow whose client has sent FIN counts as ended: the last acknowledgements of a
 /// closing connection come within a few round trips, and a half-closed one that still receives acknowledges what it gets.
@@ -26,10 +26,14 @@ pub struct Sweep {
     pub flows: BTreeMap<u16, u64>,
     /// Ways in use.
     pub used: u64,
-    /// Records to clear: bucket, way, and the state they were seen in.
+    /// Records to clear, once the slots have settled: bucket, way, and the state they were seen in.
     pub clear: Vec<(usize, usize, u64)>,
     /// Slots that settle, by service.
     pub settle: BTreeMap<u16, Vec<(u32, Slot)>>,
+    /// What is retired and named by no record any more.
+    pub unnamed: Retired,
+    /// Nothing was found that could change by itself: until the next operation, no other look is needed.
+    pub quiet: bool,
 }
 
 /// Whole ticks that fit no more than `duration` of silence, as far as the 16-bit time can tell.
@@ -73,14 +77,17 @@ pub fn sweep(
     ticks_now: u16,
     now: Millis,
 ) -> Sweep {
-    let mut found = Sweep::default();
+    let mut found = Sweep {
+        unnamed: actual.retired().clone(),
+        ..Sweep::default()
+    };
     // Slots that a live flow elsewhere keeps from settling.
     let mut busy: BTreeMap<u16, Vec<bool>> = actual
-        .services
-        .iter()
-        .filter(|(_, service)| service.slots.iter().any(|slot| slot.in_transition()))
-        .map(|(id, service)| (*id, vec![false; service.slots.len()]))
+        .unsettled()
+        .map(|(id, service)| (id, vec![false; service.slots.len()]))
         .collect();
+    // Records that stay as long as their slot is in transition.
+    let mut kept: Vec<(u16, usize, (usize, usize, u64))> = Vec::new();
     for (index, bucket) in buckets.iter().enumerate() {
         for (way, record) in bucket.ways.iter().enumerate() {
             let word = record.state.get();
@@ -89,39 +96,47 @@ pub fn sweep(
                 continue;
             }
             found.used += 1;
-            let service = actual.services.get(&state.service());
+            found.unnamed.services.remove(&state.service());
+            found.unnamed.backends.remove(&state.backend());
+            let service = actual.services().get(&state.service());
             let (Some(service), Some(busy)) = (service, busy.get_mut(&state.service())) else {
                 found.clear.push((index, way, word));
                 continue;
             };
             let slot_index = slot_of(service, record.key.get(), seed) as usize;
             let slot = service.slots[slot_index];
-            let lost = actual
-                .backends
+            let backend = actual
+                .backends()
                 .get(&state.backend())
-                .is_none_or(|b| b.entry.failed());
-            if !slot.in_transition() || lost {
+                .filter(|backend| backend.service == state.service());
+            let Some(backend) = backend.filter(|_| slot.in_transition()) else {
                 found.clear.push((index, way, word));
                 continue;
-            }
-            if is_live(state, ticks_now, service.flow_idle) {
-                *found.flows.entry(state.backend()).or_default() += 1;
-                if state.backend() != slot.current() {
-                    busy[slot_index] = true;
+            };
+            let keep = if is_live(state, ticks_now, service.flow_idle) {
+                // On a failed backend there are no flows to wait for. The record stays all the same: by it the data path
+                // knows that the flow is none of the previous backend's and belongs to the current one.
+                if !backend.entry.failed() {
+                    *found.flows.entry(state.backend()).or_default() += 1;
+                    busy[slot_index] |= state.backend() != slot.current();
                 }
+                true
             } else {
-                let kept = match state.phase() {
+                let stays = match state.phase() {
                     Phase::Open => service.flow_idle,
                     Phase::Closing | Phase::Ended => ENDED_KEPT.min(service.flow_idle),
                 };
-                if state.silent(ticks_now) >= ticks(kept) {
-                    found.clear.push((index, way, word));
-                }
+                state.silent(ticks_now) < ticks(stays)
+            };
+            if keep {
+                kept.push((state.service(), slot_index, (index, way, word)));
+            } else {
+                found.clear.push((index, way, word));
             }
         }
     }
     for (id, busy) in busy {
-        let Some(service) = actual.services.get(&id) else {
+        let Some(service) = actual.services().get(&id) else {
             continue;
         };
         let idle = u64::try_from(service.flow_idle.as_millis()).unwrap_or(u64::MAX);
@@ -137,11 +152,31 @@ pub fn sweep(
             found.settle.insert(id, settle);
         }
     }
+    // A record that outlived its slot's transition would be believed in the next one, when its flow may long live elsewhere.
+    for (service, slot, record) in kept {
+        let settles = found.settle.get(&service).is_some_and(|settle| {
+            settle
+                .binary_search_by_key(&slot, |(index, _)| *index as usize)
+                .is_ok()
+        });
+        if settles {
+            found.clear.push(record);
+        }
+    }
+    found.quiet = found.used == 0
+        && actual.unsettled().next().is_none()
+        && actual.retired().is_empty()
+        && !actual
+            .backends()
+            .values()
+            .any(|b| matches!(b.state, BackendState::Draining | BackendState::Leaving));
     found
 }
 
 impl Sweep {
-    /// The operations that follow: slots that settle, drains that are done, numbers that are free.
+    /// The operations that follow: slots that settle, drains that are done, backends that have left, numbers that are free.
+    ///
+    /// What settles now is counted as named until the next look: a packet may just be on its way through such a slot.
     #[must_use]
     pub fn operations(&self, actual: &Actual, unix_ms: u64) -> Vec<Op> {
         let mut ops: Vec<Op> = self
@@ -153,33 +188,54 @@ impl Sweep {
                 built_for: None,
             })
             .collect();
-        let mut named = std::collections::BTreeSet::new();
-        for (id, service) in &actual.services {
-            let settles: BTreeMap<u32, Slot> =
-                self.settle.get(id).into_iter().flatten().copied().collect();
-            for (index, slot) in (0..).zip(&service.slots) {
-                let slot = settles.get(&index).unwrap_or(slot);
-                named.insert(slot.current());
-                named.insert(slot.previous());
-            }
-        }
-        for (number, backend) in &actual.backends {
-            if named.contains(number) || self.flows.contains_key(number) {
+        let ending: Vec<(u16, &ActualBackend)> = actual
+            .backends()
+            .iter()
+            .map(|(number, backend)| (*number, backend))
+            .filter(|(number, backend)| {
+                matches!(
+                    backend.state,
+                    BackendState::Draining | BackendState::Leaving
+                ) && !self.flows.contains_key(number)
+            })
+            .collect();
+        let named = if ending.is_empty() && self.unnamed.backends.is_empty() {
+            Vec::new()
+        } else {
+            named_by_slots(actual)
+        };
+        for (number, backend) in ending {
+            if named[usize::from(number)] {
                 continue;
             }
-            match backend.state {
-                BackendState::Draining => ops.push(Op::Backend {
-                    number: *number,
-                    backend: super::actual::ActualBackend {
+            ops.push(if backend.state == BackendState::Draining {
+                Op::Backend {
+                    number,
+                    backend: ActualBackend {
                         state: BackendState::Drained,
                         since_ms: unix_ms,
                         ..backend.clone()
                     },
-                }),
-                BackendState::Leaving => ops.push(Op::RemoveBackend { number: *number }),
-                _ => {}
-            }
+                }
+            } else {
+                Op::RemoveBackend { number }
+            });
+        }
+        let mut free = self.unnamed.clone();
+        free.backends.retain(|number| !named[usize::from(*number)]);
+        if !free.is_empty() {
+            ops.push(Op::Release(free));
         }
         ops
     }
+}
+
+/// Which backend numbers any slot names.
+fn named_by_slots(actual: &Actual) -> Vec<bool> {
+    let mut named = vec![false; 1 << 16];
+    for slot in actual.services().values().flat_map(|s| &s.slots) {
+        named[usize::from(slot.current())] = true;
+        named[usize::from(slot.previous())] = true;
+    }
+    named
 }
