@@ -27,10 +27,14 @@ pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Outcome {
             verdict: Verdict::Forwarded,
             port,
         },
-        Ok(port) => Outcome {
-            verdict: Verdict::Redirected,
-            port,
-        },
+        Ok(port) => {
+            // Off the hot path of one interface; what is left of the backends' counters was forwarded.
+            tables.count_verdict(Verdict::Redirected);
+            Outcome {
+                verdict: Verdict::Redirected,
+                port,
+            }
+        }
         Err(verdict) => {
             tables.count_verdict(verdict);
             Outcome { verdict, port: 0 }

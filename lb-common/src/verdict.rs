@@ -52,7 +52,7 @@ macro_rules! verdicts {
 verdicts! {
     /// Counted by the backend's own counter, not by a verdict counter: one counter on the hot path.
     Forwarded = 0, "forwarded", Transmit, "rewritten to the backend's MAC and sent out of the interface it came in on";
-    /// Counted by the backend's counter as well.
+    /// Counted by the backend's counter as well, and by its own.
     Redirected = 1, "redirected", Redirect, "rewritten to the backend's MAC and sent out of another interface";
     /// An ARP request for a VIP.
     ArpReplied = 2, "arp_replied", Transmit, "an ARP request for a VIP, answered with this interface's MAC";

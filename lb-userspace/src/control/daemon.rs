@@ -52,6 +52,8 @@ pub struct Options {
 
 /// How often the flow table is looked through while a slot is in transition.
 const SWEEP: Duration = Duration::from_millis(500);
+/// How long a fresh start waits for the first answer of every backend: the kernel gives a neighbour three seconds.
+const OPENING: Duration = Duration::from_secs(5);
 /// Events that may wait.
 const QUEUE: usize = 4096;
 
@@ -89,6 +91,7 @@ pub async fn run(options: Options) -> Result<()> {
         neighbours: std::collections::HashMap::new(),
         ports,
         facts,
+        opening: !running.adopted,
     };
     let mut daemon = Daemon {
         options,
@@ -206,11 +209,24 @@ impl Daemon {
                 },
                 _ = sweeping.tick() => self.sweep()?,
             }
+            self.end_opening()?;
         }
     }
 
     fn now(&self) -> Millis {
         millis_since(self.started)
+    }
+
+    /// After a fresh start: builds the first tables when every backend has been judged once, or time is up.
+    fn end_opening(&mut self) -> Result<()> {
+        if self.knowledge.opening
+            && (self.started.elapsed() > OPENING
+                || self.knowledge.all_judged(&self.running.executor.actual))
+        {
+            self.knowledge.opening = false;
+            self.change("the first answers", Instant::now(), Touched::All)?;
+        }
+        Ok(())
     }
 
     /// Reconciles the services that are touched; tells the probes and neighbours what follows. Gives one line for each
@@ -592,6 +608,28 @@ impl Daemon {
         }
     }
 
+    /// Takes away the ways to VIPs that are not configured any more.
+    async fn remove_probe_routes(&self, before: &Config) {
+        let vips: BTreeSet<IpAddr> = self
+            .knowledge
+            .config
+            .services
+            .iter()
+            .map(|s| s.vip)
+            .collect();
+        let gone: BTreeSet<IpAddr> = before
+            .services
+            .iter()
+            .map(|s| s.vip)
+            .filter(|vip| !vips.contains(vip))
+            .collect();
+        for vip in gone {
+            if let Err(error) = vip_route::remove(&self.netlink, vip).await {
+                warn!(%error, %vip, "the probes' route could not be removed");
+            }
+        }
+    }
+
     fn sweep(&mut self) -> Result<()> {
         if self.swept.quiet {
             return Ok(());
@@ -682,15 +720,14 @@ impl Daemon {
         if let Err(errors) = check_host(&file, &facts.for_config()) {
             return refused(errors.render(false));
         }
-        if let Some(what) = needs_restart(&self.knowledge.config, &file.config) {
-            return refused(format!(
-                "{what} changed, which takes a restart (`systemctl restart xdp-lb`: no packet is lost); nothing was changed"
-            ));
+        if let Some(message) = fixed_while_running(&self.knowledge.config, &file.config) {
+            return refused(format!("{message}; nothing was changed"));
         }
         self.knowledge.facts = facts;
         let before = std::mem::replace(&mut self.knowledge.config, file.config);
         match self.change("reload", since, Touched::All) {
             Ok(changes) => {
+                self.remove_probe_routes(&before).await;
                 self.prepare_probe_routes().await;
                 self.follow();
                 self.sweep()?;
@@ -761,32 +798,43 @@ impl Daemon {
     }
 }
 
-/// The first setting that can't change while running.
-fn needs_restart(old: &Config, new: &Config) -> Option<&'static str> {
-    [
-        (
-            "`interfaces` in [node]",
-            old.node.interfaces != new.node.interfaces,
-        ),
-        (
-            "`pin_path` in [node]",
-            old.node.pin_path != new.node.pin_path,
-        ),
-        (
-            "`xdp_mode` in [node]",
-            old.node.xdp_mode != new.node.xdp_mode,
-        ),
-        (
-            "`unserved` in [node]",
-            old.node.unserved != new.node.unserved,
-        ),
-        ("`seed` in [node]", old.node.seed != new.node.seed),
-        ("[control]", old.control != new.control),
-        ("[limits]", old.limits != new.limits),
-    ]
-    .into_iter()
-    .find(|(_, differs)| *differs)
-    .map(|(what, _)| what)
+/// Why a configuration can't be applied to a running daemon, and what would apply it.
+fn fixed_while_running(old: &Config, new: &Config) -> Option<String> {
+    const RESTART: &str =
+        "takes a restart (`systemctl restart xdp-lb`), during which the data path forwards on";
+    let (old_node, new_node) = (&old.node, &new.node);
+    let pins = old_node.pin_path.display();
+    let anew = |why: &str| {
+        format!(
+            "{why}; to accept that, end xdp-lb, stop forwarding with `rm -r {pins}`, and start it again"
+        )
+    };
+    if old_node.interfaces != new_node.interfaces {
+        return Some(format!("a change of `interfaces` in [node] {RESTART}"));
+    }
+    if old_node.unserved != new_node.unserved {
+        return Some(format!("a change of `unserved` in [node] {RESTART}"));
+    }
+    if old.control != new.control {
+        return Some(format!("a change in [control] {RESTART}"));
+    }
+    if old_node.xdp_mode != new_node.xdp_mode {
+        return Some(anew("`xdp_mode` in [node] belongs to the attached program"));
+    }
+    if old_node.pin_path != new_node.pin_path {
+        return Some(anew(
+            "`pin_path` in [node] is where the running data path is",
+        ));
+    }
+    if old_node.seed != new_node.seed {
+        return Some(anew(
+            "with another `seed` in [node] every client goes to another backend, which breaks all connections",
+        ));
+    }
+    if old.limits != new.limits {
+        return Some(anew("[limits] are the sizes that the maps were made with"));
+    }
+    None
 }
 
 /// The data path's coarse time: `bpf_ktime_get_coarse_ns` is `CLOCK_MONOTONIC_COARSE`.

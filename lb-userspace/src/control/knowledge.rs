@@ -8,7 +8,7 @@ use std::{
 };
 
 use lb_common::{
-    abi::probe_mark,
+    abi::{BackendState, probe_mark},
     pick::Affinity,
     wire::{PROTO_TCP, PROTO_UDP, mac_bytes},
 };
@@ -63,6 +63,8 @@ pub struct Knowledge {
     pub ports: Vec<PortState>,
     /// The host's addresses.
     pub facts: HostFacts,
+    /// Whether this is a fresh start, and the first answers are still awaited: see [`Self::all_judged`].
+    pub opening: bool,
 }
 
 /// The IPv4 address of a configuration's address: this version's configurations hold no other.
@@ -210,6 +212,14 @@ impl Knowledge {
             has_mac: mac.is_some(),
             neighbour: &no_mac,
         });
+        let (state, reason) = if self.opening && state == BackendState::Up {
+            (
+                BackendState::Down,
+                "answers; the first answers of all backends are awaited".to_owned(),
+            )
+        } else {
+            (state, reason)
+        };
         DesiredBackend {
             name: backend.name.clone(),
             address: ipv4(backend.address),
@@ -221,6 +231,36 @@ impl Knowledge {
             mac,
             port: port.map_or(0, |port| port.number),
         }
+    }
+
+    /// Whether each backend has been judged once: a probe has ended, or its MAC address could not be found.
+    ///
+    /// Until then a fresh start serves nobody. If it served as soon as the first backend answers, every slot would name
+    /// that one first, and be in transition for `flow_idle` as the others come; a client waits a moment instead.
+    #[must_use]
+    pub fn all_judged(&self, actual: &Actual) -> bool {
+        self.config.services.iter().all(|service| {
+            service.backends.iter().all(|backend| {
+                let Some(port) = self.port_towards(backend.address) else {
+                    return true;
+                };
+                let target = Target {
+                    address: backend.address,
+                    ifindex: port.ifindex,
+                };
+                let Some(neighbour) = self.neighbours.get(&target) else {
+                    return false;
+                };
+                if neighbour.mac.is_none() || service.probe.is_none() {
+                    return true;
+                }
+                actual
+                    .service_id(&service.name)
+                    .and_then(|id| actual.backend_number(id, &backend.name, ipv4(backend.address)))
+                    .and_then(|number| self.health.get(&number))
+                    .is_some_and(Health::is_probed)
+            })
+        })
     }
 
     /// The probes that follow: one for each backend that has a number and a MAC address to be aimed at.
@@ -296,7 +336,8 @@ impl Knowledge {
                             *id,
                             *thresholds,
                             HealthState::Up,
-                            backend.reason.clone(),
+                            // The backend's own reason may speak of a drain.
+                            "answered when this daemon took over".to_owned(),
                             now,
                         ),
                         _ => Health::new(*id, *thresholds, now),

@@ -34,8 +34,8 @@ pub enum TooSmall {
     },
     /// More backends than numbers.
     #[error(
-        "there is room for {capacity} backends, those that are leaving among them: raise `backends` in [limits] and start \
-         again, or wait until the ones that are leaving have gone"
+        "there is room for {capacity} backends, those that are leaving among them: raise `backends` in [limits], which takes maps made \
+         anew (end xdp-lb, remove its pins, start it again), or wait until the ones that are leaving have gone"
     )]
     Backends {
         /// How many numbers there are.
@@ -43,7 +43,7 @@ pub enum TooSmall {
     },
     /// No room for a table.
     #[error(
-        "service {service} needs a table of {needed} slots, but {used} of {capacity} are in use: raise `slots` in [limits] and start again"
+        "service {service} needs a table of {needed} slots, but {used} of {capacity} are in use: raise `slots` in [limits], which takes maps made anew (end xdp-lb, remove its pins, start it again)"
     )]
     Slots {
         /// The service.

@@ -62,26 +62,20 @@ pub fn status(
         .map(|v| (v.name().to_owned(), counted[*v as usize]))
         .collect();
     // What reached a backend is counted there. Numbers that have no owner any more still count.
-    let mut forwarded: u64 = 0;
-    let mut redirected: u64 = 0;
+    let mut reached: u64 = 0;
     let mut counters = BTreeMap::new();
     for number in 1..maps.backend_capacity() {
         let number = number as u16;
         let counter = maps.counter(number)?;
-        if counter.packets > 0 {
-            let elsewhere = maps
-                .backend(number)
-                .is_some_and(|backend| backend.port() != 0);
-            *(if elsewhere {
-                &mut redirected
-            } else {
-                &mut forwarded
-            }) += counter.packets;
-        }
+        reached += counter.packets;
         counters.insert(number, counter);
     }
-    verdicts.insert(Verdict::Forwarded.name().into(), forwarded);
-    verdicts.insert(Verdict::Redirected.name().into(), redirected);
+    // The verdict counter is read before the backends' counters, so this never goes below zero.
+    let redirected = counted[Verdict::Redirected as usize];
+    verdicts.insert(
+        Verdict::Forwarded.name().into(),
+        reached.saturating_sub(redirected),
+    );
 
     let shares = slot_shares(actual);
     let silent = silent_until(actual, now);

@@ -109,6 +109,14 @@ pub fn start(
         armed: true,
     };
 
+    // An interface that was taken out of the configuration is given back.
+    for interface in attach::pinned_interfaces(pin_path)? {
+        if !config.node.interfaces.contains(&interface) {
+            attach::detach(pin_path, &interface)?;
+            info!(interface, "detached: it is not in `interfaces` any more");
+        }
+    }
+
     let (maps, adopted) = match Maps::open_pinned(pin_path, Access::Write) {
         Ok(maps) => (maps, true),
         Err(DataplaneError::NotPinned { .. }) => {
@@ -256,6 +264,22 @@ fn number_ports(config: &Config, facts: &HostFacts, maps: &mut Maps) -> Result<V
     let existing = maps.ports()?;
     let mut taken = BTreeSet::new();
     let mut ports = Vec::new();
+    let kept: BTreeSet<u32> = config
+        .node
+        .interfaces
+        .iter()
+        .filter_map(|name| {
+            facts
+                .interface(name)
+                .map(|interface| interface.link.ifindex)
+        })
+        .collect();
+    for (number, port) in (0..).zip(&existing) {
+        if port.ifindex != 0 && !kept.contains(&port.ifindex) {
+            maps.set_port(number, Port::default())?;
+        }
+    }
+    let existing = maps.ports()?;
     for name in &config.node.interfaces {
         let interface = facts
             .interface(name)

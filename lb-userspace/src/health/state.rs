@@ -177,6 +177,12 @@ impl Health {
         }
     }
 
+    /// Whether a probe has ended since the backend is known, or an earlier daemon knew its state.
+    #[must_use]
+    pub fn is_probed(&self) -> bool {
+        self.probed || self.state == HealthState::Up
+    }
+
     /// New thresholds from a reloaded configuration; they count from the next result on.
     pub fn set_thresholds(&mut self, thresholds: Thresholds) {
         self.thresholds = thresholds;
