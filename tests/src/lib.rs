@@ -1,3 +1,5 @@
-//! What the tests of xdp-lb are made of.
+//! What the tests of xdp-lb stand on: packets and their fixtures, the network testbed, and the demo.
 
+pub mod demo;
 pub mod packets;
+pub mod testbed;
