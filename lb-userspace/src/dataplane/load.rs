@@ -37,10 +37,10 @@ impl Default for Sizes {
 impl Sizes {
     /// Sizes for a number of flows, slots, backends and (VIP, protocol, port) entries.
     ///
-    /// The flow table gets a bucket of four ways for each flow: a flow has two buckets to choose from, which at a quarter
-    /// of the load leaves nobody without a place, however flows come and go (tested in
-    /// `lb-common/src/flow/properties.rs`; at half load some are forgotten). The service lookup gets so many buckets that
-    /// a seed under which none overflows is found within a few tries.
+    /// The flow table gets a bucket of four ways for each flow, and at least 1024: a flow has two buckets to choose from,
+    /// which in a table a quarter full leaves fewer than one flow in ten million without a place, however flows come and
+    /// go (measured for `lb-common/src/flow/properties.rs`; half full, one in five hundred). The service lookup gets so many
+    /// buckets that a seed under which none overflows is found within a few tries.
     #[must_use]
     pub fn of(flows: u32, slots: u32, backends: u32, entries: u32) -> Self {
         Self {
@@ -52,7 +52,7 @@ impl Sizes {
             services: abi::DEFAULT_SERVICES,
             slots: slots.max(1 << 10).next_multiple_of(SLOTS_IN_LINE),
             backends: (backends + 1).min(1 << 16),
-            flow_buckets: flows.clamp(64, 1 << 26).next_power_of_two(),
+            flow_buckets: flows.clamp(1 << 10, 1 << 26).next_power_of_two(),
         }
     }
 }
