@@ -139,7 +139,7 @@ pub fn frame(question: &Question, own_mac: [u8; 6]) -> Vec<u8> {
             frame[transport + TCP_FLAGS] = flags;
         }
         None => {
-            frame[transport + 4..transport + 6].copy_from_slice(&(UDP_LEN as u16).to_be_bytes())
+            frame[transport + 4..transport + 6].copy_from_slice(&(UDP_LEN as u16).to_be_bytes());
         }
     }
     frame
