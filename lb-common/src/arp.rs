@@ -17,7 +17,8 @@ const GROUP_BIT: u64 = 1;
 ///
 /// A request with a group address as its sender is nobody's that could be answered; a request from a VIP's own address
 /// (RFC 5227 probes use 0.0.0.0, announcements the address itself) is left to the host, unless it is a probe, which
-/// must learn that the address is taken.
+/// must learn that the address is taken. A request sent to another host's MAC, which a switch may have flooded, is that
+/// host's to answer (the kernel's `arp_rcv` ignores `PACKET_OTHERHOST` likewise).
 #[inline(always)]
 pub fn answer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let Some(frame) = packet.bytes::<{ ETH_LEN + ARP_LEN }>(0) else {
@@ -25,6 +26,7 @@ pub fn answer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     };
     let [_, _, _, _, _, _, _, _, _, _, _, _, _, _, kind @ .., _, _] =
         frame.first_chunk::<22>().unwrap_or(&[0; 22]);
+    let eth_destination = le64_at::<0, _>(frame) & crate::wire::MAC_MASK;
     let sender_mac = le64_at::<{ ETH_LEN + 8 }, _>(frame) & crate::wire::MAC_MASK;
     let sender_ip = be32_at::<{ ETH_LEN + 14 }, _>(frame);
     let target_ip = be32_at::<{ ETH_LEN + 24 }, _>(frame);
@@ -32,6 +34,7 @@ pub fn answer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
         || be16_at::<{ ETH_LEN + 6 }, _>(frame) != REQUEST
         || sender_mac & GROUP_BIT != 0
         || sender_ip == target_ip
+        || (eth_destination & GROUP_BIT == 0 && eth_destination != tables.own_mac())
     {
         return Verdict::ArpOther;
     }

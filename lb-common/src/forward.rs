@@ -44,12 +44,15 @@ fn forward<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<u16, Verd
     match parse::parse(packet)? {
         Frame::Ipv4(flow) => forward_ipv4(packet, tables, &flow),
         Frame::Ipv4Unfit {
+            eth_destination,
             destination,
             verdict,
-        } => Err(if is_vip(tables, destination)? {
-            verdict
-        } else {
+        } => Err(if !is_vip(tables, destination)? {
             Verdict::NotOurs
+        } else if eth_destination != tables.own_mac() {
+            Verdict::OtherHost
+        } else {
+            verdict
         }),
         Frame::Arp => Err(arp::answer(packet, tables)),
         Frame::Other => Err(Verdict::OtherEthertype),
@@ -132,7 +135,10 @@ fn service_ipv4<T: Tables>(
         }
     }
     tables.note(Step::Service { key, found: None });
-    Err(if tables.unserved_pass() {
+    // What is on its way to another host is not ours to drop, served here or not.
+    Err(if flow.eth_destination != tables.own_mac() {
+        Verdict::OtherHost
+    } else if tables.unserved_pass() {
         Verdict::UnservedPassed
     } else {
         Verdict::Unserved

@@ -18,6 +18,8 @@ pub enum Frame {
     Ipv4(Ipv4Flow),
     /// IPv4 that can't be balanced, for the reason of the verdict: only matters if its destination is a VIP.
     Ipv4Unfit {
+        /// The Ethernet destination, as [`crate::wire::mac_word`].
+        eth_destination: u64,
         /// Destination address in host order.
         destination: u32,
         /// Why.
@@ -129,6 +131,7 @@ fn parse_ipv4<P: Packet>(packet: &P, eth_destination: u64) -> Result<Frame, Verd
     let client = be32_at::<12, _>(ip);
     let unfit = |verdict| {
         Ok(Frame::Ipv4Unfit {
+            eth_destination,
             destination,
             verdict,
         })

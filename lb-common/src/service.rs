@@ -161,7 +161,8 @@ impl Directory {
     #[inline(always)]
     #[must_use]
     pub const fn bucket(self, key: ServiceKey) -> u32 {
-        let half = (self.0 >> 7 & 1) << self.bits();
+        // A shift of 0, as in a directory that nobody has written yet, makes 64 bits; the mask keeps it in the word.
+        let half = (self.0 >> 7 & 1) << (self.bits() & 63);
         (half | key.0.wrapping_mul(self.0) >> (self.0 >> 1 & 0x3f)) as u32
     }
 }

@@ -1,4 +1,3 @@
-//! What the tests of xdp-lb stand on: the network testbed and the demo.
+//! What the tests of xdp-lb are made of.
 
-pub mod demo;
-pub mod testbed;
+pub mod packets;

@@ -12,7 +12,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use os_release::OsRelease;
 use semver::Version;
 
@@ -26,7 +26,7 @@ use crate::{
 
 /// Installs packages without letting one start a service: nginx's would take this machine's port 80. While the file is there,
 /// Debian's maintainer scripts ask it first (invoke-rc.d(8)); one that was there before comes back. Nor is nginx to
-/// start at the next boot, unless it was installed before.
+/// start at the next boot: update-rc.d(8) sees to that with systemd as without.
 const INSTALL_WITHOUT_SERVICES: &str = r#"
 set -e
 policy=/usr/sbin/policy-rc.d
@@ -40,12 +40,13 @@ trap 'exit 130' INT TERM HUP
 printf '#!/bin/sh\nexit 101\n' > "$policy"
 chmod 755 "$policy"
 "$@"
-if [ -d /run/systemd/system ]; then systemctl --quiet disable nginx.service; fi
+update-rc.d nginx disable
 "#;
 
 /// Sees to it that this machine has what `needs` names; returns the toolchain for the kernel side.
 pub(crate) fn ensure(workspace: &Workspace, needs: Needs) -> Result<KernelToolchain> {
     let mut done: Vec<Step> = Vec::new();
+    let mut announced: Vec<Step> = Vec::new();
     loop {
         let found = inspect(workspace, needs)?;
         if let Some(toolchain) = plan::ready(&found) {
@@ -62,11 +63,15 @@ pub(crate) fn ensure(workspace: &Workspace, needs: Needs) -> Result<KernelToolch
         let Some(steps) = steps.filter(|steps| !steps.is_empty()) else {
             bail!(no_way(&found));
         };
-        announce(&steps, done.is_empty());
+        if !announced.ends_with(&steps) {
+            announce(&steps);
+            announced.clone_from(&steps);
+        }
         let step = &steps[0];
         if done.contains(step) {
             bail!("`{step}` ended with success, but what it should bring is still missing");
         }
+        say(&format!("now: {step}"));
         execute(workspace, step, &steps)?;
         done.push(step.clone());
     }
@@ -118,20 +123,17 @@ fn minimum_version(text: &str) -> Result<Version> {
     Version::parse(&full).with_context(|| format!("rust-version `{text}` is not a version"))
 }
 
-/// Says what will be done and why; after the first time only what comes next.
-fn announce(steps: &[Step], first: bool) {
-    if first {
-        say("this machine lacks something; it will be installed in these steps:");
-        for step in steps {
-            eprintln!("  {step}");
-            // Several packages may come for one reason.
-            let reasons: BTreeSet<_> = step.reasons().into_iter().collect();
-            for reason in reasons {
-                eprintln!("      {reason}");
-            }
+/// Says what will be done and why.
+fn announce(steps: &[Step]) {
+    say("this machine lacks something; it will be installed in these steps:");
+    for step in steps {
+        eprintln!("  {step}");
+        // Several packages may come for one reason.
+        let reasons: BTreeSet<_> = step.reasons().into_iter().collect();
+        for reason in reasons {
+            eprintln!("      {reason}");
         }
     }
-    say(&format!("now: {}", steps[0]));
 }
 
 /// Does `step`. When root is out of reach, the error lists all that root would have to type of `steps`.
@@ -139,19 +141,32 @@ fn execute(workspace: &Workspace, step: &Step, steps: &[Step]) -> Result<()> {
     let by_hand = || {
         let commands = steps.iter().filter(|step| step.needs_root());
         let lines: Vec<_> = commands.map(|step| format!("\n  {step}")).collect();
-        format!("as root, type:{}\nthen try again", lines.concat())
+        format!("or, as root, type:{}\nthen try again", lines.concat())
+    };
+    let root = || {
+        Privilege::find("to install packages").map_err(|error| anyhow!("{error}; {}", by_hand()))
     };
     match step {
         Step::AptUpdate => {
-            let root = Privilege::find("to install packages").with_context(by_hand)?;
-            run_to_end(quiet_stdout(root.command("apt-get", &[]).args(["update"])))
-                .with_context(by_hand)
+            // One broken source among many fails it; what is needed may be in the others.
+            let mut update = root()?.command("apt-get", &[]);
+            if let Err(error) = run_to_end(quiet_stdout(update.arg("update"))) {
+                say(&format!(
+                    "warning: {error:#}; going on with the lists there are"
+                ));
+            }
+            Ok(())
         }
         Step::Apt(packages) => {
-            let root = Privilege::find("to install packages").with_context(by_hand)?;
             let names = packages.iter().map(|package| package.name.as_str());
-            let mut command = apt_install(root, &names.collect::<Vec<_>>());
-            run_to_end(quiet_stdout(&mut command)).with_context(by_hand)
+            let mut command = apt_install(root()?, &names.collect::<Vec<_>>());
+            // The command line is no help here: it holds a whole script.
+            run_to_end(quiet_stdout(&mut command)).map_err(|_| {
+                anyhow!(
+                    "`{step}` failed, for the reason above: mend that, {}",
+                    by_hand()
+                )
+            })
         }
         Step::RustupNightly => run_to_end(quiet_stdout(
             Command::new("rustup")

@@ -22,8 +22,9 @@ use crate::{
 /// of them would steal each other's time until probes miss their timeouts.
 const END_TO_END_THREADS: &str = "--test-threads=1";
 
-/// The directory of the package whose integration tests are the end-to-end suites.
-const END_TO_END_PACKAGE: &str = "tests";
+/// The tests that make networks or load programs into the kernel, by the directory of their package and their target;
+/// without a target, all of the package. A test that needs root and is not named here fails for whoever is not root.
+const END_TO_END: &[(&str, Option<&str>)] = &[("tests", None), ("lb-userspace", Some("neighbour"))];
 
 /// All packages with tests; the kernel side has none of its own and links only for the kernel.
 const TESTED: [&str; 3] = ["--workspace", "--exclude", "lb-ebpf"];
@@ -116,13 +117,14 @@ struct TestBinary {
     /// The directory of its package, where cargo would start it.
     package: PathBuf,
     target: String,
-    /// It is one of the package's integration tests, in its `tests/`.
-    is_integration: bool,
 }
 
 impl TestBinary {
     fn is_end_to_end(&self) -> bool {
-        self.is_integration && self.package.file_name() == Some(END_TO_END_PACKAGE.as_ref())
+        END_TO_END.iter().any(|(package, target)| {
+            self.package.file_name() == Some(package.as_ref())
+                && target.is_none_or(|target| self.target == target)
+        })
     }
 
     /// Reads one of cargo's messages; `None` if it is about something else.
@@ -131,14 +133,12 @@ impl TestBinary {
         if message["reason"] != "compiler-artifact" || message["profile"]["test"] != true {
             return None;
         }
-        let kinds = message["target"]["kind"].as_array()?;
         Some(Self {
             executable: message["executable"].as_str()?.into(),
             package: Path::new(message["manifest_path"].as_str()?)
                 .parent()?
                 .into(),
             target: message["target"]["name"].as_str()?.to_owned(),
-            is_integration: kinds.iter().any(|kind| kind == "test"),
         })
     }
 
@@ -264,33 +264,37 @@ fn environment(workspace: &Workspace, binary: &TestBinary) -> Vec<Variable> {
 mod tests {
     use super::*;
 
-    fn message(kind: &str, test: bool) -> String {
+    fn message(package: &str, target: &str, test: bool) -> String {
         format!(
-            r#"{{"reason":"compiler-artifact","manifest_path":"/w/tests/Cargo.toml",
-            "target":{{"kind":["{kind}"],"name":"failover"}},"profile":{{"test":{test}}},
-            "executable":"/w/target/debug/deps/failover-1"}}"#
+            r#"{{"reason":"compiler-artifact","manifest_path":"/w/{package}/Cargo.toml",
+            "target":{{"kind":["test"],"name":"{target}"}},"profile":{{"test":{test}}},
+            "executable":"/w/target/debug/deps/{target}-1"}}"#
         )
     }
 
+    fn test_binary(package: &str, target: &str) -> TestBinary {
+        TestBinary::from_message(&message(package, target, true)).expect("a test binary")
+    }
+
     #[test]
-    fn integration_tests_of_the_test_package_are_end_to_end() {
-        let binary = TestBinary::from_message(&message("test", true)).expect("a test binary");
+    fn end_to_end_tests_are_told_by_package_and_target() {
+        let binary = test_binary("tests", "failover");
         assert_eq!(
             binary.executable,
             Path::new("/w/target/debug/deps/failover-1")
         );
         assert!(binary.is_end_to_end());
-    }
-
-    #[test]
-    fn unit_tests_of_the_test_package_need_no_root() {
-        let binary = TestBinary::from_message(&message("lib", true)).expect("a test binary");
-        assert!(!binary.is_end_to_end());
+        assert!(test_binary("lb-userspace", "neighbour").is_end_to_end());
+        assert!(!test_binary("lb-userspace", "config").is_end_to_end());
+        assert!(!test_binary("lb-common", "neighbour").is_end_to_end());
     }
 
     #[test]
     fn other_messages_are_no_tests() {
-        assert_eq!(TestBinary::from_message(&message("bin", false)), None);
+        assert_eq!(
+            TestBinary::from_message(&message("tests", "demo", false)),
+            None
+        );
         assert_eq!(
             TestBinary::from_message(r#"{"reason":"build-finished","success":true}"#),
             None
@@ -300,7 +304,7 @@ mod tests {
 
     #[test]
     fn every_failure_is_named() {
-        let binary = TestBinary::from_message(&message("test", true)).expect("a test binary");
+        let binary = test_binary("tests", "failover");
         let mut number = 0;
         let error = failures(&[binary.clone(), binary.clone(), binary], |_| {
             number += 1;

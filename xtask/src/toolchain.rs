@@ -100,9 +100,9 @@ impl Linker {
         })
     }
 
-    /// Whether it reads what `compiler` writes: bitcode goes with one major version of LLVM.
-    pub(crate) fn fits(&self, compiler: &Compiler) -> bool {
-        self.version >= LINKER_VERSION && self.llvm.is_none_or(|llvm| llvm == compiler.llvm)
+    /// Whether it reads the bitcode of this LLVM: one major version goes with the same.
+    pub(crate) fn reads(&self, llvm: u64) -> bool {
+        self.version >= LINKER_VERSION && self.llvm.is_none_or(|own| own == llvm)
     }
 }
 
@@ -279,23 +279,15 @@ mod tests {
     }
 
     #[test]
-    fn a_linker_fits_by_its_llvm_and_its_age() {
-        let compiler = Compiler {
-            origin: Origin::System,
-            rustc: "/usr/bin/rustc".into(),
-            cargo: Some("/usr/bin/cargo".into()),
-            version: Version::new(1, 96, 0),
-            llvm: 22,
-            has_source: true,
-        };
+    fn a_linker_reads_by_its_llvm_and_its_age() {
         let linker = |version, llvm| Linker {
             path: "/x/bpf-linker".into(),
             version,
             llvm,
         };
-        assert!(linker(LINKER_VERSION, Some(22)).fits(&compiler));
-        assert!(linker(LINKER_VERSION, None).fits(&compiler));
-        assert!(!linker(LINKER_VERSION, Some(23)).fits(&compiler));
-        assert!(!linker(Version::new(0, 9, 15), Some(22)).fits(&compiler));
+        assert!(linker(LINKER_VERSION, Some(22)).reads(22));
+        assert!(linker(LINKER_VERSION, None).reads(22));
+        assert!(!linker(LINKER_VERSION, Some(23)).reads(22));
+        assert!(!linker(Version::new(0, 9, 15), Some(22)).reads(22));
     }
 }

@@ -4,6 +4,8 @@
 //! [`Status`] as it came, so its shape is an interface: fields are added, never renamed.
 
 pub mod client;
+pub mod http;
+pub mod metrics;
 pub mod server;
 mod status;
 

@@ -32,6 +32,9 @@ use clap::{Parser, Subcommand, ValueHint};
 use self::{reach::Reach, screen::Screen};
 use crate::config::ConfigErrors;
 
+#[cfg(test)]
+pub(crate) use status_view::tests::example as example_status;
+
 /// Where the configuration is unless `--config` says otherwise.
 pub const DEFAULT_CONFIG: &str = "/etc/xdp-lb/config.toml";
 

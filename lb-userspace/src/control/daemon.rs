@@ -31,7 +31,7 @@ use super::{
     sweep::{Sweep, sweep},
 };
 use crate::{
-    api::{InterfaceStatus, LastApply, NodeStatus, Request, Response, Target, server},
+    api::{InterfaceStatus, LastApply, NodeStatus, Request, Response, Target, http, server},
     config::{Config, ConfigFile, check_host},
     dataplane::{DataplaneError, attach},
     health::{ProbeReport, Prober},
@@ -108,6 +108,17 @@ pub async fn run(options: Options) -> Result<()> {
     daemon.knowledge.keep_health(actual, &probes);
     daemon.change("start", Instant::now(), |_| true)?;
     daemon.prepare_probe_routes().await;
+    if let Some(address) = daemon.knowledge.config.control.http {
+        match http::bind(address).await {
+            Ok(listener) => {
+                tokio::spawn(http::serve(listener, questions.clone()));
+            }
+            // Monitoring that can't be reached is no reason to balance nothing.
+            Err(error) => {
+                error!(%address, %error, "no metrics: set `http` in [control] to a free address, or to \"off\"")
+            }
+        }
+    }
     tokio::spawn(server::serve(socket, questions));
     info!(
         version = env!("CARGO_PKG_VERSION"),

@@ -25,6 +25,8 @@ const BPFFS: &str = "/sys/fs/bpf";
 const KEPT: &str = "kept";
 /// How long a process inside a testbed has to end by itself before it is killed.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How often it is looked at meanwhile.
+const POLL: Duration = Duration::from_millis(20);
 
 /// The tags this process has made and not yet removed; for the panic hook, which can reach no `Drop`.
 static LIVE: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -212,19 +214,39 @@ fn end_processes(namespaces: &[Namespace]) {
             .flat_map(Namespace::processes)
             .collect::<Vec<Pid>>()
     };
-    let deadline = Instant::now() + PATIENCE;
-    for pid in inside() {
+    let all = inside();
+    for pid in &all {
         // It may have ended since it was listed.
-        let _ = kill(pid, Signal::SIGTERM);
+        let _ = kill(*pid, Signal::SIGTERM);
     }
+    let deadline = Instant::now() + PATIENCE;
     while !inside().is_empty() {
         if Instant::now() > deadline {
             for pid in inside() {
                 let _ = kill(pid, Signal::SIGKILL);
             }
         }
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(POLL);
     }
+    // Those of a process that is gone are buried by init, which may take a moment: whoever looks at the process
+    // list next shall not see them. Our own children are their owners' to bury.
+    let deadline = Instant::now() + PATIENCE;
+    while all.iter().any(|pid| is_unburied_orphan(*pid)) && Instant::now() < deadline {
+        std::thread::sleep(POLL);
+    }
+}
+
+/// Whether the process, which has left its network, is still listed, and its parent is not us (proc_pid_stat(5)).
+fn is_unburied_orphan(pid: Pid) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return false;
+    };
+    // After the name in parentheses, which may contain anything: the state and the parent.
+    let parent = stat
+        .rsplit(") ")
+        .next()
+        .and_then(|rest| rest.split(' ').nth(1)?.parse().ok());
+    parent != Some(std::process::id())
 }
 
 /// Mounts the BPF file system where it is missing, as systemd does at boot.

@@ -21,6 +21,8 @@ pub(crate) struct Offers {
     pub(crate) families: Vec<Family>,
     /// The LLVM major versions with an `llvm-N-dev`.
     pub(crate) llvm_dev: BTreeSet<u64>,
+    /// There are package lists at all; a new container has none.
+    pub(crate) lists: bool,
     /// The package lists are there and not old.
     pub(crate) fresh: bool,
 }
@@ -73,17 +75,19 @@ pub(crate) fn offers(updated: bool) -> Offers {
             .env("LC_ALL", "C"),
     );
     let dependencies = parse_depends(&dependencies.unwrap_or_default());
+    let age = lists_age();
     Offers {
         families: suffixes
             .iter()
             .filter_map(|suffix| family(suffix, &policy, &dependencies))
             .collect(),
         llvm_dev: llvm_dev_packages(&llvms),
-        fresh: updated || lists_age().is_some_and(|age| age < LISTS_STALE_AFTER),
+        lists: age.is_some(),
+        fresh: updated || age.is_some_and(|age| age < LISTS_STALE_AFTER),
     }
 }
 
-/// How long ago apt's lists were fetched; `None` without any, as in a new container.
+/// How long ago apt's lists were fetched; `None` without any.
 fn lists_age() -> Option<Duration> {
     let lists = "/var/lib/apt/lists";
     fs::read_dir(lists)

@@ -56,14 +56,9 @@ pub(crate) const RUNTIME_TOOLS: &[Tool] = &[
         why: "makes the network of namespaces",
     },
     Tool {
-        program: "ethtool",
-        package: "ethtool",
-        why: "turns off the checksum offload that XDP cannot keep",
-    },
-    Tool {
         program: "nsenter",
         package: "util-linux",
-        why: "starts programs in a namespace's network",
+        why: "enters a host's network, as `demo --keep` shows",
     },
     Tool {
         program: "nginx",
@@ -73,7 +68,7 @@ pub(crate) const RUNTIME_TOOLS: &[Tool] = &[
     Tool {
         program: "curl",
         package: "curl",
-        why: "is a client that xdp-lb did not write",
+        why: "asks a service by hand, as `demo --keep` shows",
     },
 ];
 
@@ -222,7 +217,10 @@ pub(crate) fn kernel_toolchain(found: &Found) -> Option<KernelToolchain> {
         .iter()
         .filter(|compiler| compiler.is_complete(&found.minimum))
         .find_map(|compiler| {
-            let linker = found.linkers.iter().find(|linker| linker.fits(compiler))?;
+            let linker = found
+                .linkers
+                .iter()
+                .find(|linker| linker.reads(compiler.llvm))?;
             Some(KernelToolchain {
                 compiler: compiler.clone(),
                 linker: linker.clone(),
@@ -265,6 +263,10 @@ pub(crate) fn with_apt(found: &Found, offers: &Offers) -> Option<Vec<Step>> {
     let stale = !offers.fresh && (dead_end || !packages.is_empty());
     if dead_end && !stale {
         return None;
+    }
+    if stale && !offers.lists {
+        // What comes after is any guess: nothing is known of what apt has.
+        return Some(vec![Step::AptUpdate]);
     }
     let update = stale.then_some(Step::AptUpdate);
     let install = (!packages.is_empty()).then_some(Step::Apt(packages));
@@ -315,8 +317,14 @@ fn kernel_side(found: &Found, offers: &Offers) -> Option<Way> {
         .or_else(|| nightly_way(found))
 }
 
-/// A linker for this LLVM, and LLVM's development files where they lack.
+/// A linker for this LLVM, and LLVM's development files to build it with, as far as they lack.
 fn linker_way(found: &Found, offers: &Offers, llvm: u64) -> Option<Way> {
+    if found.linkers.iter().any(|linker| linker.reads(llvm)) {
+        return Some(Way {
+            packages: Vec::new(),
+            after: Vec::new(),
+        });
+    }
     if !LINKER_LLVMS.contains(&llvm) {
         return None;
     }

@@ -70,6 +70,7 @@ fn debian_12() -> Offers {
     Offers {
         families: vec![family("", 63, Some(14)), family("-web", 96, Some(22))],
         llvm_dev: BTreeSet::from([22]),
+        lists: true,
         fresh: true,
     }
 }
@@ -79,6 +80,7 @@ fn ubuntu_24_04() -> Offers {
     Offers {
         families: vec![family("", 75, Some(17)), family("-1.89", 89, Some(20))],
         llvm_dev: BTreeSet::new(),
+        lists: true,
         fresh: true,
     }
 }
@@ -161,8 +163,8 @@ fn what_is_there_is_not_installed_again() {
     found.compilers = vec![sourceless];
     found.linkers = vec![linker(22)];
     assert_eq!(
-        commands(with_apt(&found, &offers))[0],
-        "apt-get install --no-install-recommends rust-web-src"
+        commands(with_apt(&found, &offers)),
+        ["apt-get install --no-install-recommends rust-web-src"]
     );
 }
 
@@ -265,7 +267,11 @@ fn no_way_is_said_and_not_tried_for_ever() {
 #[test]
 fn missing_lists_are_fetched_before_giving_up() {
     let empty = Offers::default();
-    assert_eq!(commands(with_apt(&bare(), &empty)), ["apt-get update"]);
+    for found in [bare(), with_rustup()] {
+        let mut found = found;
+        found.missing_tools = RUNTIME_TOOLS.iter().collect();
+        assert_eq!(commands(with_apt(&found, &empty)), ["apt-get update"]);
+    }
 }
 
 #[test]

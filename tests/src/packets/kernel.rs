@@ -1,0 +1,99 @@
+//! The loaded program, run by the kernel over a buffer (`BPF_PROG_TEST_RUN`).
+
+use anyhow::{Context, bail};
+use aya::{
+    Ebpf,
+    programs::{TestRun, TestRunOptions},
+};
+use lb_common::{flow::TICK_SHIFT, verdict::Action};
+use lb_userspace::dataplane::{Instance, Maps, Sizes, attach, load};
+use rustix::time::{ClockId, clock_gettime};
+
+use super::{
+    fixture::CAPACITY,
+    network::{DIRECTOR_MAC, OWN_PORT},
+};
+
+/// The shortest frame that the kernel runs a program over: an Ethernet header (`bpf_prog_test_run_xdp` in
+/// `net/bpf/test_run.c`).
+pub const SHORTEST: usize = 14;
+
+/// Room behind a frame, so that a program that made it longer would be seen.
+const ROOM: usize = 64;
+
+/// One loaded program with maps of its own, pinned nowhere and attached to nothing.
+pub struct Kernel {
+    object: Ebpf,
+    /// Its maps.
+    pub maps: Maps,
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kernel")
+            .field("maps", &self.maps)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Kernel {
+    /// Loads the program.
+    ///
+    /// # Errors
+    /// The verifier's words, or that root is needed: a kernel test that can't run has failed.
+    pub fn load(unserved_pass: bool) -> anyhow::Result<Self> {
+        let sizes = Sizes {
+            service_buckets: CAPACITY.service_buckets,
+            services: 16,
+            slots: CAPACITY.slots,
+            backends: CAPACITY.backends,
+            flow_buckets: CAPACITY.flow_buckets,
+        };
+        let instance = Instance {
+            mac: DIRECTOR_MAC,
+            port: OWN_PORT,
+            unserved_pass,
+            flow_buckets: CAPACITY.flow_buckets,
+        };
+        let mut object =
+            load::load(None, &sizes, &instance).context("loading the kernel object")?;
+        attach::xdp_program(&mut object)?
+            .load()
+            .context("loading the XDP program")?;
+        let maps = Maps::of_object(&mut object).context("taking the maps of the kernel object")?;
+        Ok(Self { object, maps })
+    }
+
+    /// Runs the program over a frame: what the kernel would do with it, and its bytes afterwards.
+    ///
+    /// # Errors
+    /// What the kernel says; a frame shorter than [`SHORTEST`] is refused.
+    pub fn run(&mut self, frame: &[u8]) -> anyhow::Result<(Action, Vec<u8>)> {
+        let mut out = vec![0; frame.len() + ROOM];
+        let result = attach::xdp_program(&mut self.object)?
+            .test_run(TestRunOptions {
+                data_in: Some(frame),
+                data_out: Some(&mut out),
+                ..TestRunOptions::default()
+            })
+            .with_context(|| format!("running the XDP program over {} bytes", frame.len()))?;
+        out.truncate(result.data_size_out as usize);
+        // `enum xdp_action` of linux/bpf.h.
+        let action = match result.return_value {
+            1 => Action::Drop,
+            2 => Action::Pass,
+            3 => Action::Transmit,
+            4 => Action::Redirect,
+            other => bail!("the XDP program returned {other}, which is no answer of its own"),
+        };
+        Ok((action, out))
+    }
+}
+
+/// The clock of the data path now, in units of [`lb_common::flow::TICK_NS`].
+#[must_use]
+pub fn now() -> u16 {
+    let now = clock_gettime(ClockId::MonotonicCoarse);
+    let nanoseconds = now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned();
+    (nanoseconds >> TICK_SHIFT) as u16
+}
