@@ -15,6 +15,15 @@ pub(crate) fn count(number: u64) -> String {
     }
 }
 
+/// So many of something, whose plural takes an s.
+pub(crate) fn counted(number: u64, what: &str) -> String {
+    format!(
+        "{} {what}{}",
+        count(number),
+        if number == 1 { "" } else { "s" }
+    )
+}
+
 /// Something per second.
 pub(crate) fn rate(per_second: f64) -> String {
     if per_second < 10.0 && per_second.fract() >= 0.05 {
@@ -133,6 +142,13 @@ mod tests {
         for (number, text) in cases {
             assert_eq!(count(number), text, "{number}");
         }
+    }
+
+    #[test]
+    fn plurals() {
+        assert_eq!(counted(0, "flow"), "0 flows");
+        assert_eq!(counted(1, "flow"), "1 flow");
+        assert_eq!(counted(1_200, "flow"), "1,200 flows");
     }
 
     #[test]

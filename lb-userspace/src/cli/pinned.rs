@@ -74,6 +74,13 @@ impl Names {
         }
     }
 
+    /// The name of the service that a backend belongs to; backends of several services share their name.
+    pub(crate) fn service_of(&self, number: u16) -> Option<String> {
+        self.backends
+            .get(&number)
+            .map(|info| self.service(info.service))
+    }
+
     /// A service's VIP.
     pub(crate) fn vip(&self, id: u16) -> Option<Ipv4Addr> {
         ipv4(&self.services.get(&id)?.vip)

@@ -72,13 +72,17 @@ impl Screen {
         out.flush()
     }
 
-    /// Writes `text` over what the terminal shows.
+    /// Writes `text` over what the terminal shows; what has no room below is left out and counted.
     ///
     /// # Errors
     /// As [`Screen::line`].
     pub(crate) fn replace(&self, text: &str) -> io::Result<()> {
         // Each line is cleared behind its end only, so that nothing flickers that stays.
-        let cleared = text.replace('\n', "\x1b[K\n");
+        let room = self
+            .term
+            .size_checked()
+            .map_or(usize::MAX, |(rows, _)| usize::from(rows));
+        let cleared = fitting(text, room).replace('\n', "\x1b[K\n");
         let mut out = &self.term;
         out.write_all(format!("\x1b[H{cleared}\x1b[K\n\x1b[J").as_bytes())?;
         out.flush()
@@ -94,5 +98,44 @@ impl Screen {
     pub(crate) fn warn(&self, text: &str) {
         let head = self.look.paint(Style::new().yellow().bold(), "warning:");
         let _nowhere = self.line(&format!("{head} {text}"));
+    }
+}
+
+/// The first lines of `text` that fit into `rows`, the last of which stays free for the cursor.
+fn fitting(text: &str, rows: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let room = rows.saturating_sub(1).max(1);
+    if lines.len() <= room {
+        return text.to_owned();
+    }
+    let shown = room - 1;
+    let mut fitting: Vec<String> = lines
+        .iter()
+        .take(shown)
+        .map(|line| (*line).to_owned())
+        .collect();
+    fitting.push(format!(
+        "... {} more lines: enlarge the terminal or name a service",
+        lines.len() - shown
+    ));
+    fitting.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_counted() {
+        assert_eq!(fitting("a\nb\nc", 4), "a\nb\nc");
+        assert_eq!(
+            fitting("a\nb\nc", 3),
+            "a\n... 2 more lines: enlarge the terminal or name a service"
+        );
+        assert_eq!(
+            fitting("a", 0),
+            "a",
+            "a terminal that does not know its size"
+        );
     }
 }

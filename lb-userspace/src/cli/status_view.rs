@@ -95,12 +95,12 @@ fn node(text: &mut String, status: &Status, window: &Window) {
     let up = human::passed(&node.started, window.now).unwrap_or_default();
     put!(
         text,
-        "{}  xdp-lb {}, pid {}, running for {}, {} changes applied",
+        "{}  xdp-lb {}, pid {}, running for {}, {} applied",
         look.bold(&node.name),
         node.version,
         node.pid,
         human::rough(up),
-        human::count(node.generation),
+        human::counted(node.generation, "change"),
     );
     for interface in &node.interfaces {
         let slow = interface.mode == "generic";
@@ -125,10 +125,10 @@ fn node(text: &mut String, status: &Status, window: &Window) {
     if let Some(last) = &node.last_apply {
         put!(
             text,
-            "  last change {}: {} ({} slots in {:.1} ms)",
+            "  last change {}: {} ({} in {:.1} ms)",
             human::ago(&last.at, window.now),
             last.cause,
-            human::count(last.slots),
+            human::counted(last.slots, "slot"),
             last.duration_us as f64 / 1000.0,
         );
     }
@@ -401,8 +401,8 @@ fn flow_table(text: &mut String, status: &Status, look: Look) {
     );
     if forgotten > 0 {
         let warning = format!(
-            "  {} flows were forgotten because the table was full: raise `flows` in [limits]",
-            human::count(forgotten)
+            "  forgotten because the table was full: {}; raise `flows` in [limits]",
+            human::counted(forgotten, "flow")
         );
         put!(text, "{}", look.paint(Style::new().yellow(), &warning));
     }

@@ -188,12 +188,10 @@ fn advice(target: &Target) -> String {
 
 /// The rest of a line of progress.
 fn details(remaining: &Remaining, now: Timestamp, zone: &TimeZone) -> String {
-    let mut text = match remaining.flows {
-        1 => "1 flow".to_owned(),
-        flows => format!("{} flows", human::count(flows)),
-    };
+    let mut text = human::counted(remaining.flows, "flow");
     if let Some(rate) = remaining.rate {
-        text.push_str(&format!(", {} packets", human::rate(rate)));
+        let rate = human::rate(rate);
+        text.push_str(&format!(", {} packets/s", rate.trim_end_matches("/s")));
     }
     if let Some(until) = &remaining.silent_until {
         text.push_str(&format!(
@@ -218,7 +216,7 @@ impl Display {
             let bar = ProgressBar::new(1);
             // A template that is wrong shows in the first try; the plain bar would do.
             if let Ok(style) =
-                ProgressStyle::with_template("{prefix} [{bar:30}] {wide_msg} {elapsed}")
+                ProgressStyle::with_template("{prefix} [{bar:30}] {elapsed}\n  {wide_msg}")
             {
                 bar.set_style(style.progress_chars("=> "));
             }
@@ -286,7 +284,7 @@ mod tests {
         let now = "2026-11-21T20:00:00Z".parse().expect("a time");
         assert_eq!(
             details(&remaining(17), now, &TimeZone::UTC),
-            "17 flows, 340/s packets, silent flows may still exist until 20:12:30"
+            "17 flows, 340 packets/s, silent flows may still exist until 20:12:30"
         );
         assert_eq!(
             still(Some(&remaining(1))),

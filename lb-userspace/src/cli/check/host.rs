@@ -152,8 +152,8 @@ pub(super) fn pins(pin_path: &Path, rights: bool) -> Vec<Check> {
             Ok(maps) => checks.push(Check::ok(
                 name,
                 format!(
-                    "maps of this version are pinned there ({} changes applied): a daemon that starts takes them over",
-                    maps.control().generation.get()
+                    "maps of this version are pinned there ({} applied): a daemon that starts takes them over",
+                    human::counted(maps.control().generation.get(), "change")
                 ),
             )),
             Err(DataplaneError::NotPinned { .. }) => {}

@@ -8,7 +8,7 @@ use std::{fmt::Write as _, path::Path};
 use console::Style;
 use serde::Serialize;
 
-use super::{Context, Exit, screen::Look};
+use super::{Context, Exit, human, screen::Look};
 use crate::{
     config::{ConfigError, ConfigErrors, ConfigFile, check_host},
     neighbour::{HostFacts, host_facts},
@@ -106,10 +106,7 @@ impl Findings {
 
     /// The errors of a file stand below the checks, with their lines; here only how many.
     fn file(&mut self, name: &str, what: &str, errors: ConfigErrors) {
-        let count = match errors.errors().len() {
-            1 => "1 error".to_owned(),
-            count => format!("{count} errors"),
-        };
+        let count = human::counted(errors.errors().len() as u64, "error");
         self.checks
             .push(Check::error(name, format!("{what}: {count}, shown below")));
         self.errors = Some(errors);
@@ -148,8 +145,10 @@ async fn look(path: &Path) -> Findings {
             findings.checks.push(Check::ok(
                 "configuration",
                 format!(
-                    "{} is valid: {services} services, {backends} backends",
-                    path.display()
+                    "{} is valid: {}, {}",
+                    path.display(),
+                    human::counted(services as u64, "service"),
+                    human::counted(backends as u64, "backend"),
                 ),
             ));
             Some(file)

@@ -294,6 +294,7 @@ fn backends(maps: &Maps, names: &Names) -> Vec<Row> {
         row! {
             "number" => number,
             "backend" => names.backend(number),
+            "service" => names.service_of(number),
             "mac" => address,
             "port" => backend.port(),
             "failed" => backend.failed(),
@@ -355,6 +356,7 @@ fn counters(pinned: &Pinned) -> Result<Vec<Row>, DataplaneError> {
             rows.push(row! {
                 "number" => number,
                 "backend" => pinned.names.backend(number),
+                "service" => pinned.names.service_of(number),
                 "packets" => counter.packets,
                 "bytes" => counter.bytes,
             });
