@@ -104,7 +104,8 @@ impl Plain {
     /// The sums.
     pub fn check_sum(&self) -> anyhow::Result<()> {
         let (backends, verdicts, _) = self.counted();
-        let counted = verdicts.iter().sum::<u64>()
+        // A redirected packet has both.
+        let counted = verdicts.iter().sum::<u64>() - verdicts[Verdict::Redirected as usize]
             + backends.iter().map(|counter| counter.packets).sum::<u64>();
         ensure!(
             counted == self.sent,
