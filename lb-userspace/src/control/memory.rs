@@ -4,6 +4,7 @@ use lb_common::{
     abi::{BackendInfo, Bucket, Control, Counter, ServiceInfo},
     flow::FlowBucket,
     pick::{Backend, Slot},
+    service::Directory,
 };
 
 use crate::dataplane::{DataplaneError, Maps};
@@ -14,6 +15,8 @@ pub trait Memory {
     fn control(&self) -> &Control;
     /// The service lookup, both halves.
     fn service_buckets(&self) -> &[Bucket];
+    /// Swaps the halves with one store.
+    fn set_directory(&self, directory: Directory);
     /// The flow table.
     fn flow_buckets(&self) -> &[FlowBucket];
     /// How many slots there are.
@@ -66,6 +69,10 @@ impl Memory for Maps {
 
     fn service_buckets(&self) -> &[Bucket] {
         self.service_buckets()
+    }
+
+    fn set_directory(&self, directory: Directory) {
+        self.control().directory.set(directory.0);
     }
 
     fn flow_buckets(&self) -> &[FlowBucket] {
