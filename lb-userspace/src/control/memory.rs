@@ -5,6 +5,8 @@ use lb_common::{
     flow::FlowBucket,
     pick::{Backend, Slot},
     service::Directory,
+    tables::Event,
+    verdict::Verdict,
 };
 
 use crate::dataplane::{DataplaneError, Maps};
@@ -38,6 +40,16 @@ pub trait Memory {
     /// # Errors
     /// [`DataplaneError::Map`].
     fn counter(&self, number: u16) -> Result<Counter, DataplaneError>;
+    /// Packets of each verdict.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    fn verdicts(&self) -> Result<[u64; Verdict::COUNT], DataplaneError>;
+    /// What the flow table had to do.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    fn events(&self) -> Result<[u64; Event::COUNT], DataplaneError>;
     /// A service as people know it.
     ///
     /// # Errors
@@ -109,6 +121,14 @@ impl Memory for Maps {
 
     fn counter(&self, number: u16) -> Result<Counter, DataplaneError> {
         self.counter(number)
+    }
+
+    fn verdicts(&self) -> Result<[u64; Verdict::COUNT], DataplaneError> {
+        self.verdicts()
+    }
+
+    fn events(&self) -> Result<[u64; Event::COUNT], DataplaneError> {
+        self.events()
     }
 
     fn service_info(&self, id: u16) -> Result<Option<ServiceInfo>, DataplaneError> {

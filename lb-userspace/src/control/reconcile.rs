@@ -440,3 +440,6 @@ fn target(
         .map(|(slot, target)| retarget(*slot, target, track, |number| failed.contains(&number)))
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

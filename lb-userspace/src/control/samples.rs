@@ -10,11 +10,11 @@ use lb_common::{
     abi::{BackendInfo, BackendState, Bucket, Control, Counter, NAME_LEN, ServiceInfo},
     flow::{FlowBucket, FlowKey, FlowState, Phase, bucket_indices, flow_hash},
     hash::Seed,
-    memory::Word64,
     pick::{Affinity, Backend, Slot},
     plain::{Capacity, Instance, PlainTables},
     service::Directory,
-    tables::Tables,
+    tables::{Event, Tables},
+    verdict::Verdict,
 };
 
 use super::{
@@ -151,6 +151,14 @@ impl Memory for PlainMemory {
 
     fn counter(&self, number: u16) -> Result<Counter, DataplaneError> {
         Ok(self.tables.counter(number))
+    }
+
+    fn verdicts(&self) -> Result<[u64; Verdict::COUNT], DataplaneError> {
+        Ok(self.tables.verdicts())
+    }
+
+    fn events(&self) -> Result<[u64; Event::COUNT], DataplaneError> {
+        Ok(self.tables.events())
     }
 
     fn service_info(&self, id: u16) -> Result<Option<ServiceInfo>, DataplaneError> {
@@ -363,9 +371,4 @@ pub(super) fn in_state(name: &str, state: BackendState) -> DesiredBackend {
         state,
         ..backend(name)
     }
-}
-
-/// An empty way, to compare with.
-pub(super) fn is_empty(word: &Word64) -> bool {
-    word.get() == 0
 }
