@@ -86,8 +86,9 @@ pub struct ActualService {
     pub slots: Vec<Slot>,
     /// When each slot last changed; only means something for a slot in transition.
     pub changed: Vec<Millis>,
-    /// For whom the table was built: identity, weight and number of the active backends, in their order.
-    pub built_for: Vec<(String, u32, u16)>,
+    /// For whom the table was built: identity, weight and number of the active backends, in their order. `None` where that
+    /// is not known, as after adoption.
+    pub built_for: Option<Vec<(String, u32, u16)>>,
 }
 
 impl ActualService {
@@ -292,7 +293,7 @@ impl Actual {
                     service.slots[*index as usize] = *slot;
                     service.changed[*index as usize] = now;
                 }
-                if let Some(built_for) = built_for {
+                if built_for.is_some() {
                     service.built_for.clone_from(built_for);
                 }
                 self.index_transitions(*id);

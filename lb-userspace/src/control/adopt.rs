@@ -89,7 +89,7 @@ pub fn adopt(maps: &impl Memory, now: Millis) -> Result<Actual, DataplaneError> 
                 changed: vec![now; slots.len()],
                 slots,
                 // Not kept; the first reconciliation builds it and finds the same table, unless something changed.
-                built_for: Vec::new(),
+                built_for: None,
             },
         );
     }

@@ -168,7 +168,7 @@ impl<M: Memory> Executor<M> {
                 way.key.set(*key);
             }
         }
-        self.maps.control().directory.set(layout.directory.0);
+        self.maps.set_directory(layout.directory);
     }
 }
 

@@ -4,6 +4,9 @@ use lb_common::{
     abi::{BackendInfo, Bucket, Control, Counter, ServiceInfo},
     flow::FlowBucket,
     pick::{Backend, Slot},
+    service::Directory,
+    tables::Event,
+    verdict::Verdict,
 };
 
 use crate::dataplane::{DataplaneError, Maps};
@@ -14,6 +17,8 @@ pub trait Memory {
     fn control(&self) -> &Control;
     /// The service lookup, both halves.
     fn service_buckets(&self) -> &[Bucket];
+    /// Swaps the halves with one store.
+    fn set_directory(&self, directory: Directory);
     /// The flow table.
     fn flow_buckets(&self) -> &[FlowBucket];
     /// How many slots there are.
@@ -35,6 +40,16 @@ pub trait Memory {
     /// # Errors
     /// [`DataplaneError::Map`].
     fn counter(&self, number: u16) -> Result<Counter, DataplaneError>;
+    /// Packets of each verdict.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    fn verdicts(&self) -> Result<[u64; Verdict::COUNT], DataplaneError>;
+    /// What the flow table had to do.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    fn events(&self) -> Result<[u64; Event::COUNT], DataplaneError>;
     /// A service as people know it.
     ///
     /// # Errors
@@ -66,6 +81,10 @@ impl Memory for Maps {
 
     fn service_buckets(&self) -> &[Bucket] {
         self.service_buckets()
+    }
+
+    fn set_directory(&self, directory: Directory) {
+        self.control().directory.set(directory.0);
     }
 
     fn flow_buckets(&self) -> &[FlowBucket] {
@@ -102,6 +121,14 @@ impl Memory for Maps {
 
     fn counter(&self, number: u16) -> Result<Counter, DataplaneError> {
         self.counter(number)
+    }
+
+    fn verdicts(&self) -> Result<[u64; Verdict::COUNT], DataplaneError> {
+        self.verdicts()
+    }
+
+    fn events(&self) -> Result<[u64; Event::COUNT], DataplaneError> {
+        self.events()
     }
 
     fn service_info(&self, id: u16) -> Result<Option<ServiceInfo>, DataplaneError> {

@@ -20,4 +20,9 @@ pub mod retarget;
 pub mod startup;
 pub mod sweep;
 
+#[cfg(test)]
+mod samples;
+#[cfg(test)]
+mod simulation;
+
 pub use daemon::{Options, run};

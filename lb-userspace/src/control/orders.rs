@@ -179,3 +179,123 @@ pub fn decide(
     }
     Ok(decisions)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::ConfigFile,
+        control::samples::{Bench, backend, in_state, service},
+    };
+
+    fn config() -> Config {
+        let text = r#"
+            [node]
+            interfaces = ["eth0"]
+            [[service]]
+            name = "web"
+            vip = "192.0.2.10"
+            protocol = "tcp"
+            ports = [80]
+            backend = [{ name = "one", address = "198.51.100.1" }, { name = "two", address = "198.51.100.2" }]
+            [[service]]
+            name = "mail"
+            vip = "192.0.2.11"
+            protocol = "tcp"
+            ports = [25]
+            backend = [{ name = "one", address = "198.51.100.1" }, { name = "mx", address = "198.51.100.3" }]
+        "#;
+        ConfigFile::parse("test.toml", text)
+            .unwrap_or_else(|errors| panic!("{}", errors.render(false)))
+            .config
+    }
+
+    fn target(backend: &str, service: Option<&str>) -> Target {
+        Target {
+            backend: backend.into(),
+            service: service.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn which_services_an_order_is_about() {
+        let config = config();
+        let of = |backend, service| resolve(&config, &target(backend, service));
+        assert_eq!(of("one", None).unwrap(), ["web", "mail"]);
+        assert_eq!(of("one", Some("mail")).unwrap(), ["mail"]);
+        assert_eq!(of("two", None).unwrap(), ["web"]);
+        for (backend, service, message) in [
+            (
+                "tow",
+                None,
+                "there is no backend `tow`: did you mean `two`?",
+            ),
+            (
+                "two",
+                Some("mail"),
+                "there is no backend `two` in service `mail`: there are `mx`, `one`",
+            ),
+            (
+                "completely-else",
+                None,
+                "there is no backend `completely-else`: there are `mx`, `one`, `two`",
+            ),
+            (
+                "one",
+                Some("mial"),
+                "there is no service `mial`: did you mean `mail`?",
+            ),
+        ] {
+            assert_eq!(of(backend, service).unwrap_err().to_string(), message);
+        }
+    }
+
+    #[test]
+    fn the_last_one_that_takes_new_flows_is_not_taken_away() {
+        let mut bench = Bench::new();
+        bench.bring(&[
+            service("web", 10, &[backend("one"), backend("two")]),
+            service(
+                "mail",
+                11,
+                &[backend("one"), in_state("mx", BackendState::Draining)],
+            ),
+        ]);
+        let refused = |services: &[&str], name| refuse_last(bench.actual(), services, name);
+        assert_eq!(refused(&["web"], "one"), Ok(()));
+        assert_eq!(refused(&["mail"], "mx"), Ok(()), "it takes none as it is");
+        assert_eq!(refused(&["unknown"], "one"), Ok(()));
+        let error = refused(&["web", "mail"], "one").unwrap_err();
+        assert_eq!(
+            error,
+            Refusal::LastBackend {
+                backend: "one".into(),
+                service: "mail".into()
+            }
+        );
+        assert!(error.to_string().contains("--force"));
+    }
+
+    #[test]
+    fn what_an_order_decides() {
+        let services = ["web", "mail"];
+        let none = Decisions::default();
+        let of = |decisions: &Decisions, order| decide(decisions, &services, "one", order);
+        let drained = of(&none, Order::Drain).unwrap();
+        assert!(drained.of("web", "one").drained && drained.of("mail", "one").drained);
+        assert!(!drained.of("web", "two").drained);
+        let failed = of(&drained, Order::Fail).unwrap();
+        assert!(failed.of("web", "one").failed && failed.of("web", "one").drained);
+        assert_eq!(of(&failed, Order::Resume).unwrap(), none);
+        let weighted = of(&none, Order::Weight(Some(65_535))).unwrap();
+        assert_eq!(weighted.of("mail", "one").weight, Some(65_535));
+        assert_eq!(of(&weighted, Order::Weight(None)).unwrap(), none);
+        assert_eq!(
+            of(&none, Order::Weight(Some(65_536))),
+            Err(Refusal::Weight(65_536))
+        );
+        // A weight outlives a drain.
+        let both = of(&weighted, Order::Drain).unwrap();
+        assert_eq!(of(&both, Order::Resume).unwrap(), weighted);
+    }
+}

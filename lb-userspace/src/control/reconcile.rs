@@ -230,7 +230,7 @@ impl Plan<'_> {
         let names_failed =
             |slot: &Slot| failed.contains(&slot.current()) || failed.contains(&slot.previous());
         let stale = table_is_new
-            || old.is_none_or(|old| old.built_for != built_for)
+            || old.is_none_or(|old| old.built_for.as_ref() != Some(&built_for))
             || (!failed.is_empty() && before.iter().any(names_failed));
         let slots = if stale {
             target(&before, &built_for, bits, desired.track, &failed)
@@ -248,7 +248,7 @@ impl Plan<'_> {
             bits,
             slots,
             changed,
-            built_for: built_for.clone(),
+            built_for: Some(built_for.clone()),
         };
         if table_is_new {
             let mut changed = changed;
@@ -269,7 +269,7 @@ impl Plan<'_> {
             .filter(|(_, (new, old))| new != old)
             .map(|(index, (new, _))| (index, *new))
             .collect();
-        let rebuilt = old.is_some_and(|old| old.built_for != built_for);
+        let rebuilt = old.is_some_and(|old| old.built_for.as_ref() != Some(&built_for));
         if !changes.is_empty() || rebuilt {
             self.ops.push(Op::Slots {
                 service: id,
@@ -440,3 +440,6 @@ fn target(
         .map(|(slot, target)| retarget(*slot, target, track, |number| failed.contains(&number)))
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,12 +17,13 @@ use lb_common::{
 use super::{
     actual::{Actual, ActualBackend, ActualService, Millis},
     execute::slot_shares,
+    memory::Memory,
     retarget::Track,
     sweep::Sweep,
 };
 use crate::{
     api::{BackendStatus, FlowTableStatus, NodeStatus, ServiceStatus, Status},
-    dataplane::{DataplaneError, Maps},
+    dataplane::DataplaneError,
 };
 
 /// RFC 3339, in UTC, to the millisecond.
@@ -50,7 +51,7 @@ pub fn mac_text(mac: [u8; 6]) -> String {
 /// [`DataplaneError::Map`].
 pub fn status(
     node: NodeStatus,
-    maps: &Maps,
+    maps: &impl Memory,
     actual: &Actual,
     order: &[String],
     sweep: &Sweep,
@@ -64,7 +65,7 @@ pub fn status(
     // What reached a backend is counted there. Numbers that have no owner any more still count.
     let mut reached: u64 = 0;
     let mut counters = BTreeMap::new();
-    for number in 1..maps.backend_capacity() {
+    for number in 1..maps.backend_capacity().min(1 << 16) {
         let number = number as u16;
         let counter = maps.counter(number)?;
         reached += counter.packets;
@@ -213,4 +214,106 @@ fn silent_until(actual: &Actual, now: Millis) -> BTreeMap<u16, SystemTime> {
             )
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::samples::{Bench, backend, in_state, service};
+    use lb_common::abi::BackendState;
+
+    fn node() -> NodeStatus {
+        NodeStatus {
+            name: "lb1".into(),
+            version: "0".into(),
+            pid: 1,
+            started: String::new(),
+            pin_path: String::new(),
+            config: String::new(),
+            abi: ABI,
+            generation: 0,
+            interfaces: Vec::new(),
+            last_apply: None,
+        }
+    }
+
+    fn status_of(bench: &Bench, sweep: &Sweep) -> Status {
+        let order = ["web".to_owned(), "mail".to_owned()];
+        let maps = &bench.executor.maps;
+        status(node(), maps, bench.actual(), &order, sweep, bench.now).unwrap()
+    }
+
+    #[test]
+    fn services_are_in_the_order_of_the_file_and_slots_add_up() {
+        let mut bench = Bench::new();
+        bench.bring(&[service("mail", 11, &[backend("a")])]);
+        bench.bring(&[
+            service("web", 10, &[backend("a"), backend("b")]),
+            service("mail", 11, &[backend("a")]),
+        ]);
+        let status = status_of(&bench, &Sweep::default());
+        let names: Vec<&str> = status.services.iter().map(|s| s.name.as_str()).collect();
+        assert_eq!(names, ["web", "mail"]);
+        for service in &status.services {
+            let slots: u64 = service.backends.iter().map(|b| b.slots).sum();
+            assert_eq!(slots, service.slots);
+            assert_eq!(service.slots_in_transition, 0);
+        }
+        let web = &status.services[0];
+        assert_eq!(
+            (web.vip.as_str(), web.protocol.as_str()),
+            ("192.0.2.10", "tcp")
+        );
+        assert_eq!(web.ports, ["80"]);
+        assert_eq!(web.affinity, "client");
+        let b = &web.backends[1];
+        assert_eq!((b.name.as_str(), b.state.as_str()), ("b", "up"));
+        assert_eq!(b.silent_until, None);
+    }
+
+    #[test]
+    fn a_drain_says_until_when_silent_flows_may_exist() {
+        let mut bench = Bench::new();
+        let with = |state| [service("web", 10, &[backend("a"), in_state("b", state)])];
+        bench.bring(&with(BackendState::Up));
+        bench.bring(&with(BackendState::Draining));
+        bench.now += 4000;
+        let number = bench.number("web", "b");
+        let sweep = Sweep {
+            flows: BTreeMap::from([(number, 7)]),
+            ..Sweep::default()
+        };
+        let before = SystemTime::now();
+        let status = status_of(&bench, &sweep);
+        let b = &status.services[0].backends[1];
+        assert_eq!((b.state.as_str(), b.flows, b.slots), ("draining", 7, 0));
+        assert_eq!(b.previous_slots, status.services[0].slots_in_transition);
+        assert!(b.previous_slots > 0);
+        // Ten seconds of `flow_idle`, four of which have passed.
+        let until: Timestamp = b.silent_until.as_ref().unwrap().parse().unwrap();
+        let left = until.as_millisecond() - Timestamp::try_from(before).unwrap().as_millisecond();
+        assert!((5999..60_000).contains(&left), "{left} ms");
+        assert!(status.services[0].backends[0].silent_until.is_none());
+    }
+
+    /// Counters are never set back: the next owner of a number starts from what it shows.
+    #[test]
+    fn a_new_owner_of_a_number_starts_from_zero() {
+        use lb_common::tables::Tables as _;
+        let mut bench = Bench::new();
+        bench.bring(&[service("web", 10, &[backend("a")])]);
+        let number = bench.number("web", "a");
+        bench.executor.maps.tables.count_backend(number, 100);
+        let packets = |bench: &Bench| {
+            let status = status_of(bench, &Sweep::default());
+            assert_eq!(status.verdicts["forwarded"], 1);
+            status.services[0].backends[0].packets
+        };
+        assert_eq!(packets(&bench), 1);
+        bench.bring(&[]);
+        bench.sweep();
+        bench.bring(&[service("mail", 10, &[backend("b")])]);
+        assert_eq!(bench.number("mail", "b"), number);
+        assert_eq!(packets(&bench), 0);
+    }
 }

@@ -239,3 +239,6 @@ fn named_by_slots(actual: &Actual) -> Vec<bool> {
     }
     named
 }
+
+#[cfg(test)]
+mod tests;

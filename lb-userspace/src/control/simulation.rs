@@ -1,0 +1,684 @@
+//! The promise of design.md section 3, over the real data path, reconciler, sweep and operations: hundreds of flows live
+//! through random drains, failures, reloads, restarts and controllers killed in the middle of a change, and a flow stays
+//! where it is as long as its backend does.
+
+use std::{
+    collections::BTreeSet,
+    net::Ipv4Addr,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use lb_common::{
+    abi::BackendState,
+    flow::TICK_NS,
+    forward::process,
+    hash::mix,
+    packet::Buffer,
+    pick::slot_index,
+    service::{Directory, ServiceKey, find},
+    tables::{Event, Tables as _},
+    verdict::Verdict,
+    wire::{PROTO_TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
+};
+use proptest::{
+    collection::vec,
+    prelude::*,
+    test_runner::{Config, TestRunner},
+};
+
+use super::{
+    adopt::adopt,
+    desired::{DesiredBackend, DesiredService, Knowledge, state},
+    samples::{Bench, PlainMemory, SEED, service},
+    sweep::CLOSING_SILENCE,
+};
+
+const SERVICES: usize = 2;
+const BACKENDS: usize = 5;
+const FLOWS: usize = 300;
+/// Fewer than all services and backends with all their addresses need: numbers are used again soon.
+const NUMBERS: u32 = 18;
+const WEIGHTS: [u32; 4] = [0, 5, 50, 100];
+
+static STEPS: AtomicU64 = AtomicU64::new(0);
+static PACKETS: AtomicU64 = AtomicU64::new(0);
+
+/// What may happen next. Numbers are taken modulo what there is.
+#[derive(Clone, Debug)]
+enum Step {
+    /// SYNs of that many flows from this one on.
+    Open(usize, usize),
+    /// Packets in the middle of that many flows from this one on.
+    Send(usize, usize),
+    /// FINs, likewise.
+    Close(usize, usize),
+    /// RSTs, likewise.
+    Reset(usize, usize),
+    /// Something about one backend, and the controller acts on it.
+    Change(usize, usize, Change),
+    /// The same, but the controller is killed after that many writes; packets come; another controller takes over.
+    Killed(usize, usize, Change, u32),
+    /// A service is taken out of the configuration, or put back.
+    ToggleService(usize),
+    /// Time passes, in milliseconds, without a sweep.
+    Pass(u64),
+    /// The controller sweeps.
+    Sweep,
+    /// Time passes in steps of a sweep.
+    Wait(u64),
+    /// Another controller takes over what is in the maps.
+    Restart,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    ToggleDrain,
+    ToggleFail,
+    ToggleProbe,
+    ToggleMac,
+    OtherMac,
+    ToggleListed,
+    OtherAddress,
+    Weight(usize),
+    Priority(u32),
+}
+
+/// A real server: service, backend, and which of its addresses.
+type Server = (usize, usize, u8);
+
+#[derive(Clone, Debug)]
+struct ModelBackend {
+    listed: bool,
+    drained: bool,
+    failed: bool,
+    healthy: bool,
+    has_mac: bool,
+    mac_version: u8,
+    address_version: u8,
+    weight: u32,
+    priority: u32,
+}
+
+#[derive(Clone, Debug)]
+struct ModelService {
+    listed: bool,
+    backends: Vec<ModelBackend>,
+}
+
+/// A flow as its client knows it.
+#[derive(Clone, Copy, Debug)]
+struct Life {
+    home: Server,
+    last: u64,
+    /// The client has sent FIN.
+    closing: bool,
+    /// Somebody has sent RST: what still comes may go anywhere.
+    ended: bool,
+    /// Its backend failed since its last packet: it may move, once.
+    homeless: bool,
+    /// It sent while its slot was in transition, so that it can be counted.
+    recorded: bool,
+}
+
+struct World {
+    bench: Bench,
+    model: Vec<ModelService>,
+    lives: Vec<Option<Life>>,
+    /// A controller was killed, and no other has started yet: drains and failures may be done in part.
+    headless: bool,
+}
+
+fn idle(service: usize) -> Duration {
+    Duration::from_secs([10, 3][service])
+}
+
+/// For how long it may be silent before its backend is forgotten.
+fn patience(life: &Life) -> Duration {
+    let idle = idle(life.home.0);
+    if life.closing {
+        CLOSING_SILENCE.min(idle)
+    } else {
+        idle
+    }
+}
+
+fn vip(service: usize) -> u8 {
+    10 + service as u8
+}
+
+fn service_name(service: usize) -> String {
+    format!("service{service}")
+}
+
+fn mac((service, backend, address): Server, version: u8) -> [u8; 6] {
+    [2, 0x10 + service as u8, backend as u8, address, version, 1]
+}
+
+impl World {
+    fn new() -> Self {
+        let backend = ModelBackend {
+            listed: true,
+            drained: false,
+            failed: false,
+            healthy: true,
+            has_mac: true,
+            mac_version: 0,
+            address_version: 0,
+            weight: 50,
+            priority: 1,
+        };
+        let mut backends = vec![backend; BACKENDS];
+        backends[3].priority = 2;
+        backends[4].listed = false;
+        let mut bench = Bench::sized(1 << 16, 4, NUMBERS);
+        // The 16-bit time wraps while the flows live.
+        bench.now = (u64::from(u16::MAX) - 20) * TICK_NS / 1_000_000;
+        let mut world = Self {
+            bench,
+            model: vec![
+                ModelService {
+                    listed: true,
+                    backends,
+                };
+                SERVICES
+            ],
+            lives: vec![None; FLOWS],
+            headless: false,
+        };
+        world.bench.bring(&world.desired());
+        world
+    }
+
+    fn service_of(flow: usize) -> usize {
+        flow % SERVICES
+    }
+
+    fn server(&self, service: usize, backend: usize) -> Server {
+        let version = self.model[service].backends[backend].address_version;
+        (service, backend, version)
+    }
+
+    fn desired_backend(&self, server: Server) -> DesiredBackend {
+        let model = &self.model[server.0].backends[server.1];
+        let (state, reason) = state(&Knowledge {
+            drained: model.drained,
+            failed: model.failed,
+            healthy: model.healthy,
+            health: if model.healthy { "answers" } else { "refused" },
+            has_mac: model.has_mac,
+            neighbour: "no ARP answer",
+        });
+        DesiredBackend {
+            name: format!("backend{}", server.1),
+            address: Ipv4Addr::new(198, 51, server.2, (server.0 * 10 + server.1) as u8),
+            weight: model.weight,
+            priority: model.priority,
+            state,
+            reason,
+            healthy: model.healthy,
+            mac: model.has_mac.then(|| mac(server, model.mac_version)),
+            port: 0,
+        }
+    }
+
+    fn desired(&self) -> Vec<DesiredService> {
+        (0..SERVICES)
+            .filter(|s| self.model[*s].listed)
+            .map(|s| {
+                let backends: Vec<DesiredBackend> = (0..BACKENDS)
+                    .filter(|b| self.model[s].backends[*b].listed)
+                    .map(|b| self.desired_backend(self.server(s, b)))
+                    .collect();
+                DesiredService {
+                    flow_idle: idle(s),
+                    ..service(&service_name(s), vip(s), &backends)
+                }
+            })
+            .collect()
+    }
+
+    /// Whether the model says that its flows have to move. Nobody watches over a backend that is leaving.
+    fn has_failed(&self, server: Server) -> bool {
+        let model = &self.model[server.0].backends[server.1];
+        self.is_listed(server) && (model.failed || !model.healthy || !model.has_mac)
+    }
+
+    /// Who may get a new flow, told anew from the model.
+    fn may_open(&self, service: usize) -> BTreeSet<Server> {
+        let takes = |b: &&ModelBackend| {
+            b.listed && !b.drained && !b.failed && b.healthy && b.has_mac && b.weight > 0
+        };
+        let backends = &self.model[service].backends;
+        let best = backends.iter().filter(takes).map(|b| b.priority).min();
+        (0..BACKENDS)
+            .filter(|b| takes(&&backends[*b]) && Some(backends[*b].priority) == best)
+            .map(|b| self.server(service, b))
+            .collect()
+    }
+
+    fn number(&self, server: Server) -> Option<u16> {
+        let id = self.bench.actual().service_id(&service_name(server.0))?;
+        let backend = self.desired_backend(server);
+        self.bench
+            .actual()
+            .backend_number(id, &backend.name, backend.address)
+    }
+
+    /// Whether the flow's slot is in transition, as packets find it.
+    fn in_transition(&self, flow: usize) -> bool {
+        let tables = &self.bench.executor.maps.tables;
+        let directory = Directory(tables.control.directory.get());
+        let vip = Ipv4Addr::new(192, 0, 2, vip(Self::service_of(flow))).to_bits();
+        let Some(service) = find(tables, directory, ServiceKey::ipv4(vip, PROTO_TCP, 80)) else {
+            return false;
+        };
+        let source = service.affinity().source_ipv4(client(flow), ports(flow));
+        let index = slot_index(mix(source, SEED), service.bits());
+        tables
+            .slot(service.offset() + index)
+            .unwrap()
+            .in_transition()
+    }
+
+    /// Sends one packet through the real data path: who got it.
+    fn send(&self, flow: usize, flags: u8) -> Result<Server, Verdict> {
+        PACKETS.fetch_add(1, Ordering::Relaxed);
+        let tables = &self.bench.executor.maps.tables;
+        tables.set_now(self.bench.tick());
+        let mut frame = frame(flow, flags);
+        let outcome = process(&mut Buffer(&mut frame), tables);
+        if outcome.verdict != Verdict::Forwarded {
+            return Err(outcome.verdict);
+        }
+        assert_eq!(frame[0], 2);
+        Ok((
+            usize::from(frame[1] - 0x10),
+            usize::from(frame[2]),
+            frame[3],
+        ))
+    }
+
+    fn open(&mut self, flow: usize) {
+        let service = Self::service_of(flow);
+        let recorded = self.in_transition(flow);
+        let got = self.send(flow, TCP_SYN);
+        if !self.headless {
+            if !self.model[service].listed {
+                assert_eq!(got, Err(Verdict::NotOurs));
+                return;
+            }
+            let may = self.may_open(service);
+            match got {
+                Ok(server) => assert!(
+                    may.contains(&server),
+                    "{flow} opened on {server:?} of {may:?}"
+                ),
+                Err(verdict) => {
+                    assert!(may.is_empty(), "{flow}: {verdict:?} with {may:?}");
+                    assert_eq!(verdict, Verdict::NoBackend);
+                }
+            }
+        }
+        // A SYN that is refused ends nothing: it may be an old duplicate.
+        if let Ok(home) = got {
+            self.lives[flow] = Some(Life {
+                home,
+                last: self.bench.now,
+                closing: false,
+                ended: false,
+                homeless: self.has_failed(home),
+                recorded,
+            });
+        }
+    }
+
+    /// A packet in the middle of a flow, or a stray one, which makes a flow wherever it goes: nobody can tell it from one
+    /// that was silent all the while.
+    fn go_on(&mut self, flow: usize, flags: u8) {
+        let now = self.bench.now;
+        let recorded = self.in_transition(flow);
+        let got = self.send(flow, flags);
+        let before = self.lives[flow];
+        if let Some(life) = before {
+            let forgotten = Duration::from_millis(now - life.last) >= patience(&life);
+            assert!(
+                got == Ok(life.home) || life.homeless || life.ended || forgotten,
+                "flow {flow} moved from {:?} to {got:?}, silent for {} ms, {life:?}",
+                life.home,
+                now - life.last
+            );
+        }
+        if let Ok(server) = got
+            && !self.headless
+        {
+            assert!(
+                !self.has_failed(server) || before.is_some_and(|life| life.home == server),
+                "flow {flow} went to {server:?}, which has failed"
+            );
+        }
+        self.lives[flow] = match got {
+            Ok(home) => Some(Life {
+                home,
+                last: now,
+                closing: flags & TCP_FIN != 0
+                    || before.is_some_and(|life| life.closing && life.home == home),
+                ended: flags & TCP_RST != 0 || before.is_some_and(|life| life.ended),
+                homeless: self.has_failed(home),
+                recorded,
+            }),
+            // It was allowed to lose its home, and has found none yet.
+            Err(_) => before.map(|life| Life {
+                homeless: true,
+                ..life
+            }),
+        };
+    }
+
+    /// A change of the model that is not done because the maps are too small is taken back.
+    fn reconcile(&mut self, before: Vec<ModelService>, writes: Option<u32>) {
+        let desired = self.desired();
+        let Ok(ops) = self.bench.plan(&desired) else {
+            self.model = before;
+            return;
+        };
+        // Whoever fails now, or is gone with its service, loses its flows.
+        for flow in 0..FLOWS {
+            let Some(life) = self.lives[flow] else {
+                continue;
+            };
+            if !self.model[life.home.0].listed {
+                self.lives[flow] = None;
+            } else if self.has_failed(life.home) {
+                self.lives[flow] = Some(Life {
+                    homeless: true,
+                    ..life
+                });
+            }
+        }
+        match writes {
+            None => {
+                self.bench.execute(&ops);
+                assert_eq!(self.bench.plan(&desired).unwrap(), [], "a second time");
+                self.bench.check();
+            }
+            Some(_) => {
+                self.bench.executor.maps.writes_left.set(writes);
+                self.bench.execute(&ops);
+                self.headless = true;
+            }
+        }
+    }
+
+    fn is_listed(&self, server: Server) -> bool {
+        let backend = &self.model[server.0].backends[server.1];
+        backend.listed && backend.address_version == server.2
+    }
+
+    fn apply(&mut self, service: usize, backend: usize, change: Change, writes: Option<u32>) {
+        let (service, number) = (service % SERVICES, backend % BACKENDS);
+        let before = self.model.clone();
+        let backend = &mut self.model[service].backends[number];
+        let flip = |flag: &mut bool| *flag = !*flag;
+        match change {
+            Change::ToggleDrain => flip(&mut backend.drained),
+            Change::ToggleFail => flip(&mut backend.failed),
+            Change::ToggleProbe => flip(&mut backend.healthy),
+            Change::ToggleMac => flip(&mut backend.has_mac),
+            Change::OtherMac => backend.mac_version ^= 1,
+            Change::ToggleListed => flip(&mut backend.listed),
+            Change::OtherAddress => backend.address_version = (backend.address_version + 1) % 3,
+            Change::Weight(weight) => backend.weight = WEIGHTS[weight % WEIGHTS.len()],
+            Change::Priority(priority) => backend.priority = 1 + priority % 2,
+        }
+        self.reconcile(before, writes);
+    }
+
+    /// Another controller takes over; the picture it makes is the one that was kept, but for what can't be read back.
+    fn restart(&mut self) {
+        let killed = self.headless;
+        self.headless = false;
+        let maps: &PlainMemory = &self.bench.executor.maps;
+        maps.writes_left.set(None);
+        let adopted = adopt(maps, self.bench.now).unwrap();
+        if !killed {
+            let kept = self.bench.actual();
+            assert_eq!(adopted.backends(), kept.backends());
+            assert_eq!(adopted.directory(), kept.directory());
+            assert!(
+                adopted
+                    .retired()
+                    .services
+                    .is_subset(&kept.retired().services)
+            );
+            assert!(
+                adopted
+                    .retired()
+                    .backends
+                    .is_subset(&kept.retired().backends)
+            );
+            assert_eq!(adopted.services().len(), kept.services().len());
+            for (id, service) in kept.services() {
+                let mut expected = service.clone();
+                expected.built_for = None;
+                expected.changed.fill(self.bench.now);
+                assert_eq!(adopted.services()[id], expected);
+            }
+        }
+        self.bench.executor.actual = adopted;
+        let desired = self.desired();
+        let ops = self.bench.plan(&desired).unwrap();
+        self.bench.execute(&ops);
+        assert_eq!(self.bench.plan(&desired).unwrap(), [], "after a restart");
+        self.bench.check();
+    }
+
+    fn sweep(&mut self) {
+        let found = self.bench.sweep();
+        let now = self.bench.now;
+        // Flows that have sent since the change are counted exactly, give or take the coarse time's last unit.
+        let slack = Duration::from_nanos(3 * TICK_NS);
+        for (number, backend) in self.bench.actual().backends() {
+            let counted = found.flows.get(number).copied().unwrap_or(0);
+            let lives = || {
+                self.lives
+                    .iter()
+                    .flatten()
+                    .filter(|life| self.number(life.home) == Some(*number) && life.recorded)
+            };
+            let silent = |life: &Life| Duration::from_millis(now - life.last);
+            if backend.entry.failed() {
+                assert_eq!(counted, 0);
+                continue;
+            }
+            let surely = lives()
+                .filter(|life| !life.ended && silent(life) < patience(life))
+                .count() as u64;
+            let perhaps = lives()
+                .filter(|life| silent(life) < idle(life.home.0) + slack)
+                .count() as u64;
+            assert!(
+                (surely..=perhaps).contains(&counted),
+                "{} has {counted} flows, not {surely} to {perhaps}",
+                backend.name
+            );
+            if backend.state == BackendState::Drained {
+                assert_eq!(surely, 0, "{} is drained", backend.name);
+            }
+        }
+        for flow in 0..FLOWS {
+            if !self.in_transition(flow)
+                && let Some(life) = &mut self.lives[flow]
+            {
+                life.recorded = false;
+            }
+        }
+    }
+
+    fn wait(&mut self, ms: u64) {
+        let end = self.bench.now + ms;
+        while self.bench.now < end {
+            self.bench.now += 500;
+            self.sweep();
+        }
+    }
+
+    fn each(&mut self, first: usize, count: usize, mut act: impl FnMut(&mut Self, usize)) {
+        for flow in first..first + count {
+            act(self, flow % FLOWS);
+        }
+    }
+
+    fn step(&mut self, step: &Step) {
+        STEPS.fetch_add(1, Ordering::Relaxed);
+        match *step {
+            Step::Open(first, count) => self.each(first, count, Self::open),
+            Step::Send(first, count) => self.each(first, count, |w, f| w.go_on(f, TCP_ACK)),
+            Step::Close(first, count) => self.each(first, count, |w, f| {
+                w.go_on(f, TCP_ACK | TCP_FIN);
+            }),
+            Step::Reset(first, count) => self.each(first, count, |w, f| w.go_on(f, TCP_RST)),
+            Step::Change(service, backend, change) => self.apply(service, backend, change, None),
+            Step::Killed(service, backend, change, writes) => {
+                self.apply(service, backend, change, Some(writes));
+                if self.headless {
+                    let listed = |w: &Self, f| w.model[Self::service_of(f)].listed;
+                    self.each(0, FLOWS, |w, f| {
+                        if listed(w, f) && w.lives[f].is_some() {
+                            w.go_on(f, TCP_ACK);
+                        }
+                    });
+                    self.restart();
+                }
+            }
+            Step::ToggleService(service) => {
+                let before = self.model.clone();
+                let listed = &mut self.model[service % SERVICES].listed;
+                *listed = !*listed;
+                self.reconcile(before, None);
+            }
+            Step::Pass(ms) => self.bench.now += ms,
+            Step::Sweep => self.sweep(),
+            Step::Wait(ms) => self.wait(ms),
+            Step::Restart => self.restart(),
+        }
+        let forgotten = self.bench.executor.maps.tables.events()[Event::FlowForgotten as usize];
+        assert_eq!(forgotten, 0, "the flow table is large enough");
+    }
+
+    /// Nobody sends any more: everything comes to rest.
+    fn rest(&mut self) {
+        self.wait(25_000);
+        let actual = self.bench.actual();
+        assert_eq!(actual.unsettled().count(), 0, "settled");
+        assert!(actual.retired().is_empty(), "{:?}", actual.retired());
+        for backend in actual.backends().values() {
+            assert!(
+                !matches!(
+                    backend.state,
+                    BackendState::Draining | BackendState::Leaving
+                ),
+                "{} is still {:?}",
+                backend.name,
+                backend.state
+            );
+        }
+        assert!(self.bench.sweep().quiet);
+    }
+}
+
+fn client(flow: usize) -> u32 {
+    Ipv4Addr::new(203, 0, 113, 0).to_bits() + flow as u32
+}
+
+fn ports(flow: usize) -> u32 {
+    (20_000 + flow as u32) << 16 | 80
+}
+
+/// A TCP segment without payload.
+fn frame(flow: usize, flags: u8) -> Vec<u8> {
+    let mut frame = lb_common::wire::mac_bytes(super::samples::OWN_MAC).to_vec();
+    frame.extend([2, 9, 9, 9, 9, 9, 0x08, 0x00]);
+    frame.extend([0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0]);
+    frame.extend(client(flow).to_be_bytes());
+    frame.extend([192, 0, 2, vip(World::service_of(flow))]);
+    frame.extend(ports(flow).to_be_bytes());
+    frame.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    frame
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    prop_oneof![
+        4 => Just(Change::ToggleDrain),
+        1 => Just(Change::ToggleFail),
+        3 => Just(Change::ToggleProbe),
+        1 => Just(Change::ToggleMac),
+        1 => Just(Change::OtherMac),
+        3 => Just(Change::ToggleListed),
+        1 => Just(Change::OtherAddress),
+        2 => (0..WEIGHTS.len()).prop_map(Change::Weight),
+        1 => (0u32..2).prop_map(Change::Priority),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let some = || (0..FLOWS, 1..FLOWS);
+    prop_oneof![
+        4 => some().prop_map(|(first, count)| Step::Open(first, count)),
+        8 => some().prop_map(|(first, count)| Step::Send(first, count)),
+        1 => some().prop_map(|(first, count)| Step::Close(first, count / 8)),
+        1 => some().prop_map(|(first, count)| Step::Reset(first, count / 8)),
+        9 => (0..SERVICES, 0..BACKENDS, change()).prop_map(|(s, b, c)| Step::Change(s, b, c)),
+        2 => (0..SERVICES, 0..BACKENDS, change(), prop_oneof![0u32..12, 0u32..3000])
+            .prop_map(|(s, b, c, writes)| Step::Killed(s, b, c, writes)),
+        1 => (0..SERVICES).prop_map(Step::ToggleService),
+        2 => (0u64..4000).prop_map(Step::Pass),
+        3 => Just(Step::Sweep),
+        2 => (0u64..9000).prop_map(Step::Wait),
+        1 => Just(Step::Restart),
+    ]
+}
+
+fn live(steps: &[Step]) {
+    let mut world = World::new();
+    for step in steps {
+        world.step(step);
+    }
+    world.rest();
+}
+
+#[test]
+fn a_flow_stays_where_it_is_as_long_as_its_backend_does() {
+    let cases = std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|cases| cases.parse().ok())
+        .unwrap_or(48);
+    let mut runner = TestRunner::new(Config {
+        cases,
+        failure_persistence: None,
+        max_shrink_iters: 4096,
+        ..Config::default()
+    });
+    let result = runner.run(&vec(step(), 1..120), |steps| {
+        live(&steps);
+        Ok(())
+    });
+    println!(
+        "{} transition steps, {} packets",
+        STEPS.load(Ordering::Relaxed),
+        PACKETS.load(Ordering::Relaxed)
+    );
+    result.unwrap();
+}
+
+/// A controller killed before it had drained the last backend: the next one has nobody for the table, which an adopted table
+/// was not built for either.
+#[test]
+fn the_last_backend_is_drained_after_a_restart() {
+    live(&[
+        Step::Change(1, 1, Change::ToggleDrain),
+        Step::Change(1, 2, Change::ToggleDrain),
+        Step::Change(1, 3, Change::ToggleDrain),
+        Step::Killed(1, 0, Change::ToggleDrain, 0),
+    ]);
+}

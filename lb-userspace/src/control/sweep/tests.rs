@@ -1,0 +1,272 @@
+//! When a flow counts, when its record goes, and when a slot settles.
+
+use lb_common::pick::hash_ipv4;
+
+use super::*;
+use crate::control::{
+    desired::DesiredBackend,
+    samples::{Bench, IDLE, SEED, backend, in_state, service},
+};
+
+fn state(seen: u16, phase: Phase) -> FlowState {
+    FlowState::new(1, 1, seen, 0, phase)
+}
+
+#[test]
+fn ticks_are_rounded_up_and_bounded() {
+    assert_eq!(ticks(Duration::ZERO), 1);
+    assert_eq!(ticks(Duration::from_nanos(1)), 2);
+    assert_eq!(ticks(Duration::from_nanos(TICK_NS)), 2);
+    assert_eq!(ticks(Duration::from_nanos(TICK_NS + 1)), 3);
+    assert_eq!(ticks(Duration::from_secs(1 << 30)), LONGEST_SILENCE);
+}
+
+#[test]
+fn live_closing_ended_and_the_wrap_of_the_time() {
+    // Phase, silence in ticks, live? Ten seconds are 19 ticks, rounded up, and one more; five are 11.
+    let cases = [
+        (Phase::Open, 0, true),
+        (Phase::Open, 19, true),
+        (Phase::Open, 20, false),
+        (Phase::Open, u16::MAX, false),
+        (Phase::Closing, 10, true),
+        (Phase::Closing, 11, false),
+        (Phase::Ended, 0, false),
+    ];
+    for (phase, silence, live) in cases {
+        for now in [0u16, 5, 100, 30_000, u16::MAX] {
+            let state = state(now.wrapping_sub(silence), phase);
+            assert_eq!(
+                is_live(state, now, IDLE),
+                live,
+                "{phase:?}, silent for {silence} at {now}"
+            );
+        }
+    }
+    let short = Duration::from_secs(1);
+    assert!(
+        !is_live(state(0, Phase::Closing), 3, short),
+        "never longer than flow_idle"
+    );
+}
+
+/// `web` with `a` and `b`, of which `b` is in another state since `bench.now`.
+fn changed(to: BackendState) -> Bench {
+    let with = |b: DesiredBackend| [service("web", 10, &[backend("a"), b])];
+    let mut bench = Bench::new();
+    bench.bring(&with(backend("b")));
+    bench.bring(&with(in_state("b", to)));
+    bench
+}
+
+/// A client whose slot satisfies `wanted`.
+fn client(bench: &Bench, wanted: impl Fn(Slot) -> bool) -> FlowKey {
+    let id = bench.actual().service_id("web").unwrap();
+    let web = &bench.actual().services()[&id];
+    (0..)
+        .map(|n| FlowKey::ipv4(0xcb00_7100 + n, 0x4e20_0050, id))
+        .find(|key| {
+            let hash = hash_ipv4(web.affinity, key.client(), key.ports(), SEED);
+            wanted(web.slots[slot_index(hash, u32::from(web.bits)) as usize])
+        })
+        .unwrap()
+}
+
+fn put(bench: &Bench, key: FlowKey, backend: &str, phase: Phase) {
+    let number = bench.number("web", backend);
+    bench
+        .executor
+        .maps
+        .put_record(key, number, bench.tick(), phase);
+}
+
+fn flows(sweep: &Sweep, bench: &Bench, backend: &str) -> u64 {
+    sweep
+        .flows
+        .get(&bench.number("web", backend))
+        .copied()
+        .unwrap_or(0)
+}
+
+#[test]
+fn a_drain_without_flows_ends_after_flow_idle() {
+    let mut bench = changed(BackendState::Draining);
+    let began = bench.now;
+    let idle = IDLE.as_millis() as u64;
+    bench.now = began + idle - 1;
+    assert!(
+        bench.sweep().settle.is_empty(),
+        "an old flow may have been silent"
+    );
+    assert_eq!(bench.state("web", "b"), BackendState::Draining);
+    bench.now = began + idle;
+    assert!(!bench.sweep().settle.is_empty());
+    assert_eq!(bench.actual().unsettled().count(), 0);
+    bench.sweep();
+    assert_eq!(bench.state("web", "b"), BackendState::Drained);
+    assert!(bench.sweep().quiet);
+}
+
+#[test]
+fn a_live_flow_keeps_its_slot_and_only_its_slot() {
+    let mut bench = changed(BackendState::Draining);
+    let began = bench.now;
+    let key = client(&bench, Slot::in_transition);
+    bench.now = began + 8000;
+    put(&bench, key, "b", Phase::Open);
+    let found = bench.sweep();
+    assert_eq!((flows(&found, &bench, "b"), found.used), (1, 1));
+    bench.now = began + 12_000;
+    bench.sweep();
+    let id = bench.actual().service_id("web").unwrap();
+    assert_eq!(bench.actual().services()[&id].in_transition(), 1);
+    bench.sweep();
+    assert_eq!(bench.state("web", "b"), BackendState::Draining);
+    // Ten seconds and two units of the coarse time after its last packet it counts as ended.
+    bench.now = began + 8000 + 11_100;
+    let found = bench.sweep();
+    assert_eq!(flows(&found, &bench, "b"), 0);
+    assert_eq!(bench.actual().unsettled().count(), 0);
+    bench.sweep();
+    assert_eq!(bench.state("web", "b"), BackendState::Drained);
+    assert_eq!(bench.sweep().used, 0);
+}
+
+#[test]
+fn a_live_flow_on_the_current_backend_keeps_nothing() {
+    let mut bench = changed(BackendState::Draining);
+    bench.now += 10_000;
+    let key = client(&bench, Slot::in_transition);
+    put(&bench, key, "a", Phase::Open);
+    let found = bench.sweep();
+    assert_eq!(flows(&found, &bench, "a"), 1);
+    assert_eq!(bench.actual().unsettled().count(), 0);
+    // Its record went with the transition: in the next one it would be believed.
+    assert_eq!(bench.sweep().used, 0);
+}
+
+#[test]
+fn ended_records_stay_for_late_packets() {
+    let mut bench = changed(BackendState::Draining);
+    for (phase, silence, used) in [
+        (Phase::Ended, 0, 1),
+        (Phase::Ended, 9_000, 1),
+        (Phase::Ended, 11_100, 0),
+        (Phase::Closing, 9_000, 1),
+        (Phase::Closing, 11_100, 0),
+    ] {
+        let key = client(&bench, Slot::in_transition);
+        put(&bench, key, "b", phase);
+        let busy = FlowKey {
+            endpoints: key.endpoints ^ 1 << 16,
+            ..key
+        };
+        // Another flow of the same client, `client` affinity: it keeps the slot in transition.
+        bench.now += silence;
+        put(&bench, busy, "b", Phase::Open);
+        bench.sweep();
+        let found = bench.sweep();
+        assert_eq!(found.used, used + 1, "{phase:?} after {silence} ms");
+        assert_eq!(flows(&found, &bench, "b"), 1, "{phase:?}");
+        for bucket in bench.executor.maps.tables.flows.iter() {
+            for way in &bucket.ways {
+                way.state.set(0);
+            }
+        }
+    }
+}
+
+#[test]
+fn flows_of_a_failed_backend_are_not_waited_for_but_known() {
+    let with = |b, c| [service("web", 10, &[backend("a"), b, c])];
+    let mut bench = Bench::new();
+    bench.bring(&with(backend("b"), backend("c")));
+    bench.bring(&with(in_state("b", BackendState::Draining), backend("c")));
+    let c = bench.number("web", "c");
+    let key = client(&bench, |slot| slot.in_transition() && slot.current() == c);
+    put(&bench, key, "c", Phase::Open);
+    bench.bring(&with(
+        in_state("b", BackendState::Draining),
+        in_state("c", BackendState::Down),
+    ));
+    let found = bench.sweep();
+    assert_eq!(flows(&found, &bench, "c"), 0);
+    // Cleared, it would be taken for a flow older than the drain, and sent to b.
+    assert_eq!((found.used, found.clear.len()), (1, 0));
+}
+
+#[test]
+fn records_of_nobody_go() {
+    let mut bench = changed(BackendState::Draining);
+    let key = client(&bench, Slot::in_transition);
+    let settled = client(&bench, |slot| !slot.in_transition());
+    let number = bench.number("web", "a");
+    let maps = &bench.executor.maps;
+    let now = bench.tick();
+    for (what, key, number) in [
+        (
+            "a service that is gone",
+            FlowKey { service: 7, ..key },
+            number,
+        ),
+        ("a backend that is gone", key, 60),
+        ("a settled slot", settled, number),
+    ] {
+        maps.put_record(key, number, now, Phase::Open);
+        let found = sweep(&maps.tables.flows, bench.actual(), SEED, now, bench.now);
+        assert_eq!((found.used, found.clear.len()), (1, 1), "{what}");
+        assert!(found.flows.is_empty(), "{what}");
+        bench.executor.clear_flows(&found.clear);
+    }
+    assert_eq!(bench.sweep().used, 0);
+}
+
+/// A packet renews a record between the sweep's look and its clearing: the record stays.
+#[test]
+fn what_a_packet_renewed_is_not_cleared() {
+    let bench = changed(BackendState::Draining);
+    let key = client(&bench, |slot| !slot.in_transition());
+    put(&bench, key, "a", Phase::Open);
+    let maps = &bench.executor.maps;
+    let found = sweep(
+        &maps.tables.flows,
+        bench.actual(),
+        SEED,
+        bench.tick(),
+        bench.now,
+    );
+    assert_eq!(found.clear.len(), 1);
+    for (bucket, way, word) in &found.clear {
+        let record = &maps.tables.flows[*bucket].ways[*way];
+        record.state.set(word + (1 << 32));
+    }
+    bench.executor.clear_flows(&found.clear);
+    let again = sweep(
+        &maps.tables.flows,
+        bench.actual(),
+        SEED,
+        bench.tick(),
+        bench.now,
+    );
+    assert_eq!(again.used, 1);
+}
+
+#[test]
+fn a_removed_backend_goes_when_its_flows_have() {
+    let mut bench = Bench::new();
+    bench.bring(&[service("web", 10, &[backend("a"), backend("b")])]);
+    let number = bench.number("web", "b");
+    bench.bring(&[service("web", 10, &[backend("a")])]);
+    let key = client(&bench, Slot::in_transition);
+    bench.now += 9000;
+    put(&bench, key, "b", Phase::Open);
+    bench.now += 9000;
+    bench.sweep();
+    bench.sweep();
+    assert_eq!(bench.state("web", "b"), BackendState::Leaving);
+    bench.now += 3000;
+    for _ in 0..4 {
+        bench.sweep();
+    }
+    assert!(bench.actual().is_free_number(number));
+}
