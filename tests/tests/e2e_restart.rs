@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use lb_tests::testbed::scene::{HTTP_PROBE, NO_PROBE, SEED, Scene, service, tcp_service};
 use lb_tests::testbed::{
-    DEADLINE, Download, Injector, LARGE_BYTES, LoadGenerator, Testbed, remains,
+    DEADLINE, Download, Injector, LARGE_BYTES, LoadGenerator, StatusExt, Testbed, XdpLb, remains,
 };
 use lb_userspace::api::{BackendStatus, ServiceStatus, Status};
 
@@ -288,4 +288,97 @@ fn the_end_leaves_the_data_path_unless_told_otherwise() {
     let ended = scene.daemon.terminate().unwrap();
     assert_eq!(ended.and_then(|status| status.code()), Some(0));
     assert_eq!(remains(&scene.testbed).unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn killed_in_the_middle_of_its_start_the_next_start_succeeds() {
+    let testbed = Testbed::builder()
+        .clients(1, 5)
+        .backends(2)
+        .label("early")
+        .build()
+        .unwrap();
+    let config = [
+        testbed.node_config_with(SEED),
+        tcp_service(&testbed, "web", 80, "client", NO_PROBE),
+        testbed.backend_config(),
+    ]
+    .concat();
+    let pins = testbed.pin_path();
+    let entries = |directory: &str| {
+        std::fs::read_dir(pins.join(directory)).map_or(0, |entries| entries.count())
+    };
+    let mut daemon = XdpLb::prepare(&testbed, &config).unwrap();
+    // As soon as so many things are pinned: the maps one by one, then the link.
+    for pinned in [1, 2, 4, 6, 8, 10, 11, 12, 13] {
+        daemon.spawn(&[]).unwrap();
+        let deadline = Instant::now() + DEADLINE;
+        while entries("maps") + entries("links") < pinned {
+            assert!(Instant::now() < deadline, "{pinned} things are not pinned");
+        }
+        daemon.kill9().unwrap();
+        daemon.spawn(&["--detach-on-exit"]).unwrap();
+        daemon
+            .wait_for("that all backends are up", StatusExt::all_up)
+            .unwrap_or_else(|error| panic!("killed with {pinned} things pinned: {error}"));
+        daemon.terminate().unwrap();
+        assert_eq!(remains(&testbed).unwrap(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn an_interface_that_is_taken_from_the_file_is_let_go_by_the_next_start() {
+    let testbed = Testbed::builder()
+        .clients(1, 5)
+        .backends(2)
+        .label("ports")
+        .build()
+        .unwrap();
+    let director = testbed.director();
+    for arguments in [
+        "link add eth1 type veth peer name far1",
+        "link set eth1 up",
+        "link set far1 up",
+    ] {
+        let arguments: Vec<&str> = arguments.split(' ').collect();
+        director.run("ip", &arguments).unwrap();
+    }
+    let one = [
+        testbed.node_config_with(SEED),
+        tcp_service(&testbed, "web", 80, "client", NO_PROBE),
+        testbed.backend_config(),
+    ]
+    .concat();
+    let two = one.replace("[\"eth0\"]", "[\"eth0\", \"eth1\"]");
+    let attached = || -> Vec<String> {
+        let found = remains(&testbed).unwrap();
+        let names = ["eth0", "eth1"].into_iter().filter(|name| {
+            found
+                .iter()
+                .any(|one| one.starts_with("XDP") && one.contains(&format!(": {name}@")))
+        });
+        names.map(str::to_owned).collect()
+    };
+    let mut daemon = XdpLb::start(&testbed, &two).unwrap();
+    assert_eq!(attached(), ["eth0", "eth1"]);
+    daemon.terminate().unwrap();
+    assert_eq!(attached(), ["eth0", "eth1"]);
+    daemon.write_config(&one).unwrap();
+    daemon.restart().unwrap();
+    assert_eq!(attached(), ["eth0"]);
+
+    // Another mode than the one that runs would take a moment without any: it is said, not done.
+    daemon.terminate().unwrap();
+    daemon
+        .write_config(&one.replace(SEED, &format!("{SEED}xdp_mode = \"generic\"\n")))
+        .unwrap();
+    daemon.restart().unwrap();
+    let status = daemon.status().unwrap();
+    assert_eq!(status.node.interfaces[0].mode, "native");
+    let log = daemon.log_tail();
+    assert!(
+        log.lines()
+            .any(|line| line.contains("WARN") && line.contains("--detach-on-exit")),
+        "{log}"
+    );
 }
