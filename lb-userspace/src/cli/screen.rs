@@ -90,6 +90,11 @@ impl Screen {
 
     /// Writes an error for a person to read; there is nowhere to say that this failed.
     pub(crate) fn error(&self, text: &str) {
+        // The configuration's errors are rendered with their own heads.
+        if text.starts_with("error:") {
+            let _nowhere = self.line(text);
+            return;
+        }
         let head = self.look.paint(Style::new().red().bold(), "error:");
         let _nowhere = self.line(&format!("{head} {text}"));
     }

@@ -75,6 +75,9 @@ pub async fn run(options: Options) -> Result<()> {
     let mut decisions = decisions_before.clone();
     let started = Instant::now();
     let running = startup::start(&file.config, &mut decisions, &facts, 0)?;
+    let mut undo = RemoveNewPins {
+        pin_path: (!running.adopted).then(|| file.config.node.pin_path.clone()),
+    };
     if decisions != decisions_before {
         decisions.save(&file.config.control.state)?;
     }
@@ -111,6 +114,7 @@ pub async fn run(options: Options) -> Result<()> {
     daemon.knowledge.keep_health(actual, &probes);
     daemon.change("start", Instant::now(), Touched::All)?;
     daemon.follow();
+    undo.pin_path = None;
     daemon.prepare_probe_routes().await;
     if let Some(address) = daemon.knowledge.config.control.http {
         match http::bind(address).await {
@@ -133,6 +137,21 @@ pub async fn run(options: Options) -> Result<()> {
     let result = daemon.work(reported, happened, asked).await;
     daemon.end().await;
     result
+}
+
+/// Takes the data path away again where the start fails after it was made; one that was taken over stays.
+struct RemoveNewPins {
+    pin_path: Option<PathBuf>,
+}
+
+impl Drop for RemoveNewPins {
+    fn drop(&mut self) {
+        if let Some(pin_path) = &self.pin_path
+            && let Err(error) = attach::remove_pins(pin_path)
+        {
+            error!(%error, "the data path could not be removed");
+        }
+    }
 }
 
 fn require_root() -> Result<()> {

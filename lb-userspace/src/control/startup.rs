@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs::File,
+    io::ErrorKind,
     path::Path,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -119,13 +120,17 @@ pub fn start(
 
     let (maps, adopted) = match Maps::open_pinned(pin_path, Access::Write) {
         Ok(maps) => (maps, true),
-        Err(DataplaneError::NotPinned { .. }) => {
+        Err(DataplaneError::NotPinned { .. } | DataplaneError::HalfMade { .. }) => {
             undo.made_maps = true;
+            clear_half_made(pin_path)?;
             (make_maps(config)?, false)
         }
         Err(error) => return Err(error.into()),
     };
     settle_seed(config, decisions, &maps, adopted)?;
+    if !adopted {
+        mark(&maps);
+    }
     let actual = if adopted {
         adopt(&maps, now)?
     } else {
@@ -147,8 +152,10 @@ pub fn start(
     }
     let mut executor = Executor { maps, actual };
     let ports = number_ports(config, facts, &mut executor.maps)?;
+    let attachments = attach_all(config, facts, &ports, &executor.maps, &mut undo)?;
+    let_go(config)?;
     Ok(Running {
-        attachments: attach_all(config, facts, &ports, &executor.maps, &mut undo)?,
+        attachments,
         executor,
         adopted,
         _lock: {
@@ -207,7 +214,27 @@ fn make_maps(config: &Config) -> Result<Maps> {
         .with_context(|| format!("making the directory {}", dir.display()))?;
     // The object is loaded for its maps only: the programs are loaded for each interface.
     drop(load::load(Some(&config.node.pin_path), &sizes, &instance)?);
-    let maps = Maps::open_unmarked(&config.node.pin_path)?;
+    Ok(Maps::open_unmarked(&config.node.pin_path)?)
+}
+
+/// Removes the maps of a start that was interrupted. No packet has met them: a program is attached when they are whole.
+fn clear_half_made(pin_path: &Path) -> Result<()> {
+    let dir = maps_dir(pin_path);
+    if !attach::pinned_interfaces(pin_path)?.is_empty() {
+        return Ok(());
+    }
+    match std::fs::remove_dir_all(&dir) {
+        Ok(()) => {
+            info!(path = %dir.display(), "removed the maps of a start that was interrupted");
+            Ok(())
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("removing {}", dir.display())),
+    }
+}
+
+/// Says in the maps that they are whole and of which version. The last step of making them.
+fn mark(maps: &Maps) {
     let control = maps.control();
     control.created.set(
         SystemTime::now()
@@ -216,7 +243,21 @@ fn make_maps(config: &Config) -> Result<Maps> {
     );
     control.abi.set(ABI_VERSION);
     control.magic.set(MAGIC);
-    Ok(maps)
+}
+
+/// Takes the program off interfaces that an earlier configuration named and this one does not.
+fn let_go(config: &Config) -> Result<()> {
+    let pin_path = &config.node.pin_path;
+    for interface in attach::pinned_interfaces(pin_path)? {
+        if !config.node.interfaces.contains(&interface) {
+            attach::detach(pin_path, &interface)?;
+            info!(
+                interface,
+                "detached: it is not in `interfaces` of [node] any more"
+            );
+        }
+    }
+    Ok(())
 }
 
 /// The hash seed: the configuration's, the pinned one, the kept one, or a new one; never a change of the one in use.
@@ -366,6 +407,18 @@ fn attach_one(
         Some(AttachMode::Generic) => Mode::Generic,
         _ => Mode::Native,
     });
+    let other_mode = matches!(
+        (config.node.xdp_mode, mode),
+        (XdpMode::Native, Mode::Generic) | (XdpMode::Generic, Mode::Native)
+    );
+    if other_mode {
+        warn!(
+            interface = port.name,
+            mode = mode.name(),
+            "the program that was taken over runs in another mode than `xdp_mode` says, and a change takes a moment \
+             without any: to make it, end xdp-lb after a start with --detach-on-exit, and start it again"
+        );
+    }
     if mode == Mode::Generic {
         let why = attached
             .fallback

@@ -14,6 +14,7 @@ use aya::{
         tc::{SchedClassifierLink, qdisc_add_clsact, qdisc_detach_program},
         xdp::XdpLink,
     },
+    util::KernelVersion,
 };
 use lb_common::abi::program;
 
@@ -235,10 +236,12 @@ pub struct ProbeEgress {
 /// # Errors
 /// [`DataplaneError::Program`].
 pub fn attach_probe(object: &mut Ebpf, interface: &str) -> Result<ProbeEgress, DataplaneError> {
-    // A daemon that was killed on a kernel without TCX (before 6.6) left its filter behind.
-    let _ = qdisc_detach_program(interface, TcAttachType::Egress, program::PROBE);
-    // Only needed before TCX, and there already as a rule.
-    let _ = qdisc_add_clsact(interface);
+    if !KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0)) {
+        // Without TCX, a daemon that was killed left its filter behind, and the filter needs this queueing discipline. It may
+        // be there already, for somebody else's filters as well, so nobody takes it away again.
+        let _ = qdisc_detach_program(interface, TcAttachType::Egress, program::PROBE);
+        let _ = qdisc_add_clsact(interface);
+    }
     let classifier: &mut SchedClassifier = object
         .program_mut(program::PROBE)
         .ok_or_else(|| missing(program::PROBE))?

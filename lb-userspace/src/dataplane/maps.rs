@@ -130,7 +130,8 @@ impl Maps {
     /// Opens the maps pinned under `pin_path`.
     ///
     /// # Errors
-    /// [`DataplaneError::NotPinned`] where there are none, [`DataplaneError::OtherVersion`] and
+    /// [`DataplaneError::NotPinned`] where there are none, [`DataplaneError::HalfMade`] where they carry no version yet,
+    /// [`DataplaneError::OtherVersion`] and
     /// [`DataplaneError::Foreign`] where they are not ours, [`DataplaneError::Privileges`] without root.
     pub fn open_pinned(pin_path: &Path, access: Access) -> Result<Self, DataplaneError> {
         let dir = maps_dir(pin_path);
@@ -157,6 +158,11 @@ impl Maps {
         let control = open(&dir, &LAYOUTS[0])?;
         let mapped = map_memory::<Control>(&control, map::CONTROL, access)?;
         let word = mapped.get().first();
+        if word.is_some_and(|word| word.magic.get() == 0 && word.abi.get() == 0) {
+            return Err(DataplaneError::HalfMade {
+                path: pin_path.display().to_string(),
+            });
+        }
         if word.is_none_or(|word| word.magic.get() != MAGIC) {
             return Err(DataplaneError::Foreign {
                 path: dir.join(map::CONTROL).display().to_string(),

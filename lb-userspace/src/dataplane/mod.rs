@@ -49,6 +49,15 @@ pub enum DataplaneError {
         /// Version of this program.
         expected: u32,
     },
+    /// Whoever made the pins did not come to an end.
+    #[error(
+        "the maps under {path} are half made: xdp-lb was interrupted in its start; start it again with `xdp-lb run`, which \
+         makes them anew"
+    )]
+    HalfMade {
+        /// The pin path.
+        path: String,
+    },
     /// A pin is there, but is not what the name says.
     #[error(
         "{path} is pinned, but {what}: it was not made by this xdp-lb; remove it or choose another `pin_path`"

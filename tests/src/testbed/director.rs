@@ -116,6 +116,60 @@ impl XdpLb {
         Ok(())
     }
 
+    /// Runs the daemon, which is expected to end by itself: gives its exit status and what it said.
+    ///
+    /// `wrapper` is the command that runs the daemon, such as `setpriv` with its arguments; mostly empty.
+    ///
+    /// # Errors
+    /// When it cannot be started, or still runs after [`DEADLINE`]; it is ended then.
+    pub fn run_to_end(
+        &self,
+        wrapper: &[&str],
+        arguments: &[&str],
+    ) -> Result<(Option<i32>, String)> {
+        let config = self.config.display().to_string();
+        let binary = self.binary.display().to_string();
+        let line = [
+            wrapper,
+            &[&binary, "run"],
+            arguments,
+            &["--config", &config],
+        ]
+        .concat();
+        let said = self.host.directory().join("refusal.log");
+        let log = fs::File::create(&said).to_do(|| format!("create {}", said.display()))?;
+        let mut child = self
+            .host
+            .command(line[0])?
+            .args(&line[1..])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().to_do(|| "share the daemon's log".into())?)
+            .stderr(log)
+            .spawn()
+            .to_do(|| format!("run {}", line.join(" ")))?;
+        let deadline = Instant::now() + DEADLINE;
+        let status = loop {
+            if let Some(status) = child.try_wait().to_do(|| "wait for xdp-lb".into())? {
+                break status;
+            }
+            if Instant::now() > deadline {
+                let pid = Pid::from_raw(child.id().cast_signed());
+                // It may be ending just now.
+                let _ = kill(pid, Signal::SIGTERM);
+                child.wait().to_do(|| "wait for xdp-lb".into())?;
+                return Err(Error::Timeout {
+                    what: format!("that `{}` ends by itself", line.join(" ")),
+                    waited: DEADLINE,
+                    last: "running".into(),
+                    log: fs::read_to_string(&said).unwrap_or_default(),
+                });
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let said = fs::read_to_string(&said).to_do(|| format!("read {}", said.display()))?;
+        Ok((status.code(), said))
+    }
+
     /// Starts the daemon again after [`XdpLb::kill9`] or [`XdpLb::terminate`] and waits until all backends are up.
     ///
     /// # Errors

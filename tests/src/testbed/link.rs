@@ -12,6 +12,11 @@ use super::plan::{BRIDGE, INTERFACE, Role, SEGMENT_PREFIX};
 /// Builds the switch and a cable to every host.
 pub(super) fn cable(switch: &Namespace, hosts: &[Host]) -> Result<()> {
     quiet(switch)?;
+    // A switch does not look into IP: with this the kernel's bridge would drop malformed packets and keep fragments. The
+    // setting is there where the kernel has br_netfilter.
+    if Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables").exists() {
+        switch.sysctl(&[("bridge.bridge-nf-call-iptables", "0")])?;
+    }
     let mut lines = format!(
         "link add {BRIDGE} type bridge stp_state 0 mcast_snooping 0\nlink set {BRIDGE} up\n"
     );

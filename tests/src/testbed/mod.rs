@@ -17,6 +17,7 @@ mod download;
 mod error;
 mod host;
 mod http;
+mod inject;
 mod instance;
 mod link;
 mod load;
@@ -24,6 +25,8 @@ mod namespace;
 mod nginx;
 mod offload;
 mod plan;
+mod remains;
+pub mod scene;
 mod sniffer;
 mod status;
 #[cfg(test)]
@@ -38,17 +41,21 @@ pub use download::{Download, DownloadReport};
 pub use error::{Error, Result};
 pub use host::Host;
 pub use http::{Response, get};
+pub use inject::Injector;
 pub use instance::{remove_all_of_this_process, remove_kept};
 pub use load::{LoadGenerator, LoadSpec, Record};
 pub use namespace::Namespace;
 pub use nginx::{LARGE_BYTES, Nginx};
 pub use plan::{DEFAULT_VIP, INTERFACE, Mac, Role};
+pub use remains::remains;
+pub use scene::Scene;
 pub use sniffer::{Reply, ReplySniffer};
 pub use status::StatusExt;
+pub use xdp::XdpProgram;
 
 use error::IoContext as _;
 use instance::Instance;
-use xdp::{PASS, XdpProgram};
+use xdp::PASS;
 
 /// A network of namespaces. See the module's documentation.
 #[derive(Debug)]
@@ -136,7 +143,7 @@ impl Builder {
         for host in &hosts {
             link::configure(host, &hosts)?;
         }
-        let pass = XdpProgram::attach(&switch, "director", PASS)?;
+        let pass = XdpProgram::attach(&switch, "director", PASS, "testbed_pass")?;
         Ok(Testbed {
             hosts,
             switch,
@@ -257,10 +264,16 @@ impl Testbed {
     /// The beginning of a configuration file for this testbed's director: `[node]` and `[control]`.
     #[must_use]
     pub fn node_config(&self) -> String {
+        self.node_config_with("")
+    }
+
+    /// As [`Testbed::node_config`], with more lines for `[node]`.
+    #[must_use]
+    pub fn node_config_with(&self, more: &str) -> String {
         let files = self.director().directory();
         let path = |path: &Path| path.display().to_string();
         format!(
-            "[node]\nname = \"director\"\ninterfaces = [\"{INTERFACE}\"]\npin_path = \"{}\"\n\n\
+            "[node]\nname = \"director\"\ninterfaces = [\"{INTERFACE}\"]\npin_path = \"{}\"\n{more}\n\
              [control]\nsocket = \"{}\"\nstate = \"{}\"\nhttp = \"off\"\n",
             path(&self.pin_path()),
             path(&files.join("control.sock")),
@@ -272,14 +285,26 @@ impl Testbed {
     #[must_use]
     pub fn backend_config(&self) -> String {
         self.backends()
-            .map(|host| {
-                format!(
-                    "\n[[service.backend]]\nname = \"{}\"\naddress = \"{}\"\n",
-                    host.name(),
-                    host.address()
-                )
-            })
+            .map(|host| self.one_backend_config(host.name(), ""))
             .collect()
+    }
+
+    /// The `[[service.backend]]` table of one backend, with more lines for it.
+    #[must_use]
+    pub fn one_backend_config(&self, name: &str, more: &str) -> String {
+        format!(
+            "\n[[service.backend]]\nname = \"{name}\"\naddress = \"{}\"\n{more}",
+            self.host(name).address()
+        )
+    }
+
+    /// Attaches to the director's interface an XDP program named `name`, natively, as another tool might: it passes every
+    /// packet on. Dropping it detaches it.
+    ///
+    /// # Errors
+    /// When the kernel refuses, for instance because there is one already.
+    pub fn occupy_director(&self, name: &str) -> Result<XdpProgram> {
+        XdpProgram::attach(self.director().namespace(), INTERFACE, PASS, name)
     }
 
     /// Lets the network and what runs in it outlive this process, until [`remove_kept`] is called.

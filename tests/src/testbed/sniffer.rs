@@ -188,16 +188,15 @@ fn open(interface: &str, filter: &[SockFilter]) -> std::io::Result<Socket> {
     let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0)))?;
     socket.attach_filter(filter)?;
     socket.set_read_timeout(Some(LOOK_UP))?;
-    let address = link_address(nix::net::if_::if_nametoindex(interface)?)?;
+    let all = u16::try_from(libc::ETH_P_ALL).expect("an EtherType has 16 bits");
+    let address = link_address(nix::net::if_::if_nametoindex(interface)?, all)?;
     socket.bind(&address)?;
     Ok(socket)
 }
 
-/// All frames, in both directions, of the interface with this index.
-fn link_address(index: u32) -> std::io::Result<SockAddr> {
-    let protocol = u16::try_from(libc::ETH_P_ALL)
-        .expect("an EtherType has 16 bits")
-        .to_be();
+/// The frames of this protocol, in both directions, of the interface with this index.
+pub(super) fn link_address(index: u32, protocol: u16) -> std::io::Result<SockAddr> {
+    let protocol = protocol.to_be();
     let index = i32::try_from(index).map_err(std::io::Error::other)?;
     // SAFETY: the storage is zeroed, larger than a `sockaddr_ll` and aligned for every socket address; the fields that
     // bind(2) reads of a packet address are set, and the length is the structure's.

@@ -192,7 +192,8 @@ fn what_xdp_sends_back_reaches_the_backend_and_the_reply_the_client() {
     };
     let target = SocketAddr::new(testbed.vip(), 80);
     let program = smallest_director(vip, testbed.host("b1").mac(), director.mac());
-    let attached = xdp::XdpProgram::attach(director.namespace(), INTERFACE, &program).unwrap();
+    let attached =
+        xdp::XdpProgram::attach(director.namespace(), INTERFACE, &program, "by_hand").unwrap();
     client.set_neighbour(testbed.vip(), director.mac()).unwrap();
 
     let at_director = ReplySniffer::at_director(&testbed).unwrap();

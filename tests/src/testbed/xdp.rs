@@ -26,16 +26,17 @@ pub(super) const PASS: &[u64] = &[0xb7 | 2 << 32, 0x95];
 
 /// An attached program; dropping it detaches it.
 #[derive(Debug)]
-pub(super) struct XdpProgram {
+pub struct XdpProgram {
     link: OwnedFd,
 }
 
 impl XdpProgram {
-    /// Attaches the instructions, natively, to `interface` of `namespace`.
+    /// Attaches the instructions, natively, to `interface` of `namespace`, as a program of that name.
     pub(super) fn attach(
         namespace: &Namespace,
         interface: &str,
         instructions: &[u64],
+        name: &str,
     ) -> Result<Self> {
         let what = || {
             format!(
@@ -46,7 +47,7 @@ impl XdpProgram {
         namespace
             .run_in(|| {
                 let index = nix::net::if_::if_nametoindex(interface)?;
-                let program = load(instructions)?;
+                let program = load(instructions, name)?;
                 let link = bpf(
                     BPF_LINK_CREATE,
                     &LinkCreate {
@@ -81,7 +82,12 @@ impl XdpProgram {
     }
 }
 
-fn load(instructions: &[u64]) -> io::Result<OwnedFd> {
+fn load(instructions: &[u64], name: &str) -> io::Result<OwnedFd> {
+    let mut named = [0; 16];
+    // The last byte stays the terminating zero.
+    for (to, from) in named[..15].iter_mut().zip(name.bytes()) {
+        *to = from;
+    }
     let program = bpf(
         BPF_PROG_LOAD,
         &ProgramLoad {
@@ -89,6 +95,7 @@ fn load(instructions: &[u64]) -> io::Result<OwnedFd> {
             instruction_count: u32::try_from(instructions.len()).map_err(io::Error::other)?,
             instructions: instructions.as_ptr() as u64,
             license: c"Dual MIT/GPL".as_ptr() as u64,
+            name: named,
             ..ProgramLoad::default()
         },
     )?;

@@ -156,7 +156,7 @@ pub(super) fn pins(pin_path: &Path, rights: bool) -> Vec<Check> {
                     human::counted(maps.control().generation.get(), "change")
                 ),
             )),
-            Err(DataplaneError::NotPinned { .. }) => {}
+            Err(DataplaneError::NotPinned { .. } | DataplaneError::HalfMade { .. }) => {}
             Err(error) => checks.push(Check::error(name, error.to_string())),
         }
     }
