@@ -328,7 +328,7 @@ impl Bench {
 }
 
 pub(super) fn tick(now: Millis) -> u16 {
-    (now * 1_000_000 >> lb_common::flow::TICK_SHIFT) as u16
+    ((now * 1_000_000) >> lb_common::flow::TICK_SHIFT) as u16
 }
 
 /// A TCP service on 192.0.2.`vip` port 80, `client` affinity.
