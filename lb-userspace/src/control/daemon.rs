@@ -112,6 +112,10 @@ pub async fn run(options: Options) -> Result<()> {
     daemon.knowledge.adopt_neighbours(actual);
     let probes = daemon.knowledge.probes(actual);
     daemon.knowledge.keep_health(actual, &probes);
+    // What a killed controller left without an owner is free again before new owners are looked for: the first look clears
+    // its records, the second finds it named nowhere.
+    daemon.sweep()?;
+    daemon.sweep()?;
     daemon.change("start", Instant::now(), Touched::All)?;
     daemon.follow();
     undo.pin_path = None;

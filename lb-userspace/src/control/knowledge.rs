@@ -374,10 +374,9 @@ mod tests {
     use super::*;
     use crate::{
         config::ConfigFile,
-        control::samples::Bench,
+        control::{actual::Op, samples::Bench},
         neighbour::{Interface, Link},
     };
-    use lb_common::abi::BackendState;
 
     const BACKENDS: [Ipv4Addr; 2] = [
         Ipv4Addr::new(198, 51, 100, 1),
@@ -421,6 +420,7 @@ mod tests {
             neighbours: HashMap::new(),
             ports: vec![port],
             facts: facts(),
+            opening: false,
         }
     }
 
@@ -531,7 +531,14 @@ mod tests {
         let probes = after.probes(bench.actual());
         after.keep_health(bench.actual(), &probes);
         let desired = after.desired(|_| true, bench.actual());
-        assert_eq!(bench.plan(&desired).unwrap(), [], "nothing changes");
+        let state_of = |number: &u16| bench.actual().backends()[number].state;
+        for op in bench.plan(&desired).unwrap() {
+            let Op::Backend { number, backend } = op else {
+                panic!("{op:?}");
+            };
+            assert_eq!(backend.state, state_of(&number), "only reasons change");
+        }
+        assert_eq!(state_of(&number), BackendState::Up);
     }
 
     #[test]

@@ -150,8 +150,7 @@ impl Case {
         );
         let mut verdicts = [0; Verdict::COUNT];
         // Counted by the backend and by the verdict: what is left of the backends' counters was forwarded.
-        verdicts[Verdict::Redirected as usize] =
-            u64::from(self.verdict == Verdict::Redirected);
+        verdicts[Verdict::Redirected as usize] = u64::from(self.verdict == Verdict::Redirected);
         let mut backends = Vec::new();
         match self.backend {
             Some(number) => {
