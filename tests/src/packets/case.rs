@@ -82,6 +82,12 @@ impl Given {
         self.expect(Verdict::ArpReplied, answer, None)
     }
 
+    /// A ping, answered with this frame.
+    #[must_use]
+    pub fn echoed(self, answer: Frame) -> Case {
+        self.expect(Verdict::EchoReplied, answer, None)
+    }
+
     fn expect(self, verdict: Verdict, after: Frame, backend: Option<u16>) -> Case {
         Case {
             flows: self.given.flows.clone(),
@@ -150,8 +156,7 @@ impl Case {
         );
         let mut verdicts = [0; Verdict::COUNT];
         // Counted by the backend and by the verdict: what is left of the backends' counters was forwarded.
-        verdicts[Verdict::Redirected as usize] =
-            u64::from(self.verdict == Verdict::Redirected);
+        verdicts[Verdict::Redirected as usize] = u64::from(self.verdict == Verdict::Redirected);
         let mut backends = Vec::new();
         match self.backend {
             Some(number) => {
