@@ -1,8 +1,9 @@
 //! The whole path of a packet: the same function in the kernel, in the tests and in `where`.
 
 use crate::flow::FlowKey;
+use crate::icmp::{self, Message};
 use crate::packet::Packet;
-use crate::parse::{self, Frame, Ipv4Flow};
+use crate::parse::{self, Frame, Icmpv4, Ipv4Flow};
 use crate::pick::{self, Backend};
 use crate::service::{Directory, ServiceKey, ServiceValue, find};
 use crate::tables::{Step, Tables};
@@ -58,8 +59,30 @@ fn forward<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<u16, Verd
         } else {
             verdict
         }),
+        Frame::Icmpv4(message) => forward_icmpv4(packet, tables, &message),
         Frame::Arp => Err(arp::answer(packet, tables)),
         Frame::Other => Err(Verdict::OtherEthertype),
+    }
+}
+
+/// ICMP: to the backend of the flow it is about, or answered.
+#[inline(always)]
+fn forward_icmpv4<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    message: &Icmpv4,
+) -> Result<u16, Verdict> {
+    if !is_vip(tables, message.destination)? {
+        return Err(Verdict::NotOurs);
+    }
+    if message.eth_destination != tables.own_mac() {
+        return Err(Verdict::OtherHost);
+    }
+    match icmp::read(packet, message)? {
+        Message::About(flow) => forward_ipv4(packet, tables, &flow),
+        Message::Echo => {
+            Err(icmp::answer(packet, message, tables.own_mac()).unwrap_or_else(|verdict| verdict))
+        }
     }
 }
 

@@ -13,6 +13,7 @@ pub mod arp;
 pub mod flow;
 pub mod forward;
 pub mod hash;
+pub mod icmp;
 pub mod memory;
 pub mod packet;
 pub mod parse;

@@ -3,9 +3,9 @@
 use crate::packet::Packet;
 use crate::verdict::Verdict;
 use crate::wire::{
-    ETH_LEN, ETH_TYPE, ETHERTYPE_ARP, ETHERTYPE_IPV4, IPV4_FRAGMENT_MASK, IPV4_LEN, PROTO_TCP,
-    PROTO_UDP, TCP_ACK, TCP_FIN, TCP_FLAGS, TCP_LEN, TCP_RST, TCP_SYN, UDP_LEN, be16_at, be32_at,
-    le64_at, u8_at,
+    ETH_LEN, ETH_TYPE, ETHERTYPE_ARP, ETHERTYPE_IPV4, IPV4_FRAGMENT_MASK, IPV4_LEN, PROTO_ICMP,
+    PROTO_TCP, PROTO_UDP, TCP_ACK, TCP_FIN, TCP_FLAGS, TCP_LEN, TCP_RST, TCP_SYN, UDP_LEN, be16_at,
+    be32_at, le64_at, u8_at,
 };
 
 /// Bytes that hold everything the pick needs of a frame without IPv4 options: up to the ports.
@@ -25,6 +25,8 @@ pub enum Frame {
         /// Why.
         verdict: Verdict,
     },
+    /// ICMP over IPv4, not looked into yet.
+    Icmpv4(Icmpv4),
     /// ARP, not looked into yet.
     Arp,
     /// Anything else.
@@ -46,6 +48,23 @@ pub struct Ipv4Flow {
     pub protocol: u8,
     /// Offset of the transport header.
     pub transport: usize,
+    /// Whether the packet is not of the flow, but about it: an ICMP error that quotes it.
+    pub related: bool,
+}
+
+/// An ICMP message whose IPv4 header is whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Icmpv4 {
+    /// The Ethernet destination, as [`crate::wire::mac_word`].
+    pub eth_destination: u64,
+    /// Source address in host order.
+    pub client: u32,
+    /// Destination address in host order.
+    pub destination: u32,
+    /// Offset of the ICMP header.
+    pub transport: usize,
+    /// Bytes from there to the end of the IP packet.
+    pub length: usize,
 }
 
 impl Ipv4Flow {
@@ -68,6 +87,8 @@ pub enum Signal {
     Closes,
     /// RST.
     Resets,
+    /// It is not of the flow, but about it: it goes where the flow goes and leaves no trace.
+    Related,
     /// The protocol does not tell.
     Unknown,
 }
@@ -104,6 +125,7 @@ pub fn parse<P: Packet>(packet: &P) -> Result<Frame, Verdict> {
                 ports: be32_at::<{ ETH_LEN + IPV4_LEN }, _>(head),
                 protocol,
                 transport: ETH_LEN + IPV4_LEN,
+                related: false,
             }));
         }
     }
@@ -153,6 +175,15 @@ fn parse_ipv4<P: Packet>(packet: &P, eth_destination: u64) -> Result<Frame, Verd
     let least = match protocol {
         PROTO_TCP => TCP_LEN,
         PROTO_UDP => UDP_LEN,
+        PROTO_ICMP => {
+            return Ok(Frame::Icmpv4(Icmpv4 {
+                eth_destination,
+                client,
+                destination,
+                transport: ETH_LEN + header,
+                length: total - header,
+            }));
+        }
         _ => return unfit(Verdict::UnsupportedProtocol),
     };
     if total < header + least {
@@ -170,6 +201,7 @@ fn parse_ipv4<P: Packet>(packet: &P, eth_destination: u64) -> Result<Frame, Verd
         ports,
         protocol,
         transport,
+        related: false,
     }))
 }
 
@@ -179,6 +211,9 @@ fn parse_ipv4<P: Packet>(packet: &P, eth_destination: u64) -> Result<Frame, Verd
 /// [`Verdict::Truncated`] where the transport header is cut short.
 #[inline(always)]
 pub fn signal<P: Packet>(packet: &P, flow: &Ipv4Flow) -> Result<Signal, Verdict> {
+    if flow.related && flow.protocol == PROTO_TCP {
+        return Ok(Signal::Related);
+    }
     if flow.protocol != PROTO_TCP {
         return Ok(Signal::Unknown);
     }

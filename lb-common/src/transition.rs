@@ -39,7 +39,7 @@ pub fn backend_in_transition<T: Tables>(
 ) -> Result<u16, Verdict> {
     let (opens, phase) = match signal {
         Signal::Opens => (true, Phase::Open),
-        Signal::Continues => (false, Phase::Open),
+        Signal::Continues | Signal::Related => (false, Phase::Open),
         Signal::Closes => (false, Phase::Closing),
         Signal::Resets => (false, Phase::Ended),
         Signal::Unknown => {
@@ -47,6 +47,7 @@ pub fn backend_in_transition<T: Tables>(
             return known(slot.current());
         }
     };
+    let records = tables.records() && !matches!(signal, Signal::Related);
     let hash = flow::flow_hash(key, seed);
     let backend = if opens {
         tables.note(Step::Opens);
@@ -55,7 +56,7 @@ pub fn backend_in_transition<T: Tables>(
         let backend = state.backend();
         if !has_failed(tables, backend) {
             tables.note(Step::Recorded { flow: key, backend });
-            if tables.records() {
+            if records {
                 flow::touch(way, state, hash, tables.now(), phase);
             }
             return known(backend);
@@ -71,7 +72,7 @@ pub fn backend_in_transition<T: Tables>(
             slot.previous()
         }
     };
-    if tables.records() {
+    if records {
         flow::record(tables, key, hash, backend, phase);
     }
     Ok(backend)

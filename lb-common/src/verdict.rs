@@ -68,8 +68,8 @@ verdicts! {
     UnservedPassed = 7, "unserved_passed", Pass, "no service on this port of a VIP: left to the host, as `unserved = \"pass\"` says";
     /// `unserved = "drop"`.
     Unserved = 8, "unserved", Drop, "no service on this protocol and port of a VIP";
-    /// For a VIP, but neither TCP nor UDP.
-    UnsupportedProtocol = 9, "unsupported_protocol", Drop, "for a VIP, but neither TCP nor UDP";
+    /// For a VIP, but neither TCP, UDP, an ICMP error nor an echo request.
+    UnsupportedProtocol = 9, "unsupported_protocol", Drop, "for a VIP, but neither TCP nor UDP, nor an ICMP error about a flow, nor an echo request";
     /// For a VIP, and a fragment.
     Fragment = 10, "fragment", Drop, "a fragment of a packet for a VIP: only the first fragment names the ports";
     /// The frame ends before the headers do.
@@ -82,6 +82,12 @@ verdicts! {
     NoNeighbour = 14, "no_neighbour", Drop, "the picked backend's MAC address is not known";
     /// The maps do not hold what they name.
     Inconsistent = 15, "inconsistent", Drop, "the maps name a slot, backend or port that does not exist: please report this";
+    /// An ICMP echo request for a VIP.
+    EchoReplied = 16, "echo_replied", Transmit, "an ICMP echo request for a VIP, answered by the program itself";
+    /// An ICMP error for a VIP that quotes no flow of it.
+    IcmpUnrelated = 17, "icmp_unrelated", Drop, "an ICMP error for a VIP that quotes no TCP or UDP packet from that VIP, or too little of it";
+    /// A source address that nobody can have.
+    MartianSource = 18, "martian_source", Drop, "an echo request from an address that nobody can be answered at";
 }
 
 impl Verdict {

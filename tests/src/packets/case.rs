@@ -82,6 +82,12 @@ impl Given {
         self.expect(Verdict::ArpReplied, answer, None)
     }
 
+    /// A ping, answered with this frame.
+    #[must_use]
+    pub fn echoed(self, answer: Frame) -> Case {
+        self.expect(Verdict::EchoReplied, answer, None)
+    }
+
     fn expect(self, verdict: Verdict, after: Frame, backend: Option<u16>) -> Case {
         Case {
             flows: self.given.flows.clone(),

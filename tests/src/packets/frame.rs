@@ -88,6 +88,9 @@ enum Transport {
     Tcp(TcpHeader),
     Udp,
     Icmp,
+    /// Any other ICMP message: type, code, and the word behind the checksum.
+    IcmpOther(u8, u8, [u8; 4]),
+    EchoReply,
 }
 
 /// A well-formed IPv4 packet in an Ethernet frame.
@@ -100,6 +103,8 @@ pub struct Packet {
     vlan: Option<u16>,
     transport: Transport,
     payload: Vec<u8>,
+    ttl: u8,
+    from_mac: [u8; 6],
 }
 
 /// A TCP segment with ACK set, in the middle of a connection from the client to port 80 of the VIP.
@@ -134,6 +139,21 @@ pub fn ping() -> Packet {
     Packet::new(0, Transport::Icmp, b"anybody there?")
 }
 
+/// The director's answer to [`ping`].
+#[must_use]
+pub fn pong() -> Packet {
+    let mut packet = Packet::new(0, Transport::EchoReply, b"anybody there?");
+    (packet.to_mac, packet.from_mac) = (ROUTER_MAC, DIRECTOR_MAC);
+    (packet.from, packet.to) = (packet.to, packet.from);
+    packet
+}
+
+/// An ICMP message to the VIP from the client: type, code, and what follows the header.
+#[must_use]
+pub fn icmp(kind: u8, code: u8, payload: &[u8]) -> Packet {
+    Packet::new(0, Transport::IcmpOther(kind, code, [0; 4]), payload)
+}
+
 impl Packet {
     fn new(port: u16, transport: Transport, payload: &[u8]) -> Self {
         Self {
@@ -144,6 +164,8 @@ impl Packet {
             vlan: None,
             transport,
             payload: payload.to_vec(),
+            ttl: 64,
+            from_mac: ROUTER_MAC,
         }
     }
 
@@ -182,6 +204,13 @@ impl Packet {
         self
     }
 
+    /// With another TTL.
+    #[must_use]
+    pub fn ttl(mut self, ttl: u8) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
     /// With a VLAN tag.
     #[must_use]
     pub fn vlan(mut self, id: u16) -> Self {
@@ -213,7 +242,7 @@ impl Packet {
     pub fn build(self) -> Frame {
         let mut ip = Ipv4Header::new(
             0,
-            64,
+            self.ttl,
             IpNumber::UDP,
             self.from.0.octets(),
             self.to.0.octets(),
@@ -225,7 +254,7 @@ impl Packet {
             .try_into()
             .expect("at most ten words of options");
         let ip = IpHeaders::Ipv4(ip, etherparse::Ipv4Extensions::default());
-        let link = PacketBuilder::ethernet2(ROUTER_MAC, self.to_mac);
+        let link = PacketBuilder::ethernet2(self.from_mac, self.to_mac);
         let step = match self.vlan {
             Some(id) => link
                 .single_vlan(VlanId::try_new(id).expect("12 bits"))
@@ -246,6 +275,12 @@ impl Packet {
             }
             Transport::Udp => step
                 .udp(self.from.1, self.to.1)
+                .write_to_vec(&mut bytes, &self.payload),
+            Transport::EchoReply => step
+                .icmpv4_echo_reply(7, 1)
+                .write_to_vec(&mut bytes, &self.payload),
+            Transport::IcmpOther(kind, code, word) => step
+                .icmpv4_raw(kind, code, word)
                 .write_to_vec(&mut bytes, &self.payload),
             Transport::Icmp => step
                 .icmpv4_echo_request(7, 1)

@@ -80,7 +80,6 @@ fn fragments() -> Vec<Case> {
 fn protocols() -> Vec<Case> {
     let town = town();
     let mut cases = vec![
-        case("ICMP to a VIP", &town, ping().build()).ends(Verdict::UnsupportedProtocol),
         case(
             "ICMP to another address",
             &town,

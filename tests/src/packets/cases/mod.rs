@@ -3,6 +3,7 @@
 mod addressed;
 mod arp;
 mod cut;
+mod icmp;
 mod ipv4;
 mod pick;
 mod services;
@@ -28,6 +29,7 @@ pub fn all() -> Vec<Case> {
         addressed::cases(),
         arp::cases(),
         ipv4::cases(),
+        icmp::cases(),
         cut::cases(),
         pick::cases(),
         transition::cases(),

@@ -8,7 +8,7 @@ use super::{blank, lenient_town, town};
 use crate::packets::{
     case::{Case, case},
     fixture::Fixture,
-    frame::{ping, syn, tcp, udp},
+    frame::{icmp, ping, syn, tcp, udp},
     network::{CLIENT, NO_VIP, VIP, VIP_ANY},
 };
 
@@ -113,7 +113,7 @@ pub(super) fn cases() -> Vec<Case> {
         case(
             "nor for a protocol that no service can have",
             &lenient,
-            ping().build(),
+            icmp(13, 0, &[0; 12]).build(),
         )
         .ends(Verdict::UnsupportedProtocol),
         case(
