@@ -14,9 +14,10 @@ use lb_tests::packets::{
     case::check_promises,
     cases::{blank, lenient_town, town},
     fixture::{CAPACITY, Fixture},
-    frame::{Frame, Packet, ipv6, ping, syn, tcp, udp, who_has},
+    frame::{Frame, Packet, icmp, ipv6, ping, syn, tcp, udp, who_has},
     network::{
-        BROADCAST_MAC, DIRECTOR_MAC, NEIGHBOUR, NEIGHBOUR_MAC, NO_PORT, NO_VIP, VIP, VIP_ANY,
+        BROADCAST_MAC, CLIENT, CLIENT_PORT, DIRECTOR_MAC, NEIGHBOUR, NEIGHBOUR_MAC, NO_PORT,
+        NO_VIP, VIP, VIP_ANY,
     },
 };
 use proptest::{
@@ -96,7 +97,18 @@ fn transport() -> impl Strategy<Value = Packet> {
         2 => flags,
         2 => Just(udp()),
         1 => Just(ping()),
+        2 => icmp_error(),
     ]
+}
+
+/// An error that quotes a packet from a VIP to the client, more or less of it.
+fn icmp_error() -> impl Strategy<Value = Packet> {
+    let kind = prop_oneof![Just(3u8), Just(11), Just(12), any::<u8>()];
+    (kind, 0..6u8, address(), port(), 0..60usize).prop_map(|(kind, code, vip, port, len)| {
+        let reply = tcp().from(vip, port).to(CLIENT, CLIENT_PORT).build();
+        let quoted: Vec<u8> = reply.0.iter().copied().skip(14).take(len).collect();
+        icmp(kind, code, &quoted)
+    })
 }
 
 fn ipv4() -> impl Strategy<Value = Frame> {

@@ -46,6 +46,9 @@ pub enum Request {
         backend: Target,
         /// The new weight; `None` goes back to the configuration's.
         weight: Option<u32>,
+        /// Even a weight of 0 where no other backend of a service would be left.
+        #[serde(default)]
+        force: bool,
     },
     /// Reads the configuration file again and applies it.
     Reload,

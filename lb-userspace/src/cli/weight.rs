@@ -10,6 +10,9 @@ pub(crate) struct Args {
     /// The new weight, against those of the backends with the same priority, or `default` for the configuration's
     #[arg(value_name = "N|default", value_parser = weight)]
     weight: Weight,
+    /// Weight 0 even where no other backend of a service would take new flows
+    #[arg(long)]
+    force: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +40,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         &Request::Weight {
             backend: args.target.target(),
             weight,
+            force: args.force,
         },
         context,
     )

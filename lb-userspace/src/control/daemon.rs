@@ -678,8 +678,14 @@ impl Daemon {
             Request::Drain { backend, force } => self.order(&backend, Order::Drain, force),
             Request::Resume { backend } => self.order(&backend, Order::Resume, true),
             Request::Fail { backend, force } => self.order(&backend, Order::Fail, force),
-            Request::Weight { backend, weight } => {
-                self.order(&backend, Order::Weight(weight), true)
+            Request::Weight {
+                backend,
+                weight,
+                force,
+            } => {
+                // Only without any weight does it take no new flow.
+                let harmless = force || weight != Some(0);
+                self.order(&backend, Order::Weight(weight), harmless)
             }
             Request::Reload => self.reload().await,
         }

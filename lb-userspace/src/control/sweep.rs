@@ -11,9 +11,10 @@ use lb_common::{
 
 use super::actual::{Actual, ActualBackend, ActualService, Millis, Op, Retired};
 
-/// After this long without a packet, a flow whose client has sent FIN counts as ended: the last acknowledgements of a
-/// closing connection come within a few round trips, and a half-closed one that still receives acknowledges what it gets.
-pub const CLOSING_SILENCE: Duration = Duration::from_secs(5);
+/// After this long without a packet, a flow whose client has sent FIN counts as ended: a closing connection's last
+/// acknowledgements come within a few round trips, but a server may think for a while about a half-closed one (RFC 9293
+/// section 3.6) before it answers, and a planned change must not break that.
+pub const CLOSING_SILENCE: Duration = Duration::from_secs(60);
 
 /// For this long the record of an ended flow stays, so that a late packet of it is not taken for a flow older than the
 /// change (TIME_WAIT is as long on Linux: `TCP_TIMEWAIT_LEN`).
