@@ -306,7 +306,7 @@ fn killed_in_the_middle_of_its_start_the_next_start_succeeds() {
     .concat();
     let pins = testbed.pin_path();
     let entries = |directory: &str| {
-        std::fs::read_dir(pins.join(directory)).map_or(0, |entries| entries.count())
+        std::fs::read_dir(pins.join(directory)).map_or(0, std::iter::Iterator::count)
     };
     let mut daemon = XdpLb::prepare(&testbed, &config).unwrap();
     // As soon as so many things are pinned: the maps one by one, then the link.
