@@ -115,8 +115,14 @@ fn packets_per_verdict_add_up_to_the_packets_sent() {
     send("no_backend", 7, &|wire, n| {
         wire.syn(to, nobody(n), (vip, 81))
     });
-    send("unsupported_protocol", 13, &|wire, n| {
+    send("echo_replied", 13, &|wire, n| {
         wire.echo_request(to, nobody(n).0, vip)
+    });
+    send("unsupported_protocol", 5, &|wire, n| {
+        let mut frame = wire.udp(to, nobody(n), (vip, 53));
+        // GRE (RFC 2784).
+        frame[14 + 9] = 47;
+        frame
     });
     send("fragment", 4, &|wire, n| {
         let mut frame = wire.udp(to, nobody(n), (vip, 53));
