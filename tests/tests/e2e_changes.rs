@@ -268,7 +268,7 @@ fn a_drain_lets_transfers_end_and_sends_new_connections_elsewhere() {
     settled(&mut scene);
     let before = homes(&scene);
     let clients = of(&before, "b1");
-    let transfers = downloads(&scene, &clients[..clients.len().min(4)], 6);
+    let transfers = downloads(&scene, &clients[..clients.len().min(4)], 8);
     let others: Vec<IpAddr> = [of(&before, "b2"), of(&before, "b3")].concat();
     let load = long_connections(&scene, others.clone());
     let mut records = wait_for_answers(&load, &others);
@@ -332,8 +332,8 @@ fn a_drain_and_a_failure_at_once_disturb_no_third() {
     let mut scene = scene("overlap", 40, 3);
     let before = homes(&scene);
     let (of_b1, of_b3) = (of(&before, "b1"), of(&before, "b3"));
-    let drained = downloads(&scene, &of_b1[..of_b1.len().min(3)], 8);
-    let third = downloads(&scene, &of_b3[..of_b3.len().min(3)], 8);
+    let drained = downloads(&scene, &of_b1[..of_b1.len().min(3)], 10);
+    let third = downloads(&scene, &of_b3[..of_b3.len().min(3)], 10);
 
     scene.daemon.cli_ok(&["drain", "b1"]).unwrap();
     scene.server("b2").stop().unwrap();
@@ -433,7 +433,7 @@ fn a_reload_adds_removes_and_refuses_without_breaking_anything() {
     // A backend that is removed keeps its transfer to the end, and gets no new connection.
     let now = homes(&scene);
     let clients = of(&now, "b1");
-    let transfers = downloads(&scene, &clients[..clients.len().min(3)], 5);
+    let transfers = downloads(&scene, &clients[..clients.len().min(3)], 8);
     scene.daemon.write_config(&without_b1).unwrap();
     let said = scene.daemon.cli_ok(&["reload"]).unwrap();
     assert!(said.contains("b1"), "{said}");

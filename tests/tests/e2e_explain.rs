@@ -115,7 +115,7 @@ fn where_follows_a_drain_for_new_and_for_old_flows() {
         .filter(|source| homes[source] == "b1")
         .collect();
     let client = scene.testbed.host("c1");
-    let rate = LARGE_BYTES / 6;
+    let rate = LARGE_BYTES / 8;
     let transfer = Download::start(client, of_b1[0], scene.target(), rate).unwrap();
     let deadline = Instant::now() + DEADLINE;
     while transfer.progress().bytes == 0 {

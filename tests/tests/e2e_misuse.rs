@@ -326,10 +326,7 @@ fn a_missing_bpf_file_system_is_mounted_or_asked_for() {
         .spawn()
         .unwrap();
     let mut daemon = daemon;
-    let status = daemon.wait_for(
-        "that all backends are up",
-        lb_tests::testbed::StatusExt::all_up,
-    );
+    let status = daemon.wait_for("that all backends are up", StatusExt::all_up);
     let said = fs::read_to_string(&log).unwrap();
     let mounts =
         fs::read_to_string(format!("/proc/{}/mountinfo", private.id())).unwrap_or_default();

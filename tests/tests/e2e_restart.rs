@@ -141,7 +141,7 @@ fn killed_and_started_again_under_load_nothing_is_lost() {
     let used: BTreeSet<&str> = homes.values().map(String::as_str).collect();
     assert_eq!(used, BTreeSet::from(["b1", "b2"]));
     let client = scene.testbed.host("c1").clone();
-    let rate = LARGE_BYTES / 8;
+    let rate = LARGE_BYTES / 10;
     let transfer = Download::start(&client, sources[0], scene.target(), rate).unwrap();
     let load = LoadGenerator::start(&client, scene.load()).unwrap();
     let first = scene.daemon.status().unwrap();
@@ -216,7 +216,7 @@ fn a_transition_outlives_its_controller() {
     let transfers: Vec<Download> = of_b1
         .iter()
         .take(3)
-        .map(|source| Download::start(client, *source, scene.target(), LARGE_BYTES / 8).unwrap())
+        .map(|source| Download::start(client, *source, scene.target(), LARGE_BYTES / 10).unwrap())
         .collect();
     let deadline = Instant::now() + DEADLINE;
     while transfers.iter().any(|one| one.progress().bytes == 0) {
@@ -305,9 +305,8 @@ fn killed_in_the_middle_of_its_start_the_next_start_succeeds() {
     ]
     .concat();
     let pins = testbed.pin_path();
-    let entries = |directory: &str| {
-        std::fs::read_dir(pins.join(directory)).map_or(0, std::iter::Iterator::count)
-    };
+    let entries =
+        |directory: &str| std::fs::read_dir(pins.join(directory)).map_or(0, Iterator::count);
     let mut daemon = XdpLb::prepare(&testbed, &config).unwrap();
     // As soon as so many things are pinned: the maps one by one, then the link.
     for pinned in [1, 2, 4, 6, 8, 10, 11, 12, 13] {

@@ -118,9 +118,9 @@ fn packets_per_verdict_add_up_to_the_packets_sent() {
     send("echo_replied", 13, &|wire, n| {
         wire.echo_request(to, nobody(n).0, vip)
     });
-    send("unsupported_protocol", 9, &|wire, n| {
+    send("unsupported_protocol", 5, &|wire, n| {
         let mut frame = wire.udp(to, nobody(n), (vip, 53));
-        // GRE (IANA).
+        // GRE (RFC 2784).
         frame[14 + 9] = 47;
         frame
     });

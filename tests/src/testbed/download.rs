@@ -12,8 +12,9 @@ use super::host::Host;
 use super::http::{Connection, Failure, backend_of, runtime, thread_lost};
 use super::nginx::{LARGE_BYTES, large_byte};
 
-/// A download on which nothing arrives for so long has broken. nginx sends at least once a second.
-const STALL: Duration = Duration::from_secs(5);
+/// A download on which nothing arrives for so long has broken. nginx sends at least once a second,
+/// but a busy machine may take its time.
+const STALL: Duration = Duration::from_secs(15);
 
 /// How far a download is.
 #[derive(Clone, Debug, Default)]

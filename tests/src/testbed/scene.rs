@@ -23,7 +23,8 @@ pub const NO_PROBE: &str = "[service.probe]\ntype = \"none\"\n";
 pub const SEED: &str = "seed = \"000102030405060708090a0b0c0d0e0f\"\n";
 
 /// The head of a `[[service]]` on the testbed's VIP: its name, ports (as TOML has them), affinity and probe. Backends are
-/// to follow. A silent flow is forgotten after two seconds, so that a drain completes within a test.
+/// to follow. A silent flow is forgotten after six seconds, so that a drain completes within a test, and a transfer that
+/// pauses on a busy machine is not taken for ended.
 #[must_use]
 pub fn tcp_service(
     testbed: &Testbed,
@@ -47,7 +48,7 @@ pub fn service(
 ) -> String {
     format!(
         "\n[[service]]\nname = \"{name}\"\nvip = \"{}\"\nprotocol = \"{protocol}\"\nports = [{port}]\n\
-         affinity = \"{affinity}\"\nflow_idle = \"2s\"\n\n{probe}",
+         affinity = \"{affinity}\"\nflow_idle = \"6s\"\n\n{probe}",
         testbed.vip()
     )
 }
