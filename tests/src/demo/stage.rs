@@ -53,7 +53,7 @@ vip = "10.77.0.100"
 protocol = "tcp"
 ports = [80]
 affinity = "client"         # a client stays with its backend
-flow_idle = "2s"            # short, so that a drain completes while you watch
+flow_idle = "4s"            # short, so that a drain completes while you watch
 
 [service.probe]
 type = "http"
