@@ -38,7 +38,7 @@ const KERNEL_RUSTFLAGS: &[&str] = &[
     "-Ctarget-cpu=v3",
     // Whole-word loads from packet bytes, whose references have no alignment. The kernel allows them where the processor
     // does; without this, LLVM makes every 4-byte load of four.
-    "-Ctarget-feature=+allows-misaligned-mem-access",
+    "-Clink-arg=--cpu-features=+allows-misaligned-mem-access",
 ];
 
 const KERNEL_TARGET: &str = "bpfel-unknown-none";
