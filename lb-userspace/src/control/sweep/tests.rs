@@ -23,21 +23,25 @@ fn ticks_are_rounded_up_and_bounded() {
 
 #[test]
 fn live_closing_ended_and_the_wrap_of_the_time() {
-    // Phase, silence in ticks, live? Ten seconds are 19 ticks, rounded up, and one more; five are 11.
+    const LONG: Duration = Duration::from_secs(600);
+    // Phase, flow_idle, silence in ticks, live? Ten seconds are 19 ticks, rounded up, and one more; a minute is 113.
     let cases = [
-        (Phase::Open, 0, true),
-        (Phase::Open, 19, true),
-        (Phase::Open, 20, false),
-        (Phase::Open, u16::MAX, false),
-        (Phase::Closing, 10, true),
-        (Phase::Closing, 11, false),
-        (Phase::Ended, 0, false),
+        (Phase::Open, IDLE, 0, true),
+        (Phase::Open, IDLE, 19, true),
+        (Phase::Open, IDLE, 20, false),
+        (Phase::Open, IDLE, u16::MAX, false),
+        (Phase::Open, LONG, 113, true),
+        (Phase::Closing, LONG, 112, true),
+        (Phase::Closing, LONG, 113, false),
+        (Phase::Closing, IDLE, 19, true),
+        (Phase::Closing, IDLE, 20, false),
+        (Phase::Ended, LONG, 0, false),
     ];
-    for (phase, silence, live) in cases {
+    for (phase, idle, silence, live) in cases {
         for now in [0u16, 5, 100, 30_000, u16::MAX] {
             let state = state(now.wrapping_sub(silence), phase);
             assert_eq!(
-                is_live(state, now, IDLE),
+                is_live(state, now, idle),
                 live,
                 "{phase:?}, silent for {silence} at {now}"
             );
@@ -148,12 +152,12 @@ fn a_live_flow_on_the_current_backend_keeps_nothing() {
 #[test]
 fn ended_records_stay_for_late_packets() {
     let mut bench = changed(BackendState::Draining);
-    for (phase, silence, used) in [
-        (Phase::Ended, 0, 1),
-        (Phase::Ended, 9_000, 1),
-        (Phase::Ended, 11_100, 0),
-        (Phase::Closing, 9_000, 1),
-        (Phase::Closing, 11_100, 0),
+    for (phase, silence, used, live) in [
+        (Phase::Ended, 0, 1, 0),
+        (Phase::Ended, 9_000, 1, 0),
+        (Phase::Ended, 11_100, 0, 0),
+        (Phase::Closing, 9_000, 1, 1),
+        (Phase::Closing, 11_100, 0, 0),
     ] {
         let key = client(&bench, Slot::in_transition);
         put(&bench, key, "b", phase);
@@ -167,7 +171,7 @@ fn ended_records_stay_for_late_packets() {
         bench.sweep();
         let found = bench.sweep();
         assert_eq!(found.used, used + 1, "{phase:?} after {silence} ms");
-        assert_eq!(flows(&found, &bench, "b"), 1, "{phase:?}");
+        assert_eq!(flows(&found, &bench, "b"), live + 1, "{phase:?}");
         for bucket in bench.executor.maps.tables.flows.iter() {
             for way in &bucket.ways {
                 way.state.set(0);
