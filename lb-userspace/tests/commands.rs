@@ -23,6 +23,8 @@ use serde_json::Value;
 /// Nothing here takes long; this only ends a test whose event never comes.
 const NEVER: Duration = Duration::from_secs(60);
 const VIP: &str = "10.9.0.100";
+/// A client of `slow`, an address of the backends' host.
+const KNOCKER: &str = "10.9.0.77";
 const DIRECTOR_MAC: [u8; 6] = [0x02, 0, 0, 0, 0x09, 0x02];
 
 /// Two services on the same backends: one whose flows are given up after a second, one whose flows are kept.
@@ -464,15 +466,13 @@ const fn aya_tx() -> u32 {
     3
 }
 
-/// The backends of `slow` in the order in which they came up. All slots were the first one's, so with it drained all of
-/// them are in transition from it; the second one has only flows that are recorded.
+/// The backend of `slow` that the knocker's slot names, and the other one: with the first drained, that slot is in
+/// transition.
 fn first_and_second(site: &Site) -> (String, String) {
-    let slots = site.json("maps SLOTS");
-    let mut runs = slots["entries"].as_array().expect("entries").iter();
-    let added = runs.find(|run| run["service"] == "slow" && run["previous"].is_string());
-    match added {
-        Some(run) if run["previous"] == "b3" => ("b3".to_owned(), "b1".to_owned()),
-        _ => ("b1".to_owned(), "b3".to_owned()),
+    let answer = site.json(&format!("where {KNOCKER} {VIP}:81"));
+    match answer["backend"].as_str() {
+        Some("b1") => ("b1".to_owned(), "b3".to_owned()),
+        _ => ("b3".to_owned(), "b1".to_owned()),
     }
 }
 
@@ -493,9 +493,8 @@ fn drain(site: &Site, before: &BTreeMap<String, Value>) {
     );
 
     // Two packets of one flow in a slot in transition: what opens it is recorded.
-    let knocker = "10.9.0.77";
     sh(&format!(
-        "ip -n {} route add {VIP}/32 via 10.9.0.2 src {knocker}",
+        "ip -n {} route add {VIP}/32 via 10.9.0.2 src {KNOCKER}",
         site.backends
     ));
     site.wait_for("a flow in a slot in transition", |site| {

@@ -24,7 +24,11 @@ const END_TO_END_THREADS: &str = "--test-threads=1";
 
 /// The tests that make networks or load programs into the kernel, by the directory of their package and their target;
 /// without a target, all of the package. A test that needs root and is not named here fails for whoever is not root.
-const END_TO_END: &[(&str, Option<&str>)] = &[("tests", None), ("lb-userspace", Some("neighbour"))];
+const END_TO_END: &[(&str, Option<&str>)] = &[
+    ("tests", None),
+    ("lb-userspace", Some("commands")),
+    ("lb-userspace", Some("neighbour")),
+];
 
 /// All packages with tests; the kernel side has none of its own and links only for the kernel.
 const TESTED: [&str; 3] = ["--workspace", "--exclude", "lb-ebpf"];
