@@ -9,8 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow};
-use lb_common::{abi::BackendState, flow::TICK_SHIFT};
-use rustix::time::{ClockId, clock_gettime};
+use lb_common::abi::BackendState;
 use tokio::{
     select,
     signal::unix::{SignalKind, signal},
@@ -21,10 +20,13 @@ use tracing::{error, info, warn};
 
 use super::{
     actual::{Millis, Op},
+    announce::announce,
     decisions::Decisions,
     execute::Done,
+    fixed::fixed_while_running,
     knowledge::{Knowledge, Neighbour, PortState},
     orders::{self, Order},
+    probe_routes,
     reconcile::{Scope, TooSmall, reconcile},
     report,
     startup::{self, Running},
@@ -32,13 +34,10 @@ use super::{
 };
 use crate::{
     api::{InterfaceStatus, LastApply, NodeStatus, Request, Response, Target, http, server},
-    config::{Config, ConfigFile, check_host},
-    dataplane::{DataplaneError, attach},
+    config::{ConfigFile, check_host},
+    dataplane::{DataplaneError, attach, clock::coarse_ticks},
     health::{ProbeReport, Prober},
-    neighbour::{
-        self, Netlink, NetworkEvent, Resolver, Target as NeighbourTarget,
-        vip_route::{self, ProbeRoute},
-    },
+    neighbour::{self, Netlink, NetworkEvent, Resolver, Target as NeighbourTarget, vip_route},
 };
 
 /// How `run` was called.
@@ -119,7 +118,7 @@ pub async fn run(options: Options) -> Result<()> {
     daemon.change("start", Instant::now(), Touched::All)?;
     daemon.follow();
     undo.pin_path = None;
-    daemon.prepare_probe_routes().await;
+    probe_routes::prepare(&daemon.netlink, &daemon.knowledge).await;
     if let Some(address) = daemon.knowledge.config.control.http {
         match http::bind(address).await {
             Ok(listener) => {
@@ -269,7 +268,7 @@ impl Daemon {
         if ops.is_empty() {
             return Ok(Vec::new());
         }
-        let lines = self.tell(&ops);
+        let lines = announce(actual, &ops);
         let Done { slots } = self.execute(&ops, now)?;
         let duration = since.elapsed();
         if slots > 0 || !lines.is_empty() {
@@ -328,116 +327,6 @@ impl Daemon {
             .collect();
         self.prober.apply(&specs);
         self.resolver.follow(self.knowledge.targets());
-    }
-
-    /// Logs every change of a backend with its reason, and gives the same as lines.
-    fn tell(&self, ops: &[Op]) -> Vec<String> {
-        let actual = &self.running.executor.actual;
-        let added: BTreeMap<u16, &str> = ops
-            .iter()
-            .filter_map(|op| match op {
-                Op::Service { id, service } => Some((*id, service.name.as_str())),
-                _ => None,
-            })
-            .collect();
-        let name_of = |id: u16| {
-            actual
-                .services()
-                .get(&id)
-                .map(|service| service.name.as_str())
-                .or_else(|| added.get(&id).copied())
-                .unwrap_or_default()
-        };
-        let mut lines = Vec::new();
-        for op in ops {
-            match op {
-                Op::Backend { number, backend } => {
-                    let service = name_of(backend.service);
-                    let old = actual.backends().get(number);
-                    let from = old.map_or("new", |old| old.state.name());
-                    let to = backend.state.name();
-                    if old.is_none_or(|old| old.state != backend.state) {
-                        info!(
-                            service,
-                            backend = backend.name,
-                            from,
-                            to,
-                            reason = backend.reason,
-                            "backend changed"
-                        );
-                        lines.push(format!(
-                            "{service}/{}: {from} -> {to} ({})",
-                            backend.name, backend.reason
-                        ));
-                    } else if let Some(old) = old {
-                        if old.weight != backend.weight {
-                            info!(
-                                service,
-                                backend = backend.name,
-                                from = old.weight,
-                                to = backend.weight,
-                                "weight changed"
-                            );
-                            lines.push(format!(
-                                "{service}/{}: weight {} -> {}",
-                                backend.name, old.weight, backend.weight
-                            ));
-                        }
-                        if old.priority != backend.priority {
-                            lines.push(format!(
-                                "{service}/{}: priority {} -> {}",
-                                backend.name, old.priority, backend.priority
-                            ));
-                        }
-                        if old.entry.mac() != backend.entry.mac() {
-                            info!(service, backend = backend.name, "MAC address changed");
-                        }
-                    }
-                }
-                Op::Service { id, service } => match actual.services().get(id) {
-                    None => {
-                        info!(
-                            service = service.name,
-                            slots = service.slots.len(),
-                            "service added"
-                        );
-                        lines.push(format!("{}: added", service.name));
-                    }
-                    Some(old) => {
-                        if old.affinity != service.affinity {
-                            warn!(
-                                service = service.name,
-                                "affinity changed: connections may move to another backend"
-                            );
-                            lines.push(format!(
-                                "{}: affinity changed; open connections may move to another backend",
-                                service.name
-                            ));
-                        }
-                        if old.entries != service.entries {
-                            lines.push(format!("{}: address or ports changed", service.name));
-                        }
-                        if old.flow_idle != service.flow_idle {
-                            lines.push(format!("{}: flow_idle changed", service.name));
-                        }
-                    }
-                },
-                Op::RemoveService { id } => {
-                    if let Some(service) = actual.services().get(id) {
-                        info!(service = service.name, "service removed");
-                        lines.push(format!("{}: removed", service.name));
-                    }
-                }
-                Op::RemoveBackend { number } => {
-                    if let Some(backend) = actual.backends().get(number) {
-                        let service = name_of(backend.service);
-                        info!(service, backend = backend.name, "backend gone");
-                    }
-                }
-                Op::Slots { .. } | Op::SwapDirectory { .. } | Op::Release(_) => {}
-            }
-        }
-        lines
     }
 
     /// Takes all results in that wait, then changes the services they touch at once.
@@ -547,7 +436,7 @@ impl Daemon {
                     self.adopt_mac(port.number, mac).await?;
                 } else if event.link.up {
                     // The kernel dropped the probes' routes while it was down.
-                    self.prepare_probe_routes().await;
+                    probe_routes::prepare(&self.netlink, &self.knowledge).await;
                 }
             }
             NetworkEvent::Address(_) => {
@@ -557,7 +446,7 @@ impl Daemon {
                 self.change("addresses of the director", Instant::now(), Touched::All)?;
                 // Another way to a backend: other neighbours to follow.
                 self.follow();
-                self.prepare_probe_routes().await;
+                probe_routes::prepare(&self.netlink, &self.knowledge).await;
             }
         }
         Ok(())
@@ -586,73 +475,6 @@ impl Daemon {
         Ok(())
     }
 
-    /// The ways of the probes to the VIPs.
-    async fn prepare_probe_routes(&self) {
-        let mut routes: Vec<ProbeRoute> = Vec::new();
-        for service in &self.knowledge.config.services {
-            let through_vip = service
-                .probe
-                .as_ref()
-                .is_some_and(|p| p.via == crate::config::Via::Vip);
-            let Some(backend) = service.backends.first().filter(|_| through_vip) else {
-                continue;
-            };
-            let Some(port) = self.knowledge.port_towards(backend.address) else {
-                continue;
-            };
-            let source = self
-                .knowledge
-                .facts
-                .interface(&port.name)
-                .and_then(|interface| {
-                    interface
-                        .addresses
-                        .iter()
-                        .find(|net| net.contains(&backend.address))
-                        .map(ipnet::IpNet::addr)
-                });
-            let Some(source) = source else { continue };
-            let route = ProbeRoute {
-                vip: service.vip,
-                ifindex: port.ifindex,
-                source,
-            };
-            if !routes.iter().any(|other| other.vip == route.vip) {
-                routes.push(route);
-            }
-        }
-        match vip_route::ensure_all(&self.netlink, &routes).await {
-            Ok(results) => {
-                for error in results.into_iter().filter_map(Result::err) {
-                    error!(%error, "probes through a VIP have no way");
-                }
-            }
-            Err(error) => error!(%error, "probes through the VIPs have no way"),
-        }
-    }
-
-    /// Takes away the ways to VIPs that are not configured any more.
-    async fn remove_probe_routes(&self, before: &Config) {
-        let vips: BTreeSet<IpAddr> = self
-            .knowledge
-            .config
-            .services
-            .iter()
-            .map(|s| s.vip)
-            .collect();
-        let gone: BTreeSet<IpAddr> = before
-            .services
-            .iter()
-            .map(|s| s.vip)
-            .filter(|vip| !vips.contains(vip))
-            .collect();
-        for vip in gone {
-            if let Err(error) = vip_route::remove(&self.netlink, vip).await {
-                warn!(%error, %vip, "the probes' route could not be removed");
-            }
-        }
-    }
-
     fn sweep(&mut self) -> Result<()> {
         if self.swept.quiet {
             return Ok(());
@@ -661,10 +483,16 @@ impl Daemon {
         let actual = &executor.actual;
         let seed = executor.maps.control().seed();
         let now = self.now();
-        self.swept = sweep(executor.maps.flow_buckets(), actual, seed, ticks_now(), now);
+        self.swept = sweep(
+            executor.maps.flow_buckets(),
+            actual,
+            seed,
+            coarse_ticks(),
+            now,
+        );
         let ops = self.swept.operations(actual, unix_ms());
         if !ops.is_empty() {
-            self.tell(&ops);
+            announce(actual, &ops);
             self.execute(&ops, now)?;
         }
         // After the slots: a record whose slot settles is needed until it has.
@@ -756,8 +584,8 @@ impl Daemon {
         let before = std::mem::replace(&mut self.knowledge.config, file.config);
         match self.change("reload", since, Touched::All) {
             Ok(changes) => {
-                self.remove_probe_routes(&before).await;
-                self.prepare_probe_routes().await;
+                probe_routes::remove_unused(&self.netlink, &before, &self.knowledge.config).await;
+                probe_routes::prepare(&self.netlink, &self.knowledge).await;
                 self.follow();
                 self.sweep()?;
                 Ok(Response::Done { changes })
@@ -825,52 +653,6 @@ impl Daemon {
             info!(pin_path = %pin_path.display(), "ended; the data path stays in place and forwards on");
         }
     }
-}
-
-/// Why a configuration can't be applied to a running daemon, and what would apply it.
-fn fixed_while_running(old: &Config, new: &Config) -> Option<String> {
-    const RESTART: &str =
-        "takes a restart (`systemctl restart xdp-lb`), during which the data path forwards on";
-    let (old_node, new_node) = (&old.node, &new.node);
-    let pins = old_node.pin_path.display();
-    let anew = |why: &str| {
-        format!(
-            "{why}; to accept that, end xdp-lb, stop forwarding with `rm -r {pins}`, and start it again"
-        )
-    };
-    if old_node.interfaces != new_node.interfaces {
-        return Some(format!("a change of `interfaces` in [node] {RESTART}"));
-    }
-    if old_node.unserved != new_node.unserved {
-        return Some(format!("a change of `unserved` in [node] {RESTART}"));
-    }
-    if old.control != new.control {
-        return Some(format!("a change in [control] {RESTART}"));
-    }
-    if old_node.xdp_mode != new_node.xdp_mode {
-        return Some(anew("`xdp_mode` in [node] belongs to the attached program"));
-    }
-    if old_node.pin_path != new_node.pin_path {
-        return Some(anew(
-            "`pin_path` in [node] is where the running data path is",
-        ));
-    }
-    if old_node.seed != new_node.seed {
-        return Some(anew(
-            "with another `seed` in [node] every client goes to another backend, which breaks all connections",
-        ));
-    }
-    if old.limits != new.limits {
-        return Some(anew("[limits] are the sizes that the maps were made with"));
-    }
-    None
-}
-
-/// The data path's coarse time: `bpf_ktime_get_coarse_ns` is `CLOCK_MONOTONIC_COARSE`.
-fn ticks_now() -> u16 {
-    let time = clock_gettime(ClockId::MonotonicCoarse);
-    let nanos = time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs();
-    (nanos >> TICK_SHIFT) as u16
 }
 
 fn millis_since(start: Instant) -> Millis {

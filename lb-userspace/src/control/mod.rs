@@ -5,14 +5,17 @@
 
 pub mod actual;
 pub mod adopt;
+pub mod announce;
 pub mod daemon;
 pub mod decisions;
 pub mod desired;
 pub mod directory;
 pub mod execute;
+pub mod fixed;
 pub mod knowledge;
 pub mod memory;
 pub mod orders;
+pub mod probe_routes;
 pub mod reconcile;
 pub mod regions;
 pub mod report;

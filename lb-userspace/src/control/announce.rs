@@ -1,0 +1,117 @@
+//! What changes, told to people: in the log, and to whoever ordered it.
+
+use std::collections::BTreeMap;
+
+use tracing::{info, warn};
+
+use super::actual::{Actual, Op};
+
+/// Logs every change of a backend with its reason, and gives the same as lines. To be called before the operations are
+/// done: `actual` is what they change.
+pub fn announce(actual: &Actual, ops: &[Op]) -> Vec<String> {
+    let added: BTreeMap<u16, &str> = ops
+        .iter()
+        .filter_map(|op| match op {
+            Op::Service { id, service } => Some((*id, service.name.as_str())),
+            _ => None,
+        })
+        .collect();
+    let name_of = |id: u16| {
+        actual
+            .services()
+            .get(&id)
+            .map(|service| service.name.as_str())
+            .or_else(|| added.get(&id).copied())
+            .unwrap_or_default()
+    };
+    let mut lines = Vec::new();
+    for op in ops {
+        match op {
+            Op::Backend { number, backend } => {
+                let service = name_of(backend.service);
+                let old = actual.backends().get(number);
+                let from = old.map_or("new", |old| old.state.name());
+                let to = backend.state.name();
+                if old.is_none_or(|old| old.state != backend.state) {
+                    info!(
+                        service,
+                        backend = backend.name,
+                        from,
+                        to,
+                        reason = backend.reason,
+                        "backend changed"
+                    );
+                    lines.push(format!(
+                        "{service}/{}: {from} -> {to} ({})",
+                        backend.name, backend.reason
+                    ));
+                } else if let Some(old) = old {
+                    if old.weight != backend.weight {
+                        info!(
+                            service,
+                            backend = backend.name,
+                            from = old.weight,
+                            to = backend.weight,
+                            "weight changed"
+                        );
+                        lines.push(format!(
+                            "{service}/{}: weight {} -> {}",
+                            backend.name, old.weight, backend.weight
+                        ));
+                    }
+                    if old.priority != backend.priority {
+                        lines.push(format!(
+                            "{service}/{}: priority {} -> {}",
+                            backend.name, old.priority, backend.priority
+                        ));
+                    }
+                    if old.entry.mac() != backend.entry.mac() {
+                        info!(service, backend = backend.name, "MAC address changed");
+                    }
+                }
+            }
+            Op::Service { id, service } => match actual.services().get(id) {
+                None => {
+                    info!(
+                        service = service.name,
+                        slots = service.slots.len(),
+                        "service added"
+                    );
+                    lines.push(format!("{}: added", service.name));
+                }
+                Some(old) => {
+                    if old.affinity != service.affinity {
+                        warn!(
+                            service = service.name,
+                            "affinity changed: connections may move to another backend"
+                        );
+                        lines.push(format!(
+                            "{}: affinity changed; open connections may move to another backend",
+                            service.name
+                        ));
+                    }
+                    if old.entries != service.entries {
+                        lines.push(format!("{}: address or ports changed", service.name));
+                    }
+                    if old.flow_idle != service.flow_idle {
+                        lines.push(format!("{}: flow_idle changed", service.name));
+                    }
+                }
+            },
+            Op::RemoveService { id } => {
+                if let Some(service) = actual.services().get(id) {
+                    info!(service = service.name, "service removed");
+                    lines.push(format!("{}: removed", service.name));
+                }
+            }
+            Op::RemoveBackend { number } => {
+                if let Some(backend) = actual.backends().get(number) {
+                    let service = name_of(backend.service);
+                    info!(service, backend = backend.name, "backend gone");
+                }
+            }
+            Op::Slots { .. } | Op::SwapDirectory { .. } | Op::Release(_) => {}
+        }
+    }
+    lines
+}
