@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use lb_common::abi::BackendState;
 use tracing::{info, warn};
 
 use super::actual::{Actual, Op};
@@ -57,6 +58,18 @@ pub fn announce(actual: &Actual, ops: &[Op]) -> Vec<String> {
                         backend.name, backend.reason
                     ));
                 } else if let Some(old) = old {
+                    if backend.state == BackendState::Leaving
+                        && backend.entry.failed()
+                        && !old.entry.failed()
+                    {
+                        warn!(
+                            service,
+                            backend = backend.name,
+                            reason = backend.reason,
+                            "backend failed while it was leaving"
+                        );
+                        lines.push(format!("{service}/{}: {}", backend.name, backend.reason));
+                    }
                     if old.weight != backend.weight {
                         info!(
                             service,
@@ -153,8 +166,6 @@ fn other_priority(actual: &Actual, ops: &[Op], op: &Op) -> Option<(u16, u32, u32
 
 #[cfg(test)]
 mod tests {
-    use lb_common::abi::BackendState;
-
     use super::*;
     use crate::control::{
         desired::DesiredBackend,

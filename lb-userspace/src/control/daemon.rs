@@ -280,7 +280,8 @@ impl Daemon {
         let cause = format!("time up for the drain of {}", names.join(", "));
         self.change(&cause, since, Touched::Only(&services))?;
         self.save_decisions();
-        Ok(())
+        // What was counted is no more.
+        self.sweep()
     }
 
     /// Keeps what was not ordered but follows from orders. It is in force already: a file that can't be written is no

@@ -210,6 +210,12 @@ impl World {
             lost: BTreeSet::new(),
             headless: false,
         };
+        // A primary, a pool of two and a last resort, which new flows leave only when the operator says so.
+        let standby = &mut world.model[1];
+        standby.manual = true;
+        for (backend, priority) in standby.backends.iter_mut().zip([1, 2, 2, 3, 1]) {
+            backend.priority = priority;
+        }
         world.bench.bring(&world.desired());
         world
     }
@@ -443,7 +449,7 @@ impl World {
             && !self.headless
         {
             assert!(
-                !self.has_failed(server) || before.is_some_and(|life| life.home == server),
+                !self.has_failed(server),
                 "flow {flow} went to {server:?}, which has failed"
             );
         }
@@ -838,5 +844,22 @@ fn the_last_backend_is_drained_after_a_restart() {
         Step::Change(1, 2, Change::ToggleDrain),
         Step::Change(1, 3, Change::ToggleDrain),
         Step::Killed(1, 0, Change::ToggleDrain, 0),
+    ]);
+}
+
+/// The primary of a service with `failback = "manual"` is gone and comes back: who gets the new flows is asserted for each.
+#[test]
+fn new_flows_stay_with_the_stand_by_until_the_operator_says_so() {
+    let opens = || Step::Open(0, FLOWS);
+    live(&[
+        opens(),
+        Step::Change(1, 0, Change::ToggleProbe),
+        opens(),
+        Step::Change(1, 0, Change::ToggleProbe),
+        opens(),
+        Step::Restart,
+        opens(),
+        Step::Change(1, 0, Change::Failback),
+        opens(),
     ]);
 }
