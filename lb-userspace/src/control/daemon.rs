@@ -23,7 +23,7 @@ use super::{
     announce::announce,
     decisions::Decisions,
     execute::Done,
-    fixed::fixed_while_running,
+    fixed::{Held, fixed_while_running, refuse_too_large},
     knowledge::{Knowledge, Neighbour, PortState},
     orders::{self, Order},
     probe_routes,
@@ -577,8 +577,12 @@ impl Daemon {
         if let Err(errors) = check_host(&file, &facts.for_config()) {
             return refused(errors.render(false));
         }
-        if let Some(message) = fixed_while_running(&self.knowledge.config, &file.config) {
+        let held = Held::of(&self.running.executor.maps);
+        if let Some(message) = fixed_while_running(&self.knowledge.config, &file.config, &held) {
             return refused(format!("{message}; nothing was changed"));
+        }
+        if let Err(error) = refuse_too_large(&file.config.needs(), &held) {
+            return refused(format!("{error}; nothing was changed"));
         }
         self.knowledge.facts = facts;
         let before = std::mem::replace(&mut self.knowledge.config, file.config);

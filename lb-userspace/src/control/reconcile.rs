@@ -25,25 +25,41 @@ use crate::maglev;
 pub enum TooSmall {
     /// More services than ids.
     #[error(
-        "there is room for {capacity} services, those removed within the last second among them, and all are in use: the \
-         configuration has too many"
+        "{needed} services are too many, those removed within the last seconds among them: the maps have room for {capacity}; \
+         remove some, or wait a moment and try again"
     )]
     Services {
+        /// How many ids it would take.
+        needed: u64,
         /// How many ids there are.
         capacity: u32,
     },
     /// More backends than numbers.
     #[error(
-        "there is room for {capacity} backends, those that are leaving among them: raise `backends` in [limits], which takes maps made \
-         anew (end xdp-lb, remove its pins, start it again), or wait until the ones that are leaving have gone"
+        "{needed} backends are too many, those that are leaving among them: the maps have room for {capacity}; raise \
+         `backends` in [limits] to at least {needed}, which takes maps made anew (end xdp-lb, remove its pins, start it \
+         again), or wait until the ones that are leaving have gone"
     )]
     Backends {
+        /// How many numbers it would take.
+        needed: u64,
         /// How many numbers there are.
+        capacity: u32,
+    },
+    /// All tables together are too large.
+    #[error(
+        "the services' tables take {needed} slots together, and the maps have room for {capacity}: raise `slots` in [limits] \
+         to at least {needed}, which takes maps made anew (end xdp-lb, remove its pins, start it again)"
+    )]
+    AllSlots {
+        /// How many slots the tables take.
+        needed: u64,
+        /// How many there are.
         capacity: u32,
     },
     /// No room for a table.
     #[error(
-        "service {service} needs a table of {needed} slots, but {used} of {capacity} are in use: raise `slots` in [limits], which takes maps made anew (end xdp-lb, remove its pins, start it again)"
+        "service {service} needs a table of {needed} slots in one piece, but {used} of {capacity} are in use: raise `slots` in [limits], which takes maps made anew (end xdp-lb, remove its pins, start it again)"
     )]
     Slots {
         /// The service.
@@ -82,6 +98,7 @@ pub fn reconcile(
 ) -> Result<Vec<Op>, TooSmall> {
     let mut plan = Plan {
         actual,
+        desired,
         regions: Cow::Borrowed(&actual.regions),
         next_id: 0,
         next_number: 1,
@@ -110,6 +127,8 @@ pub fn reconcile(
 
 struct Plan<'a> {
     actual: &'a Actual,
+    /// Everything that is wanted, for the numbers of a refusal.
+    desired: &'a [DesiredService],
     regions: Cow<'a, Regions>,
     /// Where the search for a free service id goes on.
     next_id: u32,
@@ -179,12 +198,40 @@ impl Plan<'_> {
         None
     }
 
+    fn too_many_services(&self) -> TooSmall {
+        let new = self
+            .desired
+            .iter()
+            .filter(|service| self.actual.service_id(&service.name).is_none());
+        let there = self.actual.services().len() + self.actual.retired().services.len();
+        TooSmall::Services {
+            needed: (there + new.count()) as u64,
+            capacity: self.actual.service_capacity,
+        }
+    }
+
+    fn too_many_backends(&self) -> TooSmall {
+        let new = self.desired.iter().flat_map(|service| {
+            let id = self.actual.service_id(&service.name);
+            service.backends.iter().filter(move |backend| {
+                id.and_then(|id| {
+                    self.actual
+                        .backend_number(id, &backend.name, backend.address)
+                })
+                .is_none()
+            })
+        });
+        let there = self.actual.backends().len() + self.actual.retired().backends.len();
+        TooSmall::Backends {
+            needed: (there + new.count()) as u64,
+            capacity: self.actual.backend_capacity - 1,
+        }
+    }
+
     fn service(&mut self, desired: &DesiredService) -> Result<(), TooSmall> {
         let id = match self.actual.service_id(&desired.name) {
             Some(id) => id,
-            None => self.free_id().ok_or(TooSmall::Services {
-                capacity: self.actual.service_capacity,
-            })?,
+            None => self.free_id().ok_or_else(|| self.too_many_services())?,
         };
         let numbers = self.numbers(id, desired)?;
         let weights: Vec<u32> = desired.backends.iter().map(|b| b.weight).collect();
@@ -324,9 +371,7 @@ impl Plan<'_> {
                 .backend_number(id, &backend.name, backend.address)
             {
                 Some(number) => number,
-                None => self.free_number().ok_or(TooSmall::Backends {
-                    capacity: self.actual.backend_capacity - 1,
-                })?,
+                None => self.free_number().ok_or_else(|| self.too_many_backends())?,
             };
             numbers.insert((backend.name.as_str(), backend.address), number);
         }

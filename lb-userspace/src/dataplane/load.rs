@@ -5,7 +5,10 @@ use std::path::Path;
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use lb_common::abi::{self, SLOTS_IN_LINE, global, map};
 
-use super::{DataplaneError, KERNEL_OBJECT, maps::maps_dir};
+use super::{
+    DataplaneError, KERNEL_OBJECT,
+    layout::{entries_of, maps_dir},
+};
 
 /// How large the maps are made. What is pinned already keeps its size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,14 +93,12 @@ pub fn load(
         .override_global(global::OWN_MAC, &mac, true)
         .override_global(global::OWN_PORT, &instance.port, true)
         .override_global(global::UNSERVED_PASS, &unserved_pass, true)
-        .override_global(global::FLOW_BITS, &flow_bits, true)
-        .map_max_entries(map::SERVICES, sizes.service_buckets)
-        .map_max_entries(map::SLOTS, sizes.slots / SLOTS_IN_LINE)
-        .map_max_entries(map::BACKENDS, sizes.backends)
-        .map_max_entries(map::FLOWS, sizes.flow_buckets)
-        .map_max_entries(map::COUNTERS, sizes.backends)
-        .map_max_entries(map::SERVICE_INFO, sizes.services)
-        .map_max_entries(map::BACKEND_INFO, sizes.backends);
+        .override_global(global::FLOW_BITS, &flow_bits, true);
+    for name in map::ALL {
+        if let Some(entries) = entries_of(name, sizes) {
+            loader.map_max_entries(name, entries);
+        }
+    }
     if let Some(dir) = &dir {
         for name in map::ALL {
             loader.map_pin_path(name, dir.join(name));

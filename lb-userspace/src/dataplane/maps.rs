@@ -1,14 +1,10 @@
 //! The maps, behind one typed facade: no map name and no aya type is seen outside `dataplane`.
 
-use std::{
-    io,
-    os::fd::AsFd,
-    path::{Path, PathBuf},
-};
+use std::{io, os::fd::AsFd, path::Path};
 
 use aya::{
     Ebpf, Pod,
-    maps::{Array, Map, MapData, MapInfo, MapType, PerCpuArray, xdp::DevMap},
+    maps::{Array, Map, MapData, PerCpuArray, xdp::DevMap},
 };
 use lb_common::{
     abi::{
@@ -22,7 +18,11 @@ use lb_common::{
     verdict::Verdict,
 };
 
-use super::{DataplaneError, mapped::Mapped};
+use super::{
+    DataplaneError,
+    layout::{LAYOUTS, Layout, MapFacts, facts_of, info, maps_dir, open},
+    mapped::Mapped,
+};
 
 /// What the maps are opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,60 +70,6 @@ impl std::fmt::Debug for Maps {
             .field("facts", &self.facts)
             .finish_non_exhaustive()
     }
-}
-
-/// What the kernel says about a map.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MapFacts {
-    /// Its name.
-    pub name: &'static str,
-    /// Its type, as the kernel names it.
-    pub kind: &'static str,
-    /// Bytes of a key.
-    pub key_size: u32,
-    /// Bytes of a value.
-    pub value_size: u32,
-    /// How many values there are.
-    pub max_entries: u32,
-    /// Bytes of memory: values, rounded up as the kernel does, times the processors where each has its own.
-    pub memory: u64,
-}
-
-/// A map's type and sizes, as `lb_common::abi` has them.
-struct Layout {
-    name: &'static str,
-    kind: MapType,
-    value_size: u32,
-}
-
-const fn layout<T>(name: &'static str, kind: MapType) -> Layout {
-    Layout {
-        name,
-        kind,
-        value_size: size_of::<T>() as u32,
-    }
-}
-
-const LAYOUTS: [Layout; map::ALL.len()] = [
-    layout::<Control>(map::CONTROL, MapType::Array),
-    layout::<Bucket>(map::SERVICES, MapType::Array),
-    layout::<SlotLine>(map::SLOTS, MapType::Array),
-    layout::<Word64>(map::BACKENDS, MapType::Array),
-    layout::<Port>(map::PORTS, MapType::Array),
-    // `struct bpf_devmap_val`: interface index and program.
-    layout::<[u32; 2]>(map::REDIRECT, MapType::DevMap),
-    layout::<FlowBucket>(map::FLOWS, MapType::Array),
-    layout::<Counter>(map::COUNTERS, MapType::PerCpuArray),
-    layout::<u64>(map::VERDICTS, MapType::PerCpuArray),
-    layout::<u64>(map::EVENTS, MapType::PerCpuArray),
-    layout::<ServiceInfo>(map::SERVICE_INFO, MapType::Array),
-    layout::<BackendInfo>(map::BACKEND_INFO, MapType::Array),
-];
-
-/// The directory of the maps below the pin path.
-#[must_use]
-pub fn maps_dir(pin_path: &Path) -> PathBuf {
-    pin_path.join("maps")
 }
 
 impl Maps {
@@ -492,41 +438,6 @@ fn sums<const N: usize>(
     Ok(sums)
 }
 
-fn open(dir: &Path, layout: &Layout) -> Result<MapData, DataplaneError> {
-    let path = dir.join(layout.name);
-    let data = MapData::from_pin(&path).map_err(|error| {
-        let denied = matches!(
-            &error,
-            aya::maps::MapError::SyscallError(call) if call.io_error.kind() == io::ErrorKind::PermissionDenied
-        );
-        if denied {
-            DataplaneError::Privileges { what: format!("opening {}", path.display()) }
-        } else {
-            DataplaneError::map(layout.name, error)
-        }
-    })?;
-    let info = info(layout.name, &data)?;
-    let kind = info.map_type().ok();
-    // aya takes whatever is pinned; a wrong type or size would be read as nonsense.
-    if kind != Some(layout.kind) || info.key_size() != 4 || info.value_size() != layout.value_size {
-        return Err(DataplaneError::Foreign {
-            path: path.display().to_string(),
-            what: format!(
-                "it is {kind:?} with {}-byte keys and {}-byte values instead of {:?} with 4 and {}",
-                info.key_size(),
-                info.value_size(),
-                layout.kind,
-                layout.value_size
-            ),
-        });
-    }
-    Ok(data)
-}
-
-fn info(name: &'static str, data: &MapData) -> Result<MapInfo, DataplaneError> {
-    data.info().map_err(|e| DataplaneError::map(name, e))
-}
-
 fn map_memory<T: super::mapped::Shared>(
     data: &MapData,
     name: &'static str,
@@ -535,27 +446,4 @@ fn map_memory<T: super::mapped::Shared>(
     let count = info(name, data)?.max_entries();
     Mapped::new(data.fd().as_fd(), count, access == Access::Write)
         .map_err(|e| DataplaneError::io(format!("mapping the memory of map {name}"), e))
-}
-
-fn facts_of(layout: &Layout, info: &MapInfo) -> Result<MapFacts, DataplaneError> {
-    let (kind, copies) = match layout.kind {
-        MapType::PerCpuArray => {
-            let cpus = aya::util::nr_cpus().map_err(|(what, source)| {
-                DataplaneError::io(format!("counting the processors ({what})"), source)
-            })?;
-            ("percpu_array", cpus as u64)
-        }
-        MapType::DevMap => ("devmap", 1),
-        _ => ("array", 1),
-    };
-    Ok(MapFacts {
-        name: layout.name,
-        kind,
-        key_size: info.key_size(),
-        value_size: info.value_size(),
-        max_entries: info.max_entries(),
-        memory: u64::from(info.value_size()).next_multiple_of(8)
-            * u64::from(info.max_entries())
-            * copies,
-    })
 }
