@@ -14,6 +14,7 @@ use tokio::{
     select,
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot},
+    task::yield_now,
     time::{MissedTickBehavior, interval},
 };
 use tracing::{error, info, warn};
@@ -30,7 +31,8 @@ use super::{
     reconcile::{Scope, TooSmall, reconcile},
     report,
     startup::{self, Running},
-    sweep::{Sweep, sweep},
+    sweep::{Budget, View},
+    sweeper::Sweeper,
 };
 use crate::{
     api::{InterfaceStatus, LastApply, NodeStatus, Request, Response, Target, http, server},
@@ -102,7 +104,7 @@ pub async fn run(options: Options) -> Result<()> {
         resolver,
         prober: Prober::new(reports),
         netlink: Netlink::open().context("opening netlink")?,
-        swept: Sweep::default(),
+        sweeper: Sweeper::default(),
         started,
         started_at: SystemTime::now(),
         last_apply: None,
@@ -111,10 +113,12 @@ pub async fn run(options: Options) -> Result<()> {
     daemon.knowledge.adopt_neighbours(actual);
     let probes = daemon.knowledge.probes(actual);
     daemon.knowledge.keep_health(actual, &probes);
-    // What a killed controller left without an owner is free again before new owners are looked for: the first look clears
-    // its records, the second finds it named nowhere.
-    daemon.sweep()?;
-    daemon.sweep()?;
+    if daemon.running.adopted {
+        // What a killed controller left without an owner is free again before new owners are looked for: the first look
+        // clears its records, the second finds it named nowhere.
+        daemon.sweep_all()?;
+        daemon.sweep_all()?;
+    }
     daemon.change("start", Instant::now(), Touched::All)?;
     daemon.follow();
     undo.pin_path = None;
@@ -183,7 +187,7 @@ struct Daemon {
     resolver: Resolver,
     prober: Prober,
     netlink: Netlink,
-    swept: Sweep,
+    sweeper: Sweeper,
     started: Instant,
     started_at: SystemTime,
     last_apply: Option<LastApply>,
@@ -229,7 +233,9 @@ impl Daemon {
                     Response::Refused { message } => error!(%message, "reload refused; everything stays as it is"),
                     _ => info!("reloaded"),
                 },
-                _ = sweeping.tick() => self.sweep()?,
+                _ = sweeping.tick() => self.sweeper.begin(&self.running.executor.actual, self.now()),
+                // Last: whatever else has happened comes first. Yielding lets the tasks of probes and clients go on as well.
+                () = yield_now(), if self.sweeper.is_active() => self.sweep_piece(Budget::PIECE).map(drop)?,
             }
             self.end_opening()?;
         }
@@ -254,6 +260,9 @@ impl Daemon {
     /// Reconciles the services that are touched; tells the probes and neighbours what follows. Gives one line for each
     /// backend whose state changed.
     fn change(&mut self, cause: &str, since: Instant, touched: Touched<'_>) -> Result<Vec<String>> {
+        while self.sweeper.must_finish() {
+            self.sweep_all()?;
+        }
         let now = self.now();
         let actual = &self.running.executor.actual;
         let (desired, scope) = match touched {
@@ -284,13 +293,13 @@ impl Daemon {
 
     /// Has operations done that were planned at `began`.
     fn execute(&mut self, ops: &[Op], began: Millis) -> Result<Done> {
+        self.sweeper.note(&self.running.executor.actual, ops);
         let follow = ops.iter().any(|op| self.changes_probes(op));
         let started = self.started;
         let done = self
             .running
             .executor
             .execute(ops, began, || millis_since(started))?;
-        self.swept.quiet = false;
         if follow {
             self.follow();
         }
@@ -475,28 +484,40 @@ impl Daemon {
         Ok(())
     }
 
-    fn sweep(&mut self) -> Result<()> {
-        if self.swept.quiet {
-            return Ok(());
-        }
-        let executor = &self.running.executor;
-        let actual = &executor.actual;
-        let seed = executor.maps.control().seed();
+    /// One piece of the pass over the flow table that is under way; true when it is over.
+    fn sweep_piece(&mut self, budget: Budget) -> Result<bool> {
+        let since = Instant::now();
         let now = self.now();
-        self.swept = sweep(
-            executor.maps.flow_buckets(),
-            actual,
-            seed,
-            coarse_ticks(),
+        let executor = &self.running.executor;
+        let view = View {
+            buckets: executor.maps.flow_buckets(),
+            actual: &executor.actual,
+            seed: executor.maps.control().seed(),
+            ticks: coarse_ticks(),
             now,
-        );
-        let ops = self.swept.operations(actual, unix_ms());
-        if !ops.is_empty() {
-            announce(actual, &ops);
-            self.execute(&ops, now)?;
+            unix_ms: unix_ms(),
+        };
+        let piece = self.sweeper.step(&view, budget);
+        if !piece.ops.is_empty() {
+            announce(&self.running.executor.actual, &piece.ops);
+            self.execute(&piece.ops, now)?;
         }
         // After the slots: a record whose slot settles is needed until it has.
-        self.running.executor.clear_flows(&self.swept.clear);
+        self.running.executor.clear_flows(&piece.clear);
+        let now = self.now();
+        let actual = &self.running.executor.actual;
+        Ok(self.sweeper.done(actual, now, since.elapsed()))
+    }
+
+    /// A whole pass at once, after the rest of one that is under way: before there is anybody to wait for it.
+    fn sweep_all(&mut self) -> Result<()> {
+        while self.sweeper.is_active() {
+            self.sweep_piece(Budget::ALL)?;
+        }
+        self.sweeper.ask();
+        self.sweeper
+            .begin(&self.running.executor.actual, self.now());
+        while !self.sweep_piece(Budget::ALL)? {}
         Ok(())
     }
 
@@ -548,7 +569,9 @@ impl Daemon {
         let cause = format!("{order:?} {}", target.backend);
         match self.change(&cause, since, Touched::Only(&services)) {
             Ok(changes) => {
-                self.sweep()?;
+                self.sweeper.ask();
+                self.sweeper
+                    .begin(&self.running.executor.actual, self.now());
                 Ok(Response::Done { changes })
             }
             // A weight that needs a larger table than there is room for.
@@ -591,7 +614,9 @@ impl Daemon {
                 probe_routes::remove_unused(&self.netlink, &before, &self.knowledge.config).await;
                 probe_routes::prepare(&self.netlink, &self.knowledge).await;
                 self.follow();
-                self.sweep()?;
+                self.sweeper.ask();
+                self.sweeper
+                    .begin(&self.running.executor.actual, self.now());
                 Ok(Response::Done { changes })
             }
             Err(error) if error.is::<TooSmall>() => {
@@ -635,7 +660,7 @@ impl Daemon {
             &executor.maps,
             &executor.actual,
             &order,
-            &self.swept,
+            self.sweeper.last(),
             self.now(),
         )?)
     }

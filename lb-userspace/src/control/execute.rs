@@ -1,6 +1,6 @@
 //! Operations done: first the stores that packets see, then what people and the next controller read.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use lb_common::{
     abi::{self, BackendInfo, ServiceInfo},
@@ -44,7 +44,6 @@ impl<M: Memory> Executor<M> {
         let mut done = Done::default();
         let mut backends = BTreeSet::new();
         let mut services = BTreeSet::new();
-        let mut retabled = BTreeSet::new();
         let mut taken_away = false;
         for op in ops {
             match op {
@@ -78,7 +77,6 @@ impl<M: Memory> Executor<M> {
                         }
                         done.slots += changes.len() as u64;
                     }
-                    retabled.insert(*service);
                 }
                 Op::Service { id, service } => {
                     for (index, slot) in (service.offset..).zip(&service.slots) {
@@ -92,7 +90,6 @@ impl<M: Memory> Executor<M> {
                             .set_service_info(*id, service_info(*id, service))?;
                     }
                     services.insert(*id);
-                    retabled.insert(*id);
                 }
                 Op::RemoveService { id } => {
                     services.insert(*id);
@@ -116,8 +113,8 @@ impl<M: Memory> Executor<M> {
             self.maps.wait_for_packets();
         }
         let ended = clock();
-        for id in retabled {
-            self.actual.redate(id, began, ended);
+        for op in ops {
+            self.actual.redate(op, began, ended);
         }
         for number in backends {
             let info = match self.actual.backends().get(&number) {
@@ -200,20 +197,4 @@ fn service_info(id: u16, service: &ActualService) -> ServiceInfo {
         protocol: service.entries.protocol,
         reserved: [0; 7],
     }
-}
-
-/// Slots that have each backend as current and as previous, by number: what `status` shows.
-#[must_use]
-pub fn slot_shares(actual: &Actual) -> BTreeMap<u16, (u64, u64)> {
-    let mut shares = vec![(0u64, 0u64); 1 << 16];
-    for slot in actual.services().values().flat_map(|s| &s.slots) {
-        shares[usize::from(slot.current())].0 += 1;
-        if slot.in_transition() {
-            shares[usize::from(slot.previous())].1 += 1;
-        }
-    }
-    (0..=u16::MAX)
-        .zip(shares)
-        .filter(|(_, share)| *share != (0, 0))
-        .collect()
 }

@@ -22,6 +22,7 @@ pub mod report;
 pub mod retarget;
 pub mod startup;
 pub mod sweep;
+pub mod sweeper;
 
 #[cfg(test)]
 mod samples;

@@ -15,8 +15,7 @@ use lb_common::{
 };
 
 use super::{
-    actual::{Actual, ActualBackend, ActualService, Millis},
-    execute::slot_shares,
+    actual::{Actual, ActualBackend, ActualService, Millis, Named},
     memory::Memory,
     retarget::Track,
     sweep::Sweep,
@@ -78,7 +77,6 @@ pub fn status(
         reached.saturating_sub(redirected),
     );
 
-    let shares = slot_shares(actual);
     let silent = silent_until(actual, now);
     let positions: HashMap<&str, usize> = order.iter().map(String::as_str).zip(0..).collect();
     let position = |name: &str| positions.get(name).copied().unwrap_or(usize::MAX);
@@ -93,18 +91,17 @@ pub fn status(
                 .into_iter()
                 .map(|(number, backend)| {
                     let counter = counters.get(&number).copied().unwrap_or_default();
-                    let (slots, previous) = shares.get(&number).copied().unwrap_or_default();
                     backend_status(
                         number,
                         backend,
-                        (slots, previous),
+                        actual.named(number),
                         counter,
                         sweep,
                         silent.get(&number),
                     )
                 })
                 .collect();
-            service_status(service, backends)
+            service_status(service, actual.in_transition(id), backends)
         })
         .collect();
     let events = maps.events()?;
@@ -126,7 +123,11 @@ pub fn status(
 /// The layouts' version, for [`NodeStatus::abi`].
 pub const ABI: u32 = ABI_VERSION;
 
-fn service_status(service: &ActualService, backends: Vec<BackendStatus>) -> ServiceStatus {
+fn service_status(
+    service: &ActualService,
+    in_transition: u32,
+    backends: Vec<BackendStatus>,
+) -> ServiceStatus {
     let affinity = service.affinity;
     ServiceStatus {
         name: service.name.clone(),
@@ -156,7 +157,7 @@ fn service_status(service: &ActualService, backends: Vec<BackendStatus>) -> Serv
         },
         flow_idle_s: service.flow_idle.as_secs_f64(),
         slots: service.slots.len() as u64,
-        slots_in_transition: service.in_transition() as u64,
+        slots_in_transition: in_transition.into(),
         backends,
     }
 }
@@ -164,7 +165,7 @@ fn service_status(service: &ActualService, backends: Vec<BackendStatus>) -> Serv
 fn backend_status(
     number: u16,
     backend: &ActualBackend,
-    (slots, previous_slots): (u64, u64),
+    named: Named,
     counter: lb_common::abi::Counter,
     sweep: &Sweep,
     silent_until: Option<&SystemTime>,
@@ -179,8 +180,8 @@ fn backend_status(
         since: rfc3339_ms(backend.since_ms),
         weight: backend.weight,
         priority: backend.priority,
-        slots,
-        previous_slots,
+        slots: named.current.into(),
+        previous_slots: named.previous.into(),
         packets: counter.packets.wrapping_sub(backend.base_packets),
         bytes: counter.bytes.wrapping_sub(backend.base_bytes),
         flows: sweep.flows.get(&number).copied().unwrap_or(0),

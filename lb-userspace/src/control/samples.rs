@@ -18,14 +18,15 @@ use lb_common::{
 };
 
 use super::{
-    actual::{Actual, Millis, Op},
+    actual::{Actual, Millis, Named, Op},
     desired::{DesiredBackend, DesiredService},
     directory::Entries,
     execute::Executor,
     memory::Memory,
     reconcile::{Scope, TooSmall, reconcile},
     retarget::Track,
-    sweep::{Sweep, sweep},
+    sweep::{Budget, Pass, Record, Sweep, View},
+    sweeper::Sweeper,
 };
 use crate::dataplane::DataplaneError;
 
@@ -195,6 +196,7 @@ impl Memory for PlainMemory {
 #[derive(Debug)]
 pub(super) struct Bench {
     pub(super) executor: Executor<PlainMemory>,
+    pub(super) sweeper: Sweeper,
     pub(super) now: Millis,
 }
 
@@ -209,6 +211,7 @@ impl Bench {
         let actual = Actual::empty(slots, u32::from(services), backends, 5);
         Self {
             executor: Executor { maps, actual },
+            sweeper: Sweeper::default(),
             now: 1_000_000,
         }
     }
@@ -225,6 +228,9 @@ impl Bench {
     /// Reconciles, does it, and checks that nothing is left to do.
     #[track_caller]
     pub(super) fn bring(&mut self, desired: &[DesiredService]) -> Vec<Op> {
+        if self.sweeper.must_finish() {
+            self.sweep_until_clean();
+        }
         let ops = self.plan(desired).unwrap();
         self.execute(&ops);
         assert_eq!(self.plan(desired).unwrap(), [], "a second time");
@@ -234,6 +240,7 @@ impl Bench {
 
     pub(super) fn execute(&mut self, ops: &[Op]) {
         let now = self.now;
+        self.sweeper.note(&self.executor.actual, ops);
         self.executor.execute(ops, now, || now).unwrap();
     }
 
@@ -241,22 +248,54 @@ impl Bench {
         tick(self.now)
     }
 
-    /// One sweep as the daemon does it.
-    pub(super) fn sweep(&mut self) -> Sweep {
-        let found = sweep(
-            self.executor.maps.flow_buckets(),
-            self.actual(),
-            SEED,
-            self.tick(),
-            self.now,
-        );
-        let ops = found.operations(self.actual(), 1_700_000_000_000 + self.now);
-        if !ops.is_empty() {
-            self.execute(&ops);
+    pub(super) fn view(&self) -> View<'_> {
+        View {
+            buckets: self.executor.maps.flow_buckets(),
+            actual: self.actual(),
+            seed: SEED,
+            ticks: self.tick(),
+            now: self.now,
+            unix_ms: 1_700_000_000_000 + self.now,
         }
-        self.executor.clear_flows(&found.clear);
+    }
+
+    /// One piece as the daemon does it; begins a pass where none is under way. True when the pass is over.
+    pub(super) fn sweep_piece(&mut self, budget: Budget) -> bool {
+        let mut sweeper = std::mem::take(&mut self.sweeper);
+        sweeper.ask();
+        sweeper.begin(self.actual(), self.now);
+        let piece = sweeper.step(&self.view(), budget);
+        self.sweeper = sweeper;
+        if !piece.ops.is_empty() {
+            self.execute(&piece.ops);
+        }
+        self.executor.clear_flows(&piece.clear);
+        self.sweeper
+            .done(&self.executor.actual, self.now, Duration::ZERO)
+    }
+
+    /// One whole pass, from its beginning.
+    pub(super) fn sweep(&mut self) -> Sweep {
+        while self.sweeper.is_active() {
+            self.sweep_piece(Budget::ALL);
+        }
+        while !self.sweep_piece(Budget::ALL) {}
         self.check();
-        found
+        self.sweeper.last().clone()
+    }
+
+    /// As the daemon does before it plans a change.
+    pub(super) fn sweep_until_clean(&mut self) {
+        while self.sweeper.must_finish() {
+            self.sweep();
+        }
+    }
+
+    /// What one look at every record says of each, and nothing is done about it.
+    pub(super) fn look(&self) -> Vec<Record> {
+        Pass::begin(self.actual(), self.now)
+            .step(&self.view(), Budget::ALL)
+            .clear
     }
 
     pub(super) fn number(&self, service: &str, backend: &str) -> u16 {
@@ -290,6 +329,7 @@ impl Bench {
         let maps = &self.executor.maps;
         let mut used = 0;
         let mut unsettled = Vec::new();
+        let mut named = vec![Named::default(); 1 << 16];
         for (id, service) in actual.services() {
             assert_eq!(actual.service_id(&service.name), Some(*id));
             assert_eq!(service.slots.len(), 1 << service.bits);
@@ -306,13 +346,40 @@ impl Bench {
                     );
                 }
             }
-            if service.slots.iter().any(|slot| slot.in_transition()) {
+            let moving = service.slots.iter().filter(|slot| slot.in_transition());
+            assert_eq!(actual.in_transition(*id) as usize, moving.clone().count());
+            if moving.count() > 0 {
                 unsettled.push(*id);
+            }
+            for slot in &service.slots {
+                named[usize::from(slot.current())].current += 1;
+                if slot.in_transition() {
+                    named[usize::from(slot.previous())].previous += 1;
+                }
             }
             assert!(!actual.retired().services.contains(id));
         }
         let found: Vec<u16> = actual.unsettled().map(|(id, _)| id).collect();
         assert_eq!(found, unsettled);
+        for (number, named) in (0..=u16::MAX)
+            .zip(named)
+            .take(actual.backend_capacity as usize)
+        {
+            assert_eq!(actual.named(number), named, "backend {number}");
+        }
+        let ending: Vec<u16> = actual.ending().map(|(number, _)| number).collect();
+        let drain_or_leave: Vec<u16> = actual
+            .backends()
+            .iter()
+            .filter(|(_, backend)| {
+                matches!(
+                    backend.state,
+                    BackendState::Draining | BackendState::Leaving
+                )
+            })
+            .map(|(number, _)| *number)
+            .collect();
+        assert_eq!(ending, drain_or_leave);
         assert_eq!(actual.regions.used(), used);
         for (number, backend) in actual.backends() {
             assert_eq!(maps.backend(*number), Some(backend.entry));
