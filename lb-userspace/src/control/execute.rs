@@ -1,6 +1,6 @@
 //! Operations done: first the stores that packets see, then what people and the next controller read.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Instant};
 
 use lb_common::{
     abi::{self, BackendInfo, ServiceInfo},
@@ -28,6 +28,10 @@ pub struct Executor<M = Maps> {
 pub struct Done {
     /// Slots written.
     pub slots: u64,
+    /// Stores into what the data path reads: slots, backends' entries, and one for a swap of the lookup.
+    pub stores: u64,
+    /// When the last of them was done.
+    pub stored: Option<Instant>,
 }
 
 impl<M: Memory> Executor<M> {
@@ -49,6 +53,7 @@ impl<M: Memory> Executor<M> {
             match op {
                 Op::Backend { number, backend } => {
                     self.maps.set_backend(*number, backend.entry);
+                    done.stores += 1;
                     let mut backend = backend.clone();
                     if !self.actual.backends().contains_key(number) {
                         // Counters are never set back: a new owner starts from what it shows.
@@ -96,6 +101,7 @@ impl<M: Memory> Executor<M> {
                 }
                 Op::SwapDirectory { layout } => {
                     self.swap_directory(layout);
+                    done.stores += 1;
                     taken_away = true;
                 }
                 Op::RemoveBackend { number } => {
@@ -107,6 +113,8 @@ impl<M: Memory> Executor<M> {
             }
             self.actual.apply(op, began);
         }
+        done.stores += done.slots;
+        done.stored = Some(Instant::now());
         if taken_away {
             // Regions that were given up, entries of backends that are gone, and the half of the lookup that was in use may
             // be written again only when no packet is on its way through them.

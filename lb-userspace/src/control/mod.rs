@@ -11,6 +11,7 @@ pub mod decisions;
 pub mod desired;
 pub mod directory;
 pub mod execute;
+pub mod failure;
 pub mod fixed;
 pub mod knowledge;
 pub mod memory;

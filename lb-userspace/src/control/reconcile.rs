@@ -252,8 +252,13 @@ impl Plan<'_> {
         // recorded flows move with the one store of its entry.
         let failed = self.backends(id, desired, &numbers);
 
-        let base = match old {
-            Some(old) if old.bits == bits => (old.slots.clone(), old.changed.clone(), old.offset),
+        let is_failed = |number: u16| failed.contains(&number);
+        let (before, changed, offset) = match old {
+            Some(old) if old.bits == bits => (
+                Cow::Borrowed(&old.slots[..]),
+                Cow::Borrowed(&old.changed[..]),
+                old.offset,
+            ),
             Some(old) => {
                 let mut slots = old.slots.clone();
                 let mut changed = old.changed.clone();
@@ -261,31 +266,33 @@ impl Plan<'_> {
                     slots = maglev::grow(&slots);
                     changed = maglev::grow(&changed);
                 }
-                (slots, changed, self.region(desired, bits)?)
+                (slots.into(), changed.into(), self.region(desired, bits)?)
             }
             None => {
                 let size = 1usize << bits;
                 (
-                    vec![Slot::default(); size],
-                    vec![self.now; size],
+                    vec![Slot::default(); size].into(),
+                    vec![self.now; size].into(),
                     self.region(desired, bits)?,
                 )
             }
         };
-        let (before, changed, offset) = base;
         let table_is_new = old.is_none_or(|old| old.bits != bits);
-        let names_failed =
-            |slot: &Slot| failed.contains(&slot.current()) || failed.contains(&slot.previous());
+        let names_failed = || {
+            before
+                .iter()
+                .any(|slot| is_failed(slot.current()) || is_failed(slot.previous()))
+        };
         let stale = table_is_new
             || old.is_none_or(|old| old.built_for.as_ref() != Some(&built_for))
-            || (!failed.is_empty() && before.iter().any(names_failed));
+            || (!failed.is_empty() && names_failed());
         let slots = if stale {
-            target(&before, &built_for, bits, desired.track, &failed)
+            target(&before, &built_for, bits, desired.track, is_failed).into()
         } else {
             before.clone()
         };
 
-        let service = |slots, changed| ActualService {
+        let service = |slots: Cow<'_, [Slot]>, changed: Vec<Millis>| ActualService {
             name: desired.name.clone(),
             entries: desired.entries.clone(),
             affinity: desired.affinity,
@@ -293,13 +300,13 @@ impl Plan<'_> {
             flow_idle: desired.flow_idle,
             offset,
             bits,
-            slots,
+            slots: slots.into_owned(),
             changed,
             built_for: Some(built_for.clone()),
         };
         if table_is_new {
-            let mut changed = changed;
-            for ((slot, old), changed) in slots.iter().zip(&before).zip(&mut changed) {
+            let mut changed = changed.into_owned();
+            for ((slot, old), changed) in slots.iter().zip(&*before).zip(&mut changed) {
                 if slot != old {
                     *changed = self.now;
                 }
@@ -312,7 +319,7 @@ impl Plan<'_> {
             return Ok(());
         }
         let changes: Vec<(u32, Slot)> = (0..)
-            .zip(slots.iter().zip(&before))
+            .zip(slots.iter().zip(&*before))
             .filter(|(_, (new, old))| new != old)
             .map(|(index, (new, _))| (index, *new))
             .collect();
@@ -332,8 +339,8 @@ impl Plan<'_> {
         {
             // The table is written already; the service keeps it.
             self.swap |= old.entries != desired.entries || old.affinity != desired.affinity;
-            let mut changed = changed;
-            for ((slot, old), changed) in slots.iter().zip(&before).zip(&mut changed) {
+            let mut changed = changed.into_owned();
+            for ((slot, old), changed) in slots.iter().zip(&*before).zip(&mut changed) {
                 if slot != old {
                     *changed = self.now;
                 }
@@ -463,12 +470,12 @@ impl Plan<'_> {
 }
 
 /// The table after the change.
-fn target(
+pub(super) fn target(
     before: &[Slot],
     built_for: &[(String, u32, u16)],
     bits: u8,
     track: Track,
-    failed: &BTreeSet<u16>,
+    failed: impl Fn(u16) -> bool,
 ) -> Vec<Slot> {
     let members: Vec<maglev::Member<'_>> = built_for
         .iter()
@@ -482,7 +489,7 @@ fn target(
     before
         .iter()
         .zip(table)
-        .map(|(slot, target)| retarget(*slot, target, track, |number| failed.contains(&number)))
+        .map(|(slot, target)| retarget(*slot, target, track, &failed))
         .collect()
 }
 

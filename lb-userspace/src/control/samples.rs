@@ -1,10 +1,6 @@
 //! What the controller's tests start from: services and backends, and the maps in plain memory.
 
-use std::{
-    cell::{Cell, RefCell},
-    net::Ipv4Addr,
-    time::Duration,
-};
+use std::{cell::Cell, net::Ipv4Addr, time::Duration};
 
 use lb_common::{
     abi::{BackendInfo, BackendState, Bucket, Control, Counter, NAME_LEN, ServiceInfo},
@@ -42,15 +38,29 @@ pub(super) struct PlainMemory {
     backend_info: Vec<BackendInfo>,
     /// Writes that are still done before the controller dies; `None` where it lives for ever.
     pub(super) writes_left: Cell<Option<u32>>,
+    /// What was read and written since it was last asked for.
+    pub(super) touched: Cell<Touched>,
+}
+
+/// What was read and written of the maps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Touched {
+    pub(super) slots_read: u64,
+    /// Slots written.
+    pub(super) slots: u64,
+    /// Backends' entries written.
+    pub(super) backends: u64,
+    /// What people read, of services and backends, written.
+    pub(super) infos: u64,
     /// How often it was waited for the packets on their way.
-    pub(super) waits: RefCell<u32>,
+    pub(super) waits: u64,
 }
 
 impl PlainMemory {
-    pub(super) fn new(slots: u32, services: u16, backends: u32) -> Self {
+    pub(super) fn new(slots: u32, services: u16, backends: u32, service_buckets: u32) -> Self {
         let tables = PlainTables::new(
             Capacity {
-                service_buckets: 64,
+                service_buckets,
                 slots,
                 backends,
                 flow_buckets: 1 << 10,
@@ -68,8 +78,14 @@ impl PlainMemory {
             service_info: vec![ServiceInfo::default(); usize::from(services)],
             backend_info: vec![BackendInfo::default(); backends as usize],
             writes_left: Cell::new(None),
-            waits: RefCell::new(0),
+            touched: Cell::default(),
         }
+    }
+
+    fn touch(&self, count: impl FnOnce(&mut Touched)) {
+        let mut touched = self.touched.get();
+        count(&mut touched);
+        self.touched.set(touched);
     }
 
     /// Whether the next write is still done.
@@ -131,10 +147,12 @@ impl Memory for PlainMemory {
     }
 
     fn slot(&self, index: u32) -> Option<Slot> {
+        self.touch(|touched| touched.slots_read += 1);
         self.tables.slot(index)
     }
 
     fn set_slot(&self, index: u32, slot: Slot) {
+        self.touch(|touched| touched.slots += 1);
         if self.lives() {
             self.tables.set_slot(index, slot);
         }
@@ -145,6 +163,7 @@ impl Memory for PlainMemory {
     }
 
     fn set_backend(&self, number: u16, backend: Backend) {
+        self.touch(|touched| touched.backends += 1);
         if self.lives() {
             self.tables.set_backend(number, backend);
         }
@@ -168,6 +187,7 @@ impl Memory for PlainMemory {
     }
 
     fn set_service_info(&mut self, id: u16, info: ServiceInfo) -> Result<(), DataplaneError> {
+        self.touch(|touched| touched.infos += 1);
         if self.lives() {
             self.service_info[usize::from(id)] = info;
         }
@@ -180,6 +200,7 @@ impl Memory for PlainMemory {
     }
 
     fn set_backend_info(&mut self, number: u16, info: BackendInfo) -> Result<(), DataplaneError> {
+        self.touch(|touched| touched.infos += 1);
         if self.lives() {
             self.backend_info[usize::from(number)] = info;
         }
@@ -188,7 +209,7 @@ impl Memory for PlainMemory {
 
     /// Nothing is on its way in plain memory.
     fn wait_for_packets(&self) {
-        *self.waits.borrow_mut() += 1;
+        self.touch(|touched| touched.waits += 1);
     }
 }
 
@@ -207,8 +228,13 @@ impl Bench {
     }
 
     pub(super) fn sized(slots: u32, services: u16, backends: u32) -> Self {
-        let maps = PlainMemory::new(slots, services, backends);
-        let actual = Actual::empty(slots, u32::from(services), backends, 5);
+        Self::roomy(slots, services, backends, 64)
+    }
+
+    pub(super) fn roomy(slots: u32, services: u16, backends: u32, service_buckets: u32) -> Self {
+        let maps = PlainMemory::new(slots, services, backends, service_buckets);
+        let bits = (service_buckets / 2).ilog2() as u8;
+        let actual = Actual::empty(slots, u32::from(services), backends, bits);
         Self {
             executor: Executor { maps, actual },
             sweeper: Sweeper::default(),

@@ -432,7 +432,7 @@ fn ids_and_numbers_rest_until_no_record_names_them() {
     let ops = bench.bring(&[service("web", 10, &[backend("a")])]);
     assert_eq!(kinds(&ops), ["remove service", "remove backend", "swap"]);
     assert_eq!(
-        *bench.executor.maps.waits.borrow(),
+        bench.executor.maps.touched.get().waits,
         2,
         "for the packets on their way"
     );

@@ -1,0 +1,162 @@
+//! What the command line asks for: orders, a reload, the status.
+
+use std::{collections::BTreeSet, process};
+
+use anyhow::{Context as _, Result};
+
+use super::{
+    super::{
+        fixed::{Held, fixed_while_running, refuse_too_large},
+        orders::{self, Order},
+        probe_routes,
+        reconcile::TooSmall,
+        report,
+    },
+    Cause, Daemon, Touched,
+};
+use crate::{
+    api::{ApplyKind, InterfaceStatus, NodeStatus, Request, Response, Target},
+    config::{ConfigFile, check_host},
+    neighbour,
+};
+
+impl Daemon {
+    pub(super) async fn on_request(&mut self, request: Request) -> Result<Response> {
+        match request {
+            Request::Status => Ok(Response::Status(Box::new(self.status()?))),
+            Request::Drain { backend, force } => self.order(&backend, Order::Drain, force),
+            Request::Resume { backend } => self.order(&backend, Order::Resume, true),
+            Request::Fail { backend, force } => self.order(&backend, Order::Fail, force),
+            Request::Weight {
+                backend,
+                weight,
+                force,
+            } => {
+                // Only without any weight does it take no new flow.
+                let harmless = force || weight != Some(0);
+                self.order(&backend, Order::Weight(weight), harmless)
+            }
+            Request::Reload => self.reload().await,
+        }
+    }
+
+    fn order(&mut self, target: &Target, order: Order, force: bool) -> Result<Response> {
+        let cause = Cause::new(ApplyKind::Order, format!("{order:?} {}", target.backend));
+        let refused = |message: String| Ok(Response::Refused { message });
+        let services = match orders::resolve(self.knowledge.config(), target) {
+            Ok(services) => services,
+            Err(refusal) => return refused(refusal.to_string()),
+        };
+        if !force
+            && let Err(refusal) =
+                orders::refuse_last(&self.running.executor.actual, &services, &target.backend)
+        {
+            return refused(refusal.to_string());
+        }
+        let decisions =
+            match orders::decide(&self.knowledge.decisions, &services, &target.backend, order) {
+                Ok(decisions) => decisions,
+                Err(refusal) => return refused(refusal.to_string()),
+            };
+        // Kept before it is done: what was ordered is not forgotten by a crash in between.
+        if decisions != self.knowledge.decisions
+            && let Err(error) = decisions.save(&self.knowledge.config().control.state)
+        {
+            return refused(format!("{error}; nothing was changed"));
+        }
+        let services: BTreeSet<String> = services.into_iter().map(str::to_owned).collect();
+        let before = std::mem::replace(&mut self.knowledge.decisions, decisions);
+        match self.change(&cause, Touched::Only(&services)) {
+            Ok(changes) => {
+                self.sweep_soon();
+                Ok(Response::Done { changes })
+            }
+            // A weight that needs a larger table than there is room for.
+            Err(error) if error.is::<TooSmall>() => {
+                self.knowledge.decisions = before;
+                self.knowledge
+                    .decisions
+                    .save(&self.knowledge.config().control.state)?;
+                refused(format!("{error}; nothing was changed"))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads the configuration file again; a bad one changes nothing.
+    pub(super) async fn reload(&mut self) -> Result<Response> {
+        let cause = Cause::new(ApplyKind::Reload, "reload");
+        let refused = |message: String| Ok(Response::Refused { message });
+        let file = match ConfigFile::load(&self.options.config) {
+            Ok(file) => file,
+            Err(errors) => return refused(errors.render(false)),
+        };
+        let facts = neighbour::host_facts()
+            .await
+            .context("reading the interfaces")?;
+        if let Err(errors) = check_host(&file, &facts.for_config()) {
+            return refused(errors.render(false));
+        }
+        let held = Held::of(&self.running.executor.maps);
+        if let Some(message) = fixed_while_running(self.knowledge.config(), &file.config, &held) {
+            return refused(format!("{message}; nothing was changed"));
+        }
+        if let Err(error) = refuse_too_large(&file.config.needs(), &held) {
+            return refused(format!("{error}; nothing was changed"));
+        }
+        self.knowledge.facts = facts;
+        let before = self.knowledge.set_config(file.config);
+        match self.change(&cause, Touched::All) {
+            Ok(changes) => {
+                probe_routes::remove_unused(&self.netlink, &before, self.knowledge.config()).await;
+                probe_routes::prepare(&self.netlink, &self.knowledge).await;
+                self.follow_all();
+                self.sweep_soon();
+                Ok(Response::Done { changes })
+            }
+            Err(error) if error.is::<TooSmall>() => {
+                self.knowledge.set_config(before);
+                refused(format!("{error}; nothing was changed"))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn status(&self) -> Result<crate::api::Status> {
+        let config = self.knowledge.config();
+        let control = self.running.executor.maps.control();
+        let node = NodeStatus {
+            name: config.node.name.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: process::id(),
+            started: report::rfc3339(self.started_at),
+            pin_path: config.node.pin_path.display().to_string(),
+            config: self.options.config.display().to_string(),
+            abi: report::ABI,
+            generation: control.generation.get(),
+            interfaces: self
+                .running
+                .attachments
+                .iter()
+                .map(|attachment| InterfaceStatus {
+                    name: attachment.port.name.clone(),
+                    index: attachment.port.ifindex,
+                    mac: report::mac_text(attachment.port.mac),
+                    mode: attachment.mode.name().into(),
+                    program_id: attachment.program_id,
+                })
+                .collect(),
+            last_apply: self.last_apply.clone(),
+        };
+        let order: Vec<String> = config.services.iter().map(|s| s.name.clone()).collect();
+        let executor = &self.running.executor;
+        Ok(report::status(
+            node,
+            &executor.maps,
+            &executor.actual,
+            &order,
+            self.sweeper.last(),
+            self.now(),
+        )?)
+    }
+}
