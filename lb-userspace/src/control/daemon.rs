@@ -6,7 +6,7 @@ mod requests;
 mod sweeping;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, VecDeque},
     path::PathBuf,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -30,7 +30,7 @@ use super::{
     knowledge::Knowledge,
     probe_routes,
     reconcile::{Scope, reconcile},
-    report,
+    report::{self, Report},
     startup::{self, Running},
     sweep::Budget,
     sweeper::Sweeper,
@@ -99,6 +99,7 @@ pub async fn run(options: Options) -> Result<()> {
         netlink: Netlink::open().context("opening netlink")?,
         sweeper: Sweeper::default(),
         followed: Follow::default(),
+        reports: VecDeque::new(),
         started,
         started_at: SystemTime::now(),
         last_apply: None,
@@ -201,6 +202,8 @@ struct Daemon {
     netlink: Netlink,
     sweeper: Sweeper,
     followed: Follow,
+    /// Each status that is being put together, and for whom.
+    reports: VecDeque<(Report, oneshot::Sender<Response>)>,
     started: Instant,
     started_at: SystemTime,
     last_apply: Option<LastApply>,
@@ -238,9 +241,7 @@ impl Daemon {
                     self.on_network(events).await?;
                 }
                 Some((request, answer)) = asked.recv() => {
-                    let response = self.on_request(request).await?;
-                    // Whoever asked may have gone.
-                    let _ = answer.send(response);
+                    self.on_request(request, answer).await?;
                 }
                 _ = hangup.recv() => match self.reload().await? {
                     Response::Refused { message } => error!(%message, "reload refused; everything stays as it is"),
@@ -248,7 +249,12 @@ impl Daemon {
                 },
                 _ = sweeping.tick() => self.begin_sweep(),
                 // Last: whatever else has happened comes first. Yielding lets the tasks of probes and clients go on as well.
-                () = yield_now(), if self.sweeper.is_active() => self.sweep_piece(Budget::PIECE).map(drop)?,
+                () = yield_now(), if self.sweeper.is_active() || !self.reports.is_empty() => {
+                    self.tell_piece()?;
+                    if self.sweeper.is_active() {
+                        self.sweep_piece(Budget::PIECE)?;
+                    }
+                }
             }
             self.end_opening()?;
         }

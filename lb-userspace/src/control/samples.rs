@@ -173,6 +173,13 @@ impl Memory for PlainMemory {
         Ok(self.tables.counter(number))
     }
 
+    fn counters(&self, first: u16, count: u16) -> Result<Vec<Counter>, DataplaneError> {
+        let end = (u32::from(first) + u32::from(count)).min(self.backend_capacity());
+        Ok((u32::from(first)..end)
+            .map(|number| self.tables.counter(number as u16))
+            .collect())
+    }
+
     fn verdicts(&self) -> Result<[u64; Verdict::COUNT], DataplaneError> {
         Ok(self.tables.verdicts())
     }

@@ -1,6 +1,10 @@
 //! The maps, behind one typed facade: no map name and no aya type is seen outside `dataplane`.
 
-use std::{io, os::fd::AsFd, path::Path};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+};
 
 use aya::{
     Ebpf, Pod,
@@ -19,8 +23,8 @@ use lb_common::{
 };
 
 use super::{
-    DataplaneError,
-    layout::{LAYOUTS, Layout, MapFacts, facts_of, info, maps_dir, open},
+    DataplaneError, batch,
+    layout::{LAYOUTS, Layout, MapFacts, facts_of, info, maps_dir, open, processors},
     mapped::Mapped,
 };
 
@@ -57,6 +61,10 @@ pub struct Maps {
     ports: Array<MapData, Plain<Port>>,
     redirect: DevMap<MapData>,
     counters: PerCpuArray<MapData, Plain<Counter>>,
+    /// The same map, for reading many at once.
+    counters_fd: Option<OwnedFd>,
+    /// How many values each of its entries has.
+    processors: usize,
     verdicts: PerCpuArray<MapData, u64>,
     events: PerCpuArray<MapData, u64>,
     service_info: Array<MapData, Plain<ServiceInfo>>,
@@ -180,9 +188,14 @@ impl Maps {
             backend_info,
         ] = &LAYOUTS;
         let mut facts = Vec::new();
+        let mut counters_fd = None;
         let mut take = |layout: &Layout| -> Result<MapData, DataplaneError> {
             let data = get(layout)?;
             facts.push(facts_of(layout, &info(layout.name, &data)?)?);
+            if layout.name == map::COUNTERS {
+                let twice = data.fd().as_fd().try_clone_to_owned();
+                counters_fd = twice.ok();
+            }
             Ok(data)
         };
         Ok(Self {
@@ -196,12 +209,14 @@ impl Maps {
                 .map_err(|e| DataplaneError::map(redirect.name, e))?,
             flows: map_memory(&take(flows)?, flows.name, access)?,
             counters: per_cpu(take(counters)?, counters.name)?,
+            processors: usize::try_from(processors()?).unwrap_or(usize::MAX),
             verdicts: per_cpu(take(verdicts)?, verdicts.name)?,
             events: per_cpu(take(events)?, events.name)?,
             service_info: Array::try_from(Map::Array(take(service_info)?))
                 .map_err(|e| DataplaneError::map(service_info.name, e))?,
             backend_info: Array::try_from(Map::Array(take(backend_info)?))
                 .map_err(|e| DataplaneError::map(backend_info.name, e))?,
+            counters_fd,
             facts,
         })
     }
@@ -336,6 +351,39 @@ impl Maps {
                 packets: sum.packets.wrapping_add(value.0.packets),
                 bytes: sum.bytes.wrapping_add(value.0.bytes),
             }))
+    }
+
+    /// The counters of up to `count` backend numbers from `first` on: with one system call, or one for each number where the
+    /// kernel is older than 5.13.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    pub fn counters(&self, first: u16, count: u16) -> Result<Vec<Counter>, DataplaneError> {
+        const WORDS: usize = size_of::<Counter>() / 8;
+        let first = u32::from(first);
+        let end = (first + u32::from(count)).min(self.backend_capacity());
+        let wanted = end.saturating_sub(first) as usize;
+        let words = WORDS * self.processors;
+        let mut values = vec![0; wanted * words];
+        if let Some(fd) = &self.counters_fd {
+            // SAFETY: `open` and `of_object` let only a map with values of a `Counter` pass; `words` is that for every
+            // processor that there could be.
+            let found = unsafe { batch::lookup(fd.as_fd(), first, words, &mut values) };
+            if found.is_ok_and(|found| found == wanted) {
+                let of_one = |words: &[u64]| {
+                    words
+                        .chunks_exact(WORDS)
+                        .fold(Counter::default(), |sum, one| Counter {
+                            packets: sum.packets.wrapping_add(one[0]),
+                            bytes: sum.bytes.wrapping_add(one[1]),
+                        })
+                };
+                return Ok(values.chunks_exact(words).map(of_one).collect());
+            }
+        }
+        (first..end)
+            .map(|number| self.counter(number as u16))
+            .collect()
     }
 
     /// Packets of each verdict since the maps were made, indexed by [`Verdict`]. Those that reached a backend are

@@ -1,6 +1,7 @@
 //! The kernel's side as userspace sees it: load, attach, pin, and one typed facade over the maps.
 
 pub mod attach;
+mod batch;
 pub mod bpffs;
 pub mod clock;
 pub mod explain;

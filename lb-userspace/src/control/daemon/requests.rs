@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, process};
 
 use anyhow::{Context as _, Result};
+use tokio::sync::oneshot;
 
 use super::{
     super::{
@@ -10,7 +11,7 @@ use super::{
         orders::{self, Order},
         probe_routes,
         reconcile::TooSmall,
-        report,
+        report::{self, Report},
     },
     Cause, Daemon, Touched,
 };
@@ -21,9 +22,14 @@ use crate::{
 };
 
 impl Daemon {
-    pub(super) async fn on_request(&mut self, request: Request) -> Result<Response> {
-        match request {
-            Request::Status => Ok(Response::Status(Box::new(self.status()?))),
+    /// Answers, or begins to.
+    pub(super) async fn on_request(
+        &mut self,
+        request: Request,
+        answer: oneshot::Sender<Response>,
+    ) -> Result<()> {
+        let response = match request {
+            Request::Status => return self.begin_status(answer),
             Request::Drain { backend, force } => self.order(&backend, Order::Drain, force),
             Request::Resume { backend } => self.order(&backend, Order::Resume, true),
             Request::Fail { backend, force } => self.order(&backend, Order::Fail, force),
@@ -37,7 +43,10 @@ impl Daemon {
                 self.order(&backend, Order::Weight(weight), harmless)
             }
             Request::Reload => self.reload().await,
-        }
+        }?;
+        // Whoever asked may have gone.
+        let _ = answer.send(response);
+        Ok(())
     }
 
     fn order(&mut self, target: &Target, order: Order, force: bool) -> Result<Response> {
@@ -122,10 +131,24 @@ impl Daemon {
         }
     }
 
-    fn status(&self) -> Result<crate::api::Status> {
+    /// Begins to put the status together; it goes on in [`Self::tell_piece`].
+    fn begin_status(&mut self, answer: oneshot::Sender<Response>) -> Result<()> {
+        let executor = &self.running.executor;
+        let services = &self.knowledge.config().services;
+        let report = Report::begin(
+            &executor.maps,
+            &executor.actual,
+            services.iter().map(|service| service.name.as_str()),
+            self.sweeper.last(),
+        )?;
+        self.reports.push_back((report, answer));
+        Ok(())
+    }
+
+    fn node_status(&self) -> NodeStatus {
         let config = self.knowledge.config();
         let control = self.running.executor.maps.control();
-        let node = NodeStatus {
+        NodeStatus {
             name: config.node.name.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
             pid: process::id(),
@@ -147,16 +170,23 @@ impl Daemon {
                 })
                 .collect(),
             last_apply: self.last_apply.clone(),
+        }
+    }
+
+    /// One piece of the oldest status that is being put together.
+    pub(super) fn tell_piece(&mut self) -> Result<()> {
+        let now = self.now();
+        let Some((report, answer)) = self.reports.front_mut() else {
+            return Ok(());
         };
-        let order: Vec<String> = config.services.iter().map(|s| s.name.clone()).collect();
         let executor = &self.running.executor;
-        Ok(report::status(
-            node,
-            &executor.maps,
-            &executor.actual,
-            &order,
-            self.sweeper.last(),
-            self.now(),
-        )?)
+        // Whoever asked may have gone.
+        let done = answer.is_closed()
+            || report.step(&executor.maps, &executor.actual, self.sweeper.last(), now)?;
+        if done && let Some((report, answer)) = self.reports.pop_front() {
+            let status = report.finish(self.node_status());
+            let _ = answer.send(Response::Status(Box::new(status)));
+        }
+        Ok(())
     }
 }
