@@ -3,7 +3,8 @@
 //! The flow table may hold tens of millions of flows, and a look at all of it takes a large part of a second. So it is looked
 //! at in pieces, between which the controller acts on whatever happens: a [`Pass`] holds what was found so far. What it
 //! decides at its end counts from its *beginning*: a slot settles only if it was due when the pass began and has not changed
-//! since, a drain is over only if it had begun by then.
+//! since, a drain is over only if it had begun by then. So a flow that is never silent for `flow_idle` is never moved; one
+//! that was, and wakes up during a pass, may find its slot settled after a few packets.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
