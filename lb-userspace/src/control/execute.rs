@@ -1,6 +1,6 @@
 //! Operations done: first the stores that packets see, then what people and the next controller read.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{collections::BTreeSet, time::Instant};
 
 use lb_common::{
     abi::{self, BackendInfo, ServiceInfo},
@@ -28,6 +28,10 @@ pub struct Executor<M = Maps> {
 pub struct Done {
     /// Slots written.
     pub slots: u64,
+    /// Stores into what the data path reads: slots, backends' entries, and one for a swap of the lookup.
+    pub stores: u64,
+    /// When the last of them was done.
+    pub stored: Option<Instant>,
 }
 
 impl<M: Memory> Executor<M> {
@@ -44,12 +48,12 @@ impl<M: Memory> Executor<M> {
         let mut done = Done::default();
         let mut backends = BTreeSet::new();
         let mut services = BTreeSet::new();
-        let mut retabled = BTreeSet::new();
         let mut taken_away = false;
         for op in ops {
             match op {
                 Op::Backend { number, backend } => {
                     self.maps.set_backend(*number, backend.entry);
+                    done.stores += 1;
                     let mut backend = backend.clone();
                     if !self.actual.backends().contains_key(number) {
                         // Counters are never set back: a new owner starts from what it shows.
@@ -78,7 +82,6 @@ impl<M: Memory> Executor<M> {
                         }
                         done.slots += changes.len() as u64;
                     }
-                    retabled.insert(*service);
                 }
                 Op::Service { id, service } => {
                     for (index, slot) in (service.offset..).zip(&service.slots) {
@@ -92,13 +95,13 @@ impl<M: Memory> Executor<M> {
                             .set_service_info(*id, service_info(*id, service))?;
                     }
                     services.insert(*id);
-                    retabled.insert(*id);
                 }
                 Op::RemoveService { id } => {
                     services.insert(*id);
                 }
                 Op::SwapDirectory { layout } => {
                     self.swap_directory(layout);
+                    done.stores += 1;
                     taken_away = true;
                 }
                 Op::RemoveBackend { number } => {
@@ -110,14 +113,16 @@ impl<M: Memory> Executor<M> {
             }
             self.actual.apply(op, began);
         }
+        done.stores += done.slots;
+        done.stored = Some(Instant::now());
         if taken_away {
             // Regions that were given up, entries of backends that are gone, and the half of the lookup that was in use may
             // be written again only when no packet is on its way through them.
             self.maps.wait_for_packets();
         }
         let ended = clock();
-        for id in retabled {
-            self.actual.redate(id, began, ended);
+        for op in ops {
+            self.actual.redate(op, began, ended);
         }
         for number in backends {
             let info = match self.actual.backends().get(&number) {
@@ -200,20 +205,4 @@ fn service_info(id: u16, service: &ActualService) -> ServiceInfo {
         protocol: service.entries.protocol,
         reserved: [0; 7],
     }
-}
-
-/// Slots that have each backend as current and as previous, by number: what `status` shows.
-#[must_use]
-pub fn slot_shares(actual: &Actual) -> BTreeMap<u16, (u64, u64)> {
-    let mut shares = vec![(0u64, 0u64); 1 << 16];
-    for slot in actual.services().values().flat_map(|s| &s.slots) {
-        shares[usize::from(slot.current())].0 += 1;
-        if slot.in_transition() {
-            shares[usize::from(slot.previous())].1 += 1;
-        }
-    }
-    (0..=u16::MAX)
-        .zip(shares)
-        .filter(|(_, share)| *share != (0, 0))
-        .collect()
 }

@@ -40,6 +40,11 @@ pub trait Memory {
     /// # Errors
     /// [`DataplaneError::Map`].
     fn counter(&self, number: u16) -> Result<Counter, DataplaneError>;
+    /// The same of up to `count` numbers from `first` on.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    fn counters(&self, first: u16, count: u16) -> Result<Vec<Counter>, DataplaneError>;
     /// Packets of each verdict.
     ///
     /// # Errors
@@ -121,6 +126,10 @@ impl Memory for Maps {
 
     fn counter(&self, number: u16) -> Result<Counter, DataplaneError> {
         self.counter(number)
+    }
+
+    fn counters(&self, first: u16, count: u16) -> Result<Vec<Counter>, DataplaneError> {
+        self.counters(first, count)
     }
 
     fn verdicts(&self) -> Result<[u64; Verdict::COUNT], DataplaneError> {

@@ -16,7 +16,7 @@ use crate::{
 /// The ways of the probes to the VIPs.
 pub async fn prepare(netlink: &Netlink, knowledge: &Knowledge) {
     let mut routes: Vec<ProbeRoute> = Vec::new();
-    for service in &knowledge.config.services {
+    for service in &knowledge.config().services {
         let through_vip = service
             .probe
             .as_ref()
