@@ -183,21 +183,40 @@ impl Knowledge {
         (self.config, self.leaving) = before;
     }
 
+    /// Forgets as leaving what the configuration has, and what lost its service.
     fn forget_listed(&mut self) {
-        let services: HashMap<&str, &Service> = self
-            .config
-            .services
-            .iter()
-            .map(|s| (s.name.as_str(), s))
-            .collect();
+        let mut services = HashSet::new();
+        let mut listed = HashSet::new();
+        for service in &self.config.services {
+            services.insert(service.name.as_str());
+            for backend in &service.backends {
+                listed.insert((
+                    service.name.as_str(),
+                    backend.name.as_str(),
+                    backend.address,
+                ));
+            }
+        }
         self.leaving.retain(|(service, name, address), _| {
-            services.get(service.as_str()).is_some_and(|service| {
-                !service
-                    .backends
-                    .iter()
-                    .any(|b| b.name == *name && b.address == *address)
-            })
+            services.contains(service.as_str())
+                && !listed.contains(&(service.as_str(), name.as_str(), *address))
         });
+    }
+
+    /// The backends of a service that are leaving: name, address and what is known.
+    pub fn leaving_of<'k>(
+        &'k self,
+        service: &'k str,
+    ) -> impl Iterator<Item = (&'k str, IpAddr, &'k Leaving)> {
+        let first = (
+            service.to_owned(),
+            String::new(),
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        );
+        self.leaving
+            .range(first..)
+            .take_while(move |((of, _, _), _)| of == service)
+            .map(|((_, name, address), leaving)| (name.as_str(), *address, leaving))
     }
 
     /// Takes the backends that an earlier daemon left leaving, or that the file has lost meanwhile, as leaving.
@@ -304,12 +323,10 @@ impl Knowledge {
                 })
                 .collect(),
             leaving: self
-                .leaving
-                .iter()
-                .filter(|((name, _, _), _)| *name == service.name)
-                .map(|((_, name, address), leaving)| {
-                    let number = id.and_then(|id| actual.backend_number(id, name, ipv4(*address)));
-                    self.desired_leaving(service, name, *address, leaving, number)
+                .leaving_of(&service.name)
+                .map(|(name, address, leaving)| {
+                    let number = id.and_then(|id| actual.backend_number(id, name, ipv4(address)));
+                    self.desired_leaving(service, name, address, leaving, number)
                 })
                 .collect(),
         }
@@ -474,10 +491,8 @@ impl Knowledge {
                 .iter()
                 .map(|b| (b.name.as_str(), b.address, service.probe.as_ref()));
             let leaving = self
-                .leaving
-                .iter()
-                .filter(|((name, _, _), _)| *name == service.name)
-                .map(|((_, name, address), one)| (name.as_str(), *address, one.probe.as_ref()));
+                .leaving_of(&service.name)
+                .map(|(name, address, one)| (name, address, one.probe.as_ref()));
             for (name, address, probe) in listed.chain(leaving) {
                 let number = actual.backend_number(id, name, ipv4(address));
                 if let (Some(probe), Some(number)) = (probe, number)
@@ -892,6 +907,44 @@ mod tests {
             assert_eq!(backend.state, state_of(&number), "only reasons change");
         }
         assert_eq!(state_of(&number), BackendState::Up);
+    }
+
+    #[test]
+    fn what_is_held_goes_with_its_service() {
+        let (mut knowledge, mut bench) = (knowledge(), Bench::new());
+        for service in &mut knowledge.config.services {
+            service.probe = None;
+            service.failback = config::Failback::Manual;
+            service.backends[1].priority = 2;
+        }
+        // The preferred one has no MAC address.
+        set_mac(&mut knowledge, 1, Some([2, 0, 0, 0, 1, 2]));
+        follow(&mut knowledge, &mut bench);
+        let held = |knowledge: &Knowledge, names: &[&str], all| {
+            let wanted = |service: &Service| names.contains(&service.name.as_str());
+            let desired = knowledge.desired(wanted, bench.actual());
+            let held = knowledge.keep_held(&desired, all);
+            held.into_iter()
+                .map(|(service, held)| (service, held.priority))
+                .collect::<Vec<_>>()
+        };
+        let (web, mail) = (("web".to_owned(), 2), ("mail".to_owned(), 2));
+        assert_eq!(held(&knowledge, &["web"], false), [web.clone()]);
+        let both = [mail.clone(), web.clone()];
+        assert_eq!(held(&knowledge, &["web", "mail"], true), both);
+        knowledge.decisions.held = {
+            let desired = knowledge.desired(|_| true, bench.actual());
+            knowledge.keep_held(&desired, true)
+        };
+        // An event about one leaves the other alone; a service that is gone has nothing to hold.
+        assert_eq!(held(&knowledge, &["web"], false), both);
+        assert_eq!(held(&knowledge, &["web"], true), [web.clone()]);
+        set_mac(&mut knowledge, 0, Some([2, 0, 0, 0, 1, 1]));
+        assert_eq!(held(&knowledge, &["web", "mail"], true), both, "still");
+        let standing = knowledge.standing(&knowledge.config.services[0], bench.actual());
+        assert_eq!((standing.held, standing.better), (true, Some(1)));
+        knowledge.config.services[0].failback = config::Failback::Auto;
+        assert_eq!(held(&knowledge, &["web", "mail"], true), [mail]);
     }
 
     #[test]
