@@ -1,8 +1,8 @@
 //! Backends that have left the configuration while their flows stay.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    net::IpAddr,
+    collections::{BTreeMap, HashSet},
+    net::{IpAddr, Ipv4Addr},
 };
 
 use lb_common::abi::BackendState;
@@ -60,21 +60,40 @@ impl Knowledge {
         self.leaving = before.1;
     }
 
+    /// Forgets as leaving what the configuration has, and what lost its service.
     fn forget_listed(&mut self) {
-        let services: HashMap<&str, &Service> = self
-            .config
-            .services
-            .iter()
-            .map(|s| (s.name.as_str(), s))
-            .collect();
+        let mut services = HashSet::new();
+        let mut listed = HashSet::new();
+        for service in &self.config.services {
+            services.insert(service.name.as_str());
+            for backend in &service.backends {
+                listed.insert((
+                    service.name.as_str(),
+                    backend.name.as_str(),
+                    backend.address,
+                ));
+            }
+        }
         self.leaving.retain(|(service, name, address), _| {
-            services.get(service.as_str()).is_some_and(|service| {
-                !service
-                    .backends
-                    .iter()
-                    .any(|b| b.name == *name && b.address == *address)
-            })
+            services.contains(service.as_str())
+                && !listed.contains(&(service.as_str(), name.as_str(), *address))
         });
+    }
+
+    /// The backends of a service that are leaving: name, address and what is known.
+    pub fn leaving_of<'k>(
+        &'k self,
+        service: &'k str,
+    ) -> impl Iterator<Item = (&'k str, IpAddr, &'k Leaving)> {
+        let first = (
+            service.to_owned(),
+            String::new(),
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        );
+        self.leaving
+            .range(first..)
+            .take_while(move |((of, _, _), _)| of == service)
+            .map(|((_, name, address), leaving)| (name.as_str(), *address, leaving))
     }
 
     /// Takes the backends that an earlier daemon left leaving, or that the file has lost meanwhile, as leaving.

@@ -56,10 +56,8 @@ impl Knowledge {
             .iter()
             .map(|b| (b.name.as_str(), b.address, service.probe.as_ref()));
         let leaving = self
-            .leaving
-            .iter()
-            .filter(|((name, _, _), _)| *name == service.name)
-            .map(|((_, name, address), one)| (name.as_str(), *address, one.probe.as_ref()));
+            .leaving_of(&service.name)
+            .map(|(name, address, one)| (name, address, one.probe.as_ref()));
         for (name, address, probe) in listed.chain(leaving) {
             let number = actual.backend_number(id, name, ipv4(address));
             if let (Some(probe), Some(number)) = (probe, number)

@@ -239,3 +239,41 @@ fn only_what_is_wanted_is_looked_at() {
     assert_eq!(desired.len(), 1);
     assert_eq!(desired[0].name, "mail");
 }
+
+#[test]
+fn what_is_held_goes_with_its_service() {
+    let (mut knowledge, mut bench) = (knowledge(), Bench::new());
+    for service in &mut knowledge.config.services {
+        service.probe = None;
+        service.failback = config::Failback::Manual;
+        service.backends[1].priority = 2;
+    }
+    // The preferred one has no MAC address.
+    set_mac(&mut knowledge, 1, Some([2, 0, 0, 0, 1, 2]));
+    follow(&mut knowledge, &mut bench);
+    let held = |knowledge: &Knowledge, names: &[&str], all| {
+        let names = names.iter().map(|name| (*name).to_owned()).collect();
+        let desired = knowledge.desired_of(&names, bench.actual());
+        let held = knowledge.keep_held(&desired, all);
+        held.into_iter()
+            .map(|(service, held)| (service, held.priority))
+            .collect::<Vec<_>>()
+    };
+    let (web, mail) = ([("web".to_owned(), 2)], [("mail".to_owned(), 2)]);
+    assert_eq!(held(&knowledge, &["web"], false), web);
+    let both = [mail.clone(), web.clone()].concat();
+    assert_eq!(held(&knowledge, &["web", "mail"], true), both);
+    knowledge.decisions.held = {
+        let desired = knowledge.desired(bench.actual());
+        knowledge.keep_held(&desired, true)
+    };
+    // An event about one leaves the other alone; a service that is gone has nothing to hold.
+    assert_eq!(held(&knowledge, &["web"], false), both);
+    assert_eq!(held(&knowledge, &["web"], true), web);
+    set_mac(&mut knowledge, 0, Some([2, 0, 0, 0, 1, 1]));
+    assert_eq!(held(&knowledge, &["web", "mail"], true), both, "still");
+    let standing = knowledge.standing(&knowledge.config.services[0], bench.actual());
+    assert_eq!((standing.held, standing.better), (true, Some(1)));
+    knowledge.config.services[0].failback = config::Failback::Auto;
+    assert_eq!(held(&knowledge, &["web", "mail"], true), mail);
+}

@@ -143,12 +143,10 @@ impl Knowledge {
                 })
                 .collect(),
             leaving: self
-                .leaving
-                .iter()
-                .filter(|((name, _, _), _)| *name == service.name)
-                .map(|((_, name, address), leaving)| {
-                    let number = id.and_then(|id| actual.backend_number(id, name, ipv4(*address)));
-                    self.desired_leaving(service, name, *address, leaving, number)
+                .leaving_of(&service.name)
+                .map(|(name, address, leaving)| {
+                    let number = id.and_then(|id| actual.backend_number(id, name, ipv4(address)));
+                    self.desired_leaving(service, name, address, leaving, number)
                 })
                 .collect(),
         }
