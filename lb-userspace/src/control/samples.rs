@@ -18,7 +18,7 @@ use super::{
     desired::{DesiredBackend, DesiredService},
     directory::Entries,
     execute::Executor,
-    memory::Memory,
+    memory::{Grace, Memory},
     reconcile::{Scope, TooSmall, reconcile},
     retarget::Track,
     sweep::{Budget, Pass, Record, Sweep, View},
@@ -217,8 +217,9 @@ impl Memory for PlainMemory {
     }
 
     /// Nothing is on its way in plain memory.
-    fn wait_for_packets(&self) {
+    fn grace(&self) -> Grace {
         self.touch(|touched| touched.waits += 1);
+        Grace::over()
     }
 }
 
@@ -245,7 +246,7 @@ impl Bench {
         let bits = (service_buckets / 2).ilog2() as u8;
         let actual = Actual::empty(slots, u32::from(services), backends, bits);
         Self {
-            executor: Executor { maps, actual },
+            executor: Executor::new(maps, actual),
             sweeper: Sweeper::default(),
             now: 1_000_000,
         }
@@ -277,6 +278,7 @@ impl Bench {
         let now = self.now;
         self.sweeper.note(&self.executor.actual, ops);
         self.executor.execute(ops, now, || now).unwrap();
+        self.executor.end_grace();
     }
 
     pub(super) fn tick(&self) -> u16 {

@@ -160,7 +160,7 @@ pub fn start(
             "took over the pinned maps"
         );
     }
-    let mut executor = Executor { maps, actual };
+    let mut executor = Executor::new(maps, actual);
     let ports = number_ports(config, facts, &mut executor.maps)?;
     let attachments = attach_all(config, facts, &ports, &executor.maps, &mut undo)?;
     let_go(config)?;

@@ -14,8 +14,9 @@ use super::{
 use crate::dataplane::clock::coarse_ticks;
 
 impl Daemon {
-    /// Begins a pass if it is time.
+    /// Begins a pass if it is time, and clears what no packet is on its way through any more.
     pub(super) fn begin_sweep(&mut self) {
+        self.running.executor.end_grace_if_over();
         let now = self.now();
         self.sweeper.begin(&self.running.executor.actual, now);
     }

@@ -245,7 +245,7 @@ fn what_is_held_goes_with_its_service() {
     let (mut knowledge, mut bench) = (knowledge(), Bench::new());
     for service in &mut knowledge.config.services {
         service.probe = None;
-        service.failback = config::Failback::Manual;
+        service.failback = crate::config::Failback::Manual;
         service.backends[1].priority = 2;
     }
     // The preferred one has no MAC address.
@@ -274,6 +274,6 @@ fn what_is_held_goes_with_its_service() {
     assert_eq!(held(&knowledge, &["web", "mail"], true), both, "still");
     let standing = knowledge.standing(&knowledge.config.services[0], bench.actual());
     assert_eq!((standing.held, standing.better), (true, Some(1)));
-    knowledge.config.services[0].failback = config::Failback::Auto;
+    knowledge.config.services[0].failback = crate::config::Failback::Auto;
     assert_eq!(held(&knowledge, &["web", "mail"], true), mail);
 }
