@@ -24,8 +24,9 @@ use super::{
     decisions::Decisions,
     execute::Done,
     fixed::fixed_while_running,
-    knowledge::{Knowledge, Neighbour, PortState},
+    knowledge::{Knowledge, Neighbour},
     orders::{self, Order},
+    ports::{self, PortState},
     probe_routes,
     reconcile::{Scope, TooSmall, reconcile},
     report,
@@ -37,7 +38,9 @@ use crate::{
     config::{ConfigFile, check_host},
     dataplane::{DataplaneError, attach, clock::coarse_ticks},
     health::{ProbeReport, Prober},
-    neighbour::{self, Netlink, NetworkEvent, Resolver, Target as NeighbourTarget, vip_route},
+    neighbour::{
+        self, Netlink, NetworkEvent, Resolver, Target as NeighbourTarget, offload, vip_route,
+    },
 };
 
 /// How `run` was called.
@@ -107,6 +110,7 @@ pub async fn run(options: Options) -> Result<()> {
         started_at: SystemTime::now(),
         last_apply: None,
     };
+    daemon.number_vlans()?;
     let actual = &daemon.running.executor.actual;
     daemon.knowledge.adopt_neighbours(actual);
     let probes = daemon.knowledge.probes(actual);
@@ -417,6 +421,9 @@ impl Daemon {
         match event {
             NetworkEvent::Neighbour(_) => {}
             NetworkEvent::Link(event) => {
+                if self.is_vlan(&event.link) {
+                    return self.on_vlan().await;
+                }
                 let Some(port) = self
                     .knowledge
                     .ports
@@ -443,12 +450,95 @@ impl Daemon {
                 self.knowledge.facts = neighbour::host_facts()
                     .await
                     .context("reading the interfaces")?;
+                self.number_vlans()?;
                 self.change("addresses of the director", Instant::now(), Touched::All)?;
                 // Another way to a backend: other neighbours to follow.
                 self.follow();
                 probe_routes::prepare(&self.netlink, &self.knowledge).await;
             }
         }
+        Ok(())
+    }
+
+    /// Whether this is a VLAN on one of the director's interfaces, or was.
+    fn is_vlan(&self, link: &neighbour::Link) -> bool {
+        let ports = &self.knowledge.ports;
+        let is_ours = |vlan: neighbour::VlanOf| {
+            ports
+                .iter()
+                .any(|port| port.vlan.is_none() && port.ifindex == vlan.parent)
+        };
+        link.vlan.is_some_and(is_ours)
+            || ports
+                .iter()
+                .any(|port| port.vlan.is_some() && port.ifindex == link.ifindex)
+    }
+
+    /// A VLAN came, changed or went.
+    async fn on_vlan(&mut self) -> Result<()> {
+        self.knowledge.facts = neighbour::host_facts()
+            .await
+            .context("reading the interfaces")?;
+        self.number_vlans()?;
+        self.change("VLANs of the director", Instant::now(), Touched::All)?;
+        self.follow();
+        probe_routes::prepare(&self.netlink, &self.knowledge).await;
+        Ok(())
+    }
+
+    /// Gives the VLANs that backends are behind their ports, and takes those away that nobody needs any more.
+    fn number_vlans(&mut self) -> Result<()> {
+        let devices: Vec<PortState> = self
+            .running
+            .attachments
+            .iter()
+            .map(|attachment| attachment.port.clone())
+            .collect();
+        let executor = &mut self.running.executor;
+        let named = executor
+            .actual
+            .backends()
+            .values()
+            .map(|backend| backend.entry.port())
+            .collect();
+        let plan = ports::plan(
+            &self.knowledge.config,
+            &self.knowledge.facts,
+            &devices,
+            &executor.maps.ports()?,
+            &named,
+        );
+        for (number, port) in &plan.writes {
+            executor.maps.set_port(*number, *port)?;
+        }
+        for interface in &plan.left_out {
+            error!(
+                interface,
+                "no port number is left for this VLAN, so its backends are out of reach: {} is the most",
+                lb_common::abi::MAX_PORTS
+            );
+        }
+        for vlan in &plan.vlans {
+            let known = self.knowledge.ports.contains(vlan);
+            if let Some(tag) = vlan.vlan.filter(|_| !known) {
+                let device = devices.iter().find(|device| device.number == tag.device);
+                let device = device.map_or("", |device| device.name.as_str());
+                info!(
+                    interface = vlan.name,
+                    device,
+                    vlan = tag.id,
+                    "backends are behind this VLAN"
+                );
+                if offload::strips_tags(device) == Some(true) {
+                    warn!(
+                        interface = device,
+                        "the network card takes the VLAN tags off before XDP sees the frames, so ARP and ping for a VIP \
+                         are answered without a tag: `ethtool -K {device} rxvlan off`"
+                    );
+                }
+            }
+        }
+        self.knowledge.ports = devices.into_iter().chain(plan.vlans).collect();
         Ok(())
     }
 
@@ -582,6 +672,7 @@ impl Daemon {
         }
         self.knowledge.facts = facts;
         let before = std::mem::replace(&mut self.knowledge.config, file.config);
+        self.number_vlans()?;
         match self.change("reload", since, Touched::All) {
             Ok(changes) => {
                 probe_routes::remove_unused(&self.netlink, &before, &self.knowledge.config).await;
@@ -592,6 +683,7 @@ impl Daemon {
             }
             Err(error) if error.is::<TooSmall>() => {
                 self.knowledge.config = before;
+                self.number_vlans()?;
                 refused(format!("{error}; nothing was changed"))
             }
             Err(error) => Err(error),

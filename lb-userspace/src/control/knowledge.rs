@@ -9,7 +9,7 @@ use std::{
 
 use lb_common::{
     abi::{BackendState, probe_mark},
-    pick::Affinity,
+    pick::{Affinity, Backend},
     wire::{PROTO_TCP, PROTO_UDP, mac_bytes},
 };
 
@@ -18,6 +18,7 @@ use super::{
     decisions::Decisions,
     desired::{DesiredBackend, DesiredService, Knowledge as BackendKnowledge, state},
     directory::Entries,
+    ports::{PortState, subnet_towards},
     retarget::Track,
 };
 use crate::{
@@ -25,19 +26,6 @@ use crate::{
     health::{Health, HealthState, ProbeId, ProbeKind, ProbeSpec, Thresholds, Via},
     neighbour::{HostFacts, Mac, Target},
 };
-
-/// One of the director's interfaces that the program is attached to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PortState {
-    /// Its port number.
-    pub number: u16,
-    /// Its name.
-    pub name: String,
-    /// Its index.
-    pub ifindex: u32,
-    /// Its MAC address.
-    pub mac: Mac,
-}
 
 /// What is known of a neighbour.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,21 +70,39 @@ const fn protocol_number(protocol: Protocol) -> u8 {
     }
 }
 
+/// The way of the probes to one backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeWay<'a> {
+    /// To the backend's own address.
+    Address,
+    /// To the VIP, which is on this host: the backend is this host.
+    Own,
+    /// To the VIP, aimed at the backend by the mark.
+    Aimed {
+        /// The one interface it may leave through, where the routing table alone would not do.
+        bound: Option<&'a PortState>,
+    },
+}
+
 impl Knowledge {
-    /// The interface towards a backend: the one with a subnet that holds its address, the narrowest first.
+    /// Whether a backend is this very host.
+    #[must_use]
+    pub fn is_local(&self, address: IpAddr) -> bool {
+        self.facts.assigned(address).is_some()
+    }
+
+    /// The interface towards a backend: the one with a subnet that holds its address, the narrowest first. None leads to
+    /// this very host.
     #[must_use]
     pub fn port_towards(&self, address: IpAddr) -> Option<&PortState> {
+        if self.is_local(address) {
+            return None;
+        }
         self.ports
             .iter()
             .filter_map(|port| {
-                let interface = self.facts.interface(&port.name)?;
-                let prefix = interface
-                    .addresses
-                    .iter()
-                    .filter(|net| net.contains(&address))
-                    .map(ipnet::IpNet::prefix_len)
-                    .max()?;
-                Some((prefix, port))
+                let interface = self.facts.by_index(port.ifindex)?;
+                Some((subnet_towards(interface, address)?, port))
             })
             .max_by_key(|(prefix, _)| *prefix)
             .map(|(_, port)| port)
@@ -177,13 +183,18 @@ impl Knowledge {
     ) -> DesiredBackend {
         let decision = self.decisions.of(&service.name, &backend.name);
         let port = self.port_towards(backend.address);
+        // What is handed to this host's own stack needs no neighbour; the address is that of any interface it may come in on.
+        let local = self
+            .is_local(backend.address)
+            .then(|| self.ports.first().map(|port| port.mac))
+            .flatten();
         let neighbour = port.and_then(|port| {
             self.neighbours.get(&Target {
                 address: backend.address,
                 ifindex: port.ifindex,
             })
         });
-        let mac = neighbour.and_then(|neighbour| neighbour.mac);
+        let mac = local.or_else(|| neighbour.and_then(|neighbour| neighbour.mac));
         let no_mac = match (port, neighbour) {
             (None, _) => format!(
                 "{} is in no subnet of the director's interfaces",
@@ -200,7 +211,7 @@ impl Knowledge {
             (None, _) => (true, "not probed, as configured".to_owned()),
             (Some(_), Some(health)) => (
                 health.state() == HealthState::Up,
-                health.reason().to_owned(),
+                health.reason().to_owned() + self.how_probed(service, backend),
             ),
             (Some(_), None) => (false, "not probed yet".to_owned()),
         };
@@ -229,7 +240,10 @@ impl Knowledge {
             reason,
             healthy,
             mac,
-            port: port.map_or(0, |port| port.number),
+            port: match local {
+                Some(_) => Backend::LOCAL_PORT,
+                None => port.map_or(0, |port| port.number),
+            },
         }
     }
 
@@ -241,17 +255,22 @@ impl Knowledge {
     pub fn all_judged(&self, actual: &Actual) -> bool {
         self.config.services.iter().all(|service| {
             service.backends.iter().all(|backend| {
-                let Some(port) = self.port_towards(backend.address) else {
-                    return true;
-                };
-                let target = Target {
-                    address: backend.address,
-                    ifindex: port.ifindex,
-                };
-                let Some(neighbour) = self.neighbours.get(&target) else {
-                    return false;
-                };
-                if neighbour.mac.is_none() || service.probe.is_none() {
+                if !self.is_local(backend.address) {
+                    let Some(port) = self.port_towards(backend.address) else {
+                        return true;
+                    };
+                    let target = Target {
+                        address: backend.address,
+                        ifindex: port.ifindex,
+                    };
+                    let Some(neighbour) = self.neighbours.get(&target) else {
+                        return false;
+                    };
+                    if neighbour.mac.is_none() {
+                        return true;
+                    }
+                }
+                if service.probe.is_none() {
                     return true;
                 }
                 actual
@@ -276,7 +295,8 @@ impl Knowledge {
                 else {
                     continue;
                 };
-                let through_vip = probe.via == config::Via::Vip;
+                let way = self.probe_way(service, backend);
+                let through_vip = way != ProbeWay::Address;
                 let aimed = actual
                     .backends()
                     .get(&number)
@@ -301,7 +321,11 @@ impl Knowledge {
                     via: if through_vip { Via::Vip } else { Via::Address },
                     target: SocketAddr::new(target, probe.port),
                     address: backend.address,
-                    mark: through_vip.then(|| probe_mark(number)),
+                    mark: matches!(way, ProbeWay::Aimed { .. }).then(|| probe_mark(number)),
+                    interface: match way {
+                        ProbeWay::Aimed { bound: Some(port) } => Some(port.name.clone()),
+                        _ => None,
+                    },
                     interval: probe.interval,
                     timeout: probe.timeout,
                 };
@@ -343,6 +367,65 @@ impl Knowledge {
                         _ => Health::new(*id, *thresholds, now),
                     });
             health.set_thresholds(*thresholds);
+        }
+    }
+
+    /// The way of the probes to a backend.
+    #[must_use]
+    pub fn probe_way(&self, service: &Service, backend: &config::Backend) -> ProbeWay<'_> {
+        let through_vip = service
+            .probe
+            .as_ref()
+            .is_some_and(|probe| probe.via == config::Via::Vip);
+        if !through_vip {
+            return ProbeWay::Address;
+        }
+        if self.is_local(backend.address) {
+            return ProbeWay::Own;
+        }
+        let port = self.port_towards(backend.address);
+        let is_own_vip = self.is_local(service.vip);
+        let takes_answers = port
+            .and_then(|port| self.facts.by_index(port.ifindex))
+            .is_some_and(|interface| interface.takes_own_source);
+        // IPv6 has no such check.
+        if is_own_vip && service.vip.is_ipv4() && !takes_answers {
+            return ProbeWay::Address;
+        }
+        // Only what leaves through one interface is not delivered to this very host, or through another interface.
+        let bound = port.filter(|_| is_own_vip || self.ports_towards(service.vip).len() > 1);
+        ProbeWay::Aimed { bound }
+    }
+
+    /// The interfaces that the probes to a VIP leave through, in the order of the configuration.
+    #[must_use]
+    pub fn ports_towards(&self, vip: IpAddr) -> Vec<&PortState> {
+        let mut ports: Vec<&PortState> = Vec::new();
+        let probed = self.config.services.iter().filter(|service| {
+            service.vip == vip
+                && service
+                    .probe
+                    .as_ref()
+                    .is_some_and(|probe| probe.via == config::Via::Vip)
+        });
+        for backend in probed.flat_map(|service| &service.backends) {
+            if let Some(port) = self.port_towards(backend.address)
+                && !ports.iter().any(|known| known.number == port.number)
+            {
+                ports.push(port);
+            }
+        }
+        ports
+    }
+
+    /// What the reason of a backend adds where the probes do not take the way that the configuration says.
+    fn how_probed(&self, service: &Service, backend: &config::Backend) -> &'static str {
+        let wanted = service.probe.as_ref().map(|probe| probe.via);
+        if wanted == Some(config::Via::Vip) && self.probe_way(service, backend) == ProbeWay::Address
+        {
+            "; probed at its own address, see accept_local in `xdp-lb check`"
+        } else {
+            ""
         }
     }
 
@@ -412,6 +495,7 @@ mod tests {
             name: "eth0".into(),
             ifindex: 7,
             mac: [2, 0, 0, 0, 0, 1],
+            vlan: None,
         };
         Knowledge {
             config,
@@ -436,9 +520,11 @@ mod tests {
                     running: true,
                     loopback: false,
                     xdp: None,
+                    vlan: None,
                 },
                 addresses: vec!["198.51.100.250/24".parse().unwrap()],
                 driver: None,
+                takes_own_source: false,
             }],
         }
     }
@@ -539,6 +625,88 @@ mod tests {
             assert_eq!(backend.state, state_of(&number), "only reasons change");
         }
         assert_eq!(state_of(&number), BackendState::Up);
+    }
+
+    /// A second interface, which the second backend is behind.
+    fn two_armed(knowledge: &mut Knowledge) {
+        knowledge.ports.push(PortState {
+            number: 1,
+            name: "eth1".into(),
+            ifindex: 8,
+            mac: [2, 0, 0, 0, 0, 2],
+            vlan: None,
+        });
+        let mut eth1 = knowledge.facts.interfaces[0].clone();
+        eth1.link.ifindex = 8;
+        eth1.link.name = "eth1".into();
+        eth1.addresses = vec!["203.0.113.250/24".parse().unwrap()];
+        knowledge.facts.interfaces.push(eth1);
+        for service in &mut knowledge.config.services {
+            service.backends[1].address = "203.0.113.2".parse().unwrap();
+        }
+    }
+
+    fn ways(knowledge: &Knowledge) -> Vec<String> {
+        let web = &knowledge.config.services[0];
+        let way = |backend| match knowledge.probe_way(web, backend) {
+            ProbeWay::Address => "address".to_owned(),
+            ProbeWay::Own => "own".to_owned(),
+            ProbeWay::Aimed { bound: None } => "aimed".to_owned(),
+            ProbeWay::Aimed { bound: Some(port) } => format!("aimed through {}", port.name),
+        };
+        web.backends.iter().map(way).collect()
+    }
+
+    #[test]
+    fn probes_leave_through_the_interface_of_their_backend() {
+        let mut knowledge = knowledge();
+        assert_eq!(ways(&knowledge), ["aimed", "aimed"]);
+        two_armed(&mut knowledge);
+        assert_eq!(
+            ways(&knowledge),
+            ["aimed through eth0", "aimed through eth1"],
+            "one route to the VIP can't lead both ways"
+        );
+        let vip = knowledge.config.services[0].vip;
+        let names = |ports: Vec<&PortState>| -> Vec<String> {
+            ports.iter().map(|port| port.name.clone()).collect()
+        };
+        assert_eq!(names(knowledge.ports_towards(vip)), ["eth0", "eth1"]);
+    }
+
+    #[test]
+    fn a_backend_that_is_this_host_needs_no_neighbour() {
+        let bench = Bench::new();
+        let mut knowledge = knowledge();
+        for service in &mut knowledge.config.services {
+            service.backends[0].address = "198.51.100.250".parse().unwrap();
+        }
+        let desired = knowledge.desired(|_| true, bench.actual());
+        let own = &desired[0].backends[0];
+        assert_eq!(
+            (own.port, own.mac),
+            (Backend::LOCAL_PORT, Some([2, 0, 0, 0, 0, 1]))
+        );
+        assert_eq!(knowledge.targets().len(), 1, "only the other is asked for");
+    }
+
+    #[test]
+    fn how_the_others_are_probed_where_the_vip_is_on_this_host() {
+        let mut knowledge = knowledge();
+        knowledge.config.services[0].backends[0].address = "198.51.100.250".parse().unwrap();
+        assert_eq!(ways(&knowledge), ["own", "aimed"]);
+        let mut lo = knowledge.facts.interfaces[0].clone();
+        lo.link.ifindex = 1;
+        lo.link.name = "lo".into();
+        lo.addresses = vec!["192.0.2.10/32".parse().unwrap()];
+        knowledge.facts.interfaces.push(lo);
+        assert_eq!(
+            ways(&knowledge),
+            ["own", "address"],
+            "the answer in the VIP's name would be dropped"
+        );
+        knowledge.facts.interfaces[0].takes_own_source = true;
+        assert_eq!(ways(&knowledge), ["own", "aimed through eth0"]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use tracing::{error, warn};
 
-use super::knowledge::Knowledge;
+use super::knowledge::{Knowledge, ProbeWay};
 use crate::{
     config::Config,
     neighbour::{
@@ -15,35 +15,7 @@ use crate::{
 
 /// The ways of the probes to the VIPs.
 pub async fn prepare(netlink: &Netlink, knowledge: &Knowledge) {
-    let mut routes: Vec<ProbeRoute> = Vec::new();
-    for service in &knowledge.config.services {
-        let through_vip = service
-            .probe
-            .as_ref()
-            .is_some_and(|p| p.via == crate::config::Via::Vip);
-        let Some(backend) = service.backends.first().filter(|_| through_vip) else {
-            continue;
-        };
-        let Some(port) = knowledge.port_towards(backend.address) else {
-            continue;
-        };
-        let source = knowledge.facts.interface(&port.name).and_then(|interface| {
-            interface
-                .addresses
-                .iter()
-                .find(|net| net.contains(&backend.address))
-                .map(ipnet::IpNet::addr)
-        });
-        let Some(source) = source else { continue };
-        let route = ProbeRoute {
-            vip: service.vip,
-            ifindex: port.ifindex,
-            source,
-        };
-        if !routes.iter().any(|other| other.vip == route.vip) {
-            routes.push(route);
-        }
-    }
+    let routes = wanted(knowledge);
     match vip_route::ensure_all(netlink, &routes).await {
         Ok(results) => {
             for error in results.into_iter().filter_map(Result::err) {
@@ -52,6 +24,43 @@ pub async fn prepare(netlink: &Netlink, knowledge: &Knowledge) {
         }
         Err(error) => error!(%error, "probes through the VIPs have no way"),
     }
+}
+
+/// One way for each VIP and each interface that probes to it leave through.
+fn wanted(knowledge: &Knowledge) -> Vec<ProbeRoute> {
+    let mut routes: Vec<ProbeRoute> = Vec::new();
+    for service in &knowledge.config.services {
+        for backend in &service.backends {
+            let ProbeWay::Aimed { bound } = knowledge.probe_way(service, backend) else {
+                continue;
+            };
+            let Some(port) = knowledge.port_towards(backend.address) else {
+                continue;
+            };
+            let known = |way: &ProbeRoute| way.vip == service.vip && way.ifindex == port.ifindex;
+            if routes.iter().any(known) {
+                continue;
+            }
+            let source = knowledge
+                .facts
+                .by_index(port.ifindex)
+                .and_then(|interface| {
+                    interface
+                        .addresses
+                        .iter()
+                        .filter(|net| net.contains(&backend.address))
+                        .max_by_key(|net| net.prefix_len())
+                        .map(ipnet::IpNet::addr)
+                });
+            routes.extend(source.map(|source| ProbeRoute {
+                vip: service.vip,
+                ifindex: port.ifindex,
+                source,
+                bound: bound.is_some(),
+            }));
+        }
+    }
+    routes
 }
 
 /// Takes away the ways to VIPs that are not configured any more.

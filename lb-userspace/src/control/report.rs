@@ -71,11 +71,15 @@ pub fn status(
         reached += counter.packets;
         counters.insert(number, counter);
     }
-    // The verdict counter is read before the backends' counters, so this never goes below zero.
-    let redirected = counted[Verdict::Redirected as usize];
+    // The verdict counters are read before the backends' counters, so this never goes below zero.
+    let otherwise: u64 = Verdict::ALL
+        .iter()
+        .filter(|verdict| verdict.reached_backend() && **verdict != Verdict::Forwarded)
+        .map(|verdict| counted[*verdict as usize])
+        .sum();
     verdicts.insert(
         Verdict::Forwarded.name().into(),
-        reached.saturating_sub(redirected),
+        reached.saturating_sub(otherwise),
     );
 
     let shares = slot_shares(actual);
@@ -294,6 +298,31 @@ mod tests {
         let left = until.as_millisecond() - Timestamp::try_from(before).unwrap().as_millisecond();
         assert!((5999..60_000).contains(&left), "{left} ms");
         assert!(status.services[0].backends[0].silent_until.is_none());
+    }
+
+    /// One counter on the hot path: what reached a backend in another way is counted there and by its verdict.
+    #[test]
+    fn what_was_redirected_or_local_was_not_forwarded() {
+        use lb_common::tables::Tables as _;
+        let mut bench = Bench::new();
+        bench.bring(&[service("web", 10, &[backend("a")])]);
+        let number = bench.number("web", "a");
+        let tables = &bench.executor.maps.tables;
+        for _ in 0..6 {
+            tables.count_backend(number, 100);
+        }
+        tables.count_verdict(Verdict::Redirected);
+        tables.count_verdict(Verdict::Local);
+        tables.count_verdict(Verdict::Local);
+        let verdicts = status_of(&bench, &Sweep::default()).verdicts;
+        assert_eq!(
+            (
+                verdicts["forwarded"],
+                verdicts["redirected"],
+                verdicts["local"]
+            ),
+            (3, 1, 2)
+        );
     }
 
     /// Counters are never set back: the next owner of a number starts from what it shows.

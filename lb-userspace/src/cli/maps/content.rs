@@ -133,6 +133,8 @@ pub(super) fn rows(name: &'static str, pinned: &Pinned) -> Result<Vec<Row>, Data
                         "interface" => interface(port.ifindex),
                         "index" => port.ifindex,
                         "mac" => mac(mac_bytes(port.mac)),
+                        "vlan" => (port.vlan != 0).then_some(port.vlan),
+                        "device" => port.device,
                     }
                 })
                 .collect()
@@ -305,7 +307,9 @@ fn backends(maps: &Maps, names: &Names) -> Vec<Row> {
 
 fn redirects(maps: &Maps) -> Result<Vec<(u16, u32)>, DataplaneError> {
     let mut found = Vec::new();
-    for (number, _) in (0..).zip(maps.ports()?) {
+    // A device map forgets nothing: where a number is a VLAN's now, an interface that had it before is still there.
+    let devices = (0..).zip(maps.ports()?).filter(|(_, port)| port.vlan == 0);
+    for (number, _) in devices {
         match maps.redirect(number)? {
             0 => {}
             index => found.push((number, index)),
