@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use lb_common::{
     abi::{BackendState, Bucket, WAYS, map, text},
     flow::{FlowState, Phase},
-    pick::Slot,
+    pick::{Backend, Slot},
     service::{Directory, ServiceKey, ServiceValue},
     tables::Event,
     verdict::Verdict,
@@ -289,6 +289,7 @@ fn backends(maps: &Maps, names: &Names) -> Vec<Row> {
         (backend.0 != 0).then_some((number, backend))
     });
     let rows = used.map(|(number, backend)| {
+        let local = backend.port() == Backend::LOCAL_PORT;
         let address = match backend.mac() {
             0 => Value::Null,
             word => json!(mac(mac_bytes(word))),
@@ -298,7 +299,8 @@ fn backends(maps: &Maps, names: &Names) -> Vec<Row> {
             "backend" => names.backend(number),
             "service" => names.service_of(number),
             "mac" => address,
-            "port" => backend.port(),
+            "port" => (!local).then(|| backend.port()),
+            "local" => local,
             "failed" => backend.failed(),
         }
     });
