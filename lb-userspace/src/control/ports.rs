@@ -68,20 +68,20 @@ pub struct Plan {
     pub left_out: Vec<String>,
 }
 
-/// Gives the VLANs on the interfaces `devices` that backends are behind a port each.
+/// Gives the VLANs on the interfaces `devices` that backends, which have these `addresses`, are behind a port each.
 ///
 /// `present` is what `PORTS` holds; a VLAN keeps the number it has. `named` are the numbers that backends' entries in the
 /// maps name: such a one stays as it is even where no sub-interface asks for it any more, because flows may still go there.
 #[must_use]
 pub fn plan(
-    config: &Config,
+    addresses: impl Iterator<Item = IpAddr>,
     facts: &HostFacts,
     devices: &[PortState],
     present: &[Port],
     named: &BTreeSet<u16>,
 ) -> Plan {
     let mut plan = Plan::default();
-    let wanted = behind(config, facts, devices);
+    let wanted = behind(addresses, facts, devices);
     let number_of = |device: &PortState, id: u16| {
         (0..).zip(present).find_map(|(number, port)| {
             (port.vlan == id && port.ifindex == device.ifindex).then_some(number)
@@ -129,7 +129,7 @@ pub fn plan(
 
 /// The sub-interfaces that backends are behind, each with the port of the interface it is on and its VLAN identifier.
 fn behind<'a>(
-    config: &Config,
+    addresses: impl Iterator<Item = IpAddr>,
     facts: &'a HostFacts,
     devices: &'a [PortState],
 ) -> Vec<(&'a Interface, &'a PortState, u16)> {
@@ -149,12 +149,11 @@ fn behind<'a>(
         })
         .collect();
     let mut found: Vec<(&Interface, &PortState, u16)> = Vec::new();
-    let backends = config.services.iter().flat_map(|service| &service.backends);
-    for backend in backends.filter(|backend| facts.assigned(backend.address).is_none()) {
+    for address in addresses.filter(|address| facts.assigned(*address).is_none()) {
         let nearest = candidates
             .iter()
             .filter_map(|(interface, vlan)| {
-                Some((subnet_towards(interface, backend.address)?, interface, vlan))
+                Some((subnet_towards(interface, address)?, interface, vlan))
             })
             .max_by_key(|(prefix, _, _)| *prefix);
         if let Some((_, interface, Some((device, id)))) = nearest
@@ -230,6 +229,11 @@ mod tests {
             .config
     }
 
+    fn addresses(listed: &[&'static str]) -> impl Iterator<Item = IpAddr> + Clone + use<> {
+        let addresses: Vec<IpAddr> = listed.iter().map(|a| a.parse().unwrap()).collect();
+        addresses.into_iter()
+    }
+
     fn interface(ifindex: u32, name: &str, address: &str, vlan: Option<(u32, u16)>) -> Interface {
         Interface {
             link: Link {
@@ -296,9 +300,9 @@ mod tests {
 
     #[test]
     fn a_vlan_with_backends_gets_a_port_of_its_own() {
-        let config = config(&["198.51.100.9", "10.10.0.9", "10.10.0.8", "203.0.113.9"]);
+        let behind = addresses(&["198.51.100.9", "10.10.0.9", "10.10.0.8", "203.0.113.9"]);
         let plan = plan(
-            &config,
+            behind,
             &facts(),
             &devices(),
             &present(&[]),
@@ -312,10 +316,16 @@ mod tests {
 
     #[test]
     fn a_port_keeps_its_number_and_follows_name_and_mac() {
-        let config = config(&["10.20.0.9", "10.10.0.9"]);
+        let behind = addresses(&["10.20.0.9", "10.10.0.9"]);
         let mut facts = facts();
         let at_seven = present(&[(7, vlan10())]);
-        let first = plan(&config, &facts, &devices(), &at_seven, &BTreeSet::new());
+        let first = plan(
+            behind.clone(),
+            &facts,
+            &devices(),
+            &at_seven,
+            &BTreeSet::new(),
+        );
         let vlan20 = Port {
             mac: mac_word([2, 0, 0, 0, 0, 6]),
             vlan: 20,
@@ -325,7 +335,13 @@ mod tests {
 
         facts.interfaces[2].link.name = "storage".into();
         facts.interfaces[2].link.mac = Some([2, 9, 9, 9, 9, 9]);
-        let again = plan(&config, &facts, &devices(), &at_seven, &BTreeSet::new());
+        let again = plan(
+            behind.clone(),
+            &facts,
+            &devices(),
+            &at_seven,
+            &BTreeSet::new(),
+        );
         let renamed = again.vlans.iter().find(|v| v.number == 7).unwrap();
         assert_eq!(
             (renamed.name.as_str(), renamed.mac),
@@ -340,26 +356,26 @@ mod tests {
 
     #[test]
     fn a_port_that_backends_still_name_stays() {
-        let config = config(&["198.51.100.9"]);
+        let behind = addresses(&["198.51.100.9"]);
         let mut facts = facts();
         facts.interfaces.remove(2);
         let there = present(&[(7, vlan10())]);
         let named = BTreeSet::from([7]);
         assert_eq!(
-            plan(&config, &facts, &devices(), &there, &named),
+            plan(behind.clone(), &facts, &devices(), &there, &named),
             Plan::default()
         );
-        let gone = plan(&config, &facts, &devices(), &there, &BTreeSet::new());
+        let gone = plan(behind.clone(), &facts, &devices(), &there, &BTreeSet::new());
         assert_eq!(gone.writes, [(7, Port::default())]);
     }
 
     #[test]
     fn a_number_in_use_is_nobody_elses() {
-        let config = config(&["10.20.0.9"]);
+        let behind = addresses(&["10.20.0.9"]);
         // Number 2 is a VLAN's that is gone, but backends go there.
         let there = present(&[(2, vlan10())]);
         let plan = plan(
-            &config,
+            behind,
             &facts(),
             &devices(),
             &there,
@@ -370,9 +386,9 @@ mod tests {
 
     #[test]
     fn more_vlans_than_numbers_are_left_out() {
-        let config = config(&["10.20.0.9"]);
+        let behind = addresses(&["10.20.0.9"]);
         let named = (0..MAX_PORTS as u16).collect();
-        let plan = plan(&config, &facts(), &devices(), &present(&[]), &named);
+        let plan = plan(behind.clone(), &facts(), &devices(), &present(&[]), &named);
         assert_eq!(plan.left_out, ["eth0.20"]);
         assert!(plan.vlans.is_empty() && plan.writes.is_empty());
     }

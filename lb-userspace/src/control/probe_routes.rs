@@ -1,6 +1,9 @@
 //! The ways of the probes to the VIPs: which there should be, and taking away those of VIPs that are gone.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeSet, HashSet},
+    net::IpAddr,
+};
 
 use tracing::{error, warn};
 
@@ -28,17 +31,19 @@ pub async fn prepare(netlink: &Netlink, knowledge: &Knowledge) {
 
 /// One way for each VIP and each interface that probes to it leave through.
 fn wanted(knowledge: &Knowledge) -> Vec<ProbeRoute> {
-    let mut routes: Vec<ProbeRoute> = Vec::new();
+    let mut routes = Vec::new();
+    let mut known = HashSet::new();
     for service in &knowledge.config.services {
-        for backend in &service.backends {
-            let ProbeWay::Aimed { bound } = knowledge.probe_way(service, backend) else {
+        for (_, address, probe) in knowledge.members(service) {
+            let Some(ProbeWay::Aimed { bound }) =
+                probe.map(|probe| knowledge.probe_way(service.vip, probe, address))
+            else {
                 continue;
             };
-            let Some(port) = knowledge.port_towards(backend.address) else {
+            let Some(port) = knowledge.port_towards(address) else {
                 continue;
             };
-            let known = |way: &ProbeRoute| way.vip == service.vip && way.ifindex == port.ifindex;
-            if routes.iter().any(known) {
+            if !known.insert((service.vip, port.ifindex)) {
                 continue;
             }
             let source = knowledge
@@ -48,7 +53,7 @@ fn wanted(knowledge: &Knowledge) -> Vec<ProbeRoute> {
                     interface
                         .addresses
                         .iter()
-                        .filter(|net| net.contains(&backend.address))
+                        .filter(|net| net.contains(&address))
                         .max_by_key(|net| net.prefix_len())
                         .map(ipnet::IpNet::addr)
                 });

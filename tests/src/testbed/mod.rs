@@ -15,6 +15,7 @@
 mod director;
 mod download;
 mod error;
+mod flood;
 mod host;
 mod http;
 mod inject;
@@ -32,6 +33,7 @@ mod sniffer;
 mod status;
 #[cfg(test)]
 mod tests;
+mod transfers;
 mod xdp;
 
 use std::net::IpAddr;
@@ -40,6 +42,7 @@ use std::path::{Path, PathBuf};
 pub use director::{DEADLINE, XdpLb};
 pub use download::{Download, DownloadReport};
 pub use error::{Error, Result};
+pub use flood::SynFlood;
 pub use host::Host;
 pub use http::{Response, get};
 pub use inject::Injector;
@@ -53,6 +56,7 @@ pub use scene::Scene;
 pub use second::{SECOND_INTERFACE, SecondSegment};
 pub use sniffer::{Reply, ReplySniffer};
 pub use status::StatusExt;
+pub use transfers::Transfers;
 pub use xdp::XdpProgram;
 
 use error::IoContext as _;
