@@ -275,7 +275,12 @@ fn backend_status(
         previous_slots: named.previous.into(),
         packets: counter.packets.wrapping_sub(backend.base_packets),
         bytes: counter.bytes.wrapping_sub(backend.base_bytes),
-        flows: sweep.flows.get(&number).copied().unwrap_or(0),
+        // Those that the last look at the table counted have moved or were ended meanwhile.
+        flows: if backend.entry.failed() {
+            0
+        } else {
+            sweep.flows.get(&number).copied().unwrap_or(0)
+        },
         silent_until: silent_until.map(|time| rfc3339(*time)),
         drain_until: decision
             .drain_until_ms

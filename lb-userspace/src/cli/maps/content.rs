@@ -345,7 +345,7 @@ fn flows(maps: &Maps, names: &Names) -> Vec<Row> {
                 "service_port" => key.service_port(),
                 "backend" => names.backend(state.backend()),
                 "phase" => phase,
-                "silent_ticks" => state.silent(now),
+                "silent_ticks" => state.silence(now),
             });
         }
     }
