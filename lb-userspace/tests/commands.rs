@@ -388,7 +388,7 @@ fn settled(site: &Site, before: &BTreeMap<String, Value>) {
         assert_eq!(
             steps,
             [
-                "service", "affinity", "hash", "slot", "backend", "rewrite", "verdict"
+                "service", "affinity", "hash", "slot", "backend", "rewrite", "way", "verdict"
             ]
         );
     }
