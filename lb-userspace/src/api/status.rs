@@ -51,10 +51,34 @@ pub struct LastApply {
     pub at: String,
     /// Why: what changed.
     pub cause: String,
-    /// From the cause's arrival to the last store, in microseconds.
+    /// What sort of change it was.
+    pub kind: ApplyKind,
+    /// From the cause to the last store, in microseconds; for a probe, from its verdict.
     pub duration_us: u64,
+    /// Stores into what the data path reads: slots, entries of backends, swaps of the lookup.
+    pub operations: u64,
     /// How many slots were rewritten.
     pub slots: u64,
+}
+
+/// What sort of change of the maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ApplyKind {
+    /// The daemon's start, and the first answers after it.
+    Start,
+    /// Backends failed: their flows moved, and nothing else was considered.
+    Failure,
+    /// Another result of a probe.
+    Probe,
+    /// Another change of a neighbour.
+    Neighbour,
+    /// An order of the operator.
+    Order,
+    /// A reload.
+    Reload,
+    /// The director's own addresses or interfaces.
+    Host,
 }
 
 /// An interface the program is attached to.
@@ -91,6 +115,18 @@ pub struct ServiceStatus {
     pub slots: u64,
     /// How many of them are in transition.
     pub slots_in_transition: u64,
+    /// `auto` or `manual`: whether new flows go back by themselves when a better priority is up again.
+    #[serde(default)]
+    pub failback: String,
+    /// The priority that new flows go to; `None` where nobody takes any.
+    #[serde(default)]
+    pub priority: Option<u32>,
+    /// Whether they are held there by `failback = "manual"`: it is not the preferred priority of the configuration.
+    #[serde(default)]
+    pub held: bool,
+    /// The better priority that is up, where they are held: `xdp-lb failback` lets them go there.
+    #[serde(default)]
+    pub better_priority: Option<u32>,
     /// In the order of the configuration; those that are leaving come last.
     pub backends: Vec<BackendStatus>,
 }
@@ -129,6 +165,12 @@ pub struct BackendStatus {
     /// Until when flows may still exist that were silent all the while and so are not counted; RFC 3339. `None` where
     /// there can be none.
     pub silent_until: Option<String>,
+    /// When the drain ends the flows that are left (`drain --timeout`), RFC 3339; `None` where it does not.
+    #[serde(default)]
+    pub drain_until: Option<String>,
+    /// How many flows were left and ended when the drain's time was up; `None` where it was not.
+    #[serde(default)]
+    pub flows_ended: Option<u64>,
 }
 
 /// How full the flow table is.

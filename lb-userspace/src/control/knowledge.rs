@@ -1,28 +1,26 @@
-//! What the controller knows of the world: configuration, decisions, probe results, neighbours, interfaces; and the
-//! desired state that follows from it.
+//! What the controller knows of the world: configuration, decisions, probe results, neighbours, interfaces. What follows
+//! from it: the [desired state](wishes), and the [probes](probing).
+
+mod leaving;
+mod probing;
+#[cfg(test)]
+mod tests;
+mod wishes;
+
+pub use leaving::{Leaving, LeavingKey};
+pub use probing::Probes;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    time::SystemTime,
+    net::{IpAddr, Ipv4Addr},
 };
 
-use lb_common::{
-    abi::{BackendState, probe_mark},
-    pick::Affinity,
-    wire::{PROTO_TCP, PROTO_UDP, mac_bytes},
-};
+use lb_common::wire::mac_bytes;
 
-use super::{
-    actual::Actual,
-    decisions::Decisions,
-    desired::{DesiredBackend, DesiredService, Knowledge as BackendKnowledge, state},
-    directory::Entries,
-    retarget::Track,
-};
+use super::{actual::Actual, decisions::Decisions};
 use crate::{
-    config::{self, Config, Ports, Protocol, Service},
-    health::{Health, HealthState, ProbeId, ProbeKind, ProbeSpec, Thresholds, Via},
+    config::{Config, Service},
+    health::Health,
     neighbour::{HostFacts, Mac, Target},
 };
 
@@ -51,8 +49,10 @@ pub struct Neighbour {
 /// Everything the desired state depends on.
 #[derive(Debug)]
 pub struct Knowledge {
-    /// The configuration in force.
-    pub config: Config,
+    config: Config,
+    places: Places,
+    /// The backends that left it while their flows stay.
+    pub leaving: BTreeMap<LeavingKey, Leaving>,
     /// The operator's decisions.
     pub decisions: Decisions,
     /// By backend number; only of probed backends.
@@ -67,6 +67,31 @@ pub struct Knowledge {
     pub opening: bool,
 }
 
+/// Where things are in the configuration: an event about one of 65,535 backends looks at its own services only.
+#[derive(Debug, Default)]
+struct Places {
+    /// Service name -> its place.
+    services: HashMap<String, usize>,
+    /// A backend's address -> the places of its services.
+    addresses: HashMap<IpAddr, Vec<usize>>,
+}
+
+impl Places {
+    fn of(config: &Config) -> Self {
+        let mut places = Self::default();
+        for (place, service) in config.services.iter().enumerate() {
+            places.services.insert(service.name.clone(), place);
+            for backend in &service.backends {
+                let of_address = places.addresses.entry(backend.address).or_default();
+                if of_address.last() != Some(&place) {
+                    of_address.push(place);
+                }
+            }
+        }
+        places
+    }
+}
+
 /// The IPv4 address of a configuration's address: this version's configurations hold no other.
 fn ipv4(address: IpAddr) -> Ipv4Addr {
     match address {
@@ -75,14 +100,64 @@ fn ipv4(address: IpAddr) -> Ipv4Addr {
     }
 }
 
-const fn protocol_number(protocol: Protocol) -> u8 {
-    match protocol {
-        Protocol::Tcp => PROTO_TCP,
-        Protocol::Udp => PROTO_UDP,
-    }
-}
-
 impl Knowledge {
+    /// Nothing is known of health and neighbours yet.
+    #[must_use]
+    pub fn new(
+        config: Config,
+        decisions: Decisions,
+        ports: Vec<PortState>,
+        facts: HostFacts,
+        opening: bool,
+    ) -> Self {
+        Self {
+            places: Places::of(&config),
+            config,
+            leaving: BTreeMap::new(),
+            decisions,
+            health: HashMap::new(),
+            neighbours: HashMap::new(),
+            ports,
+            facts,
+            opening,
+        }
+    }
+
+    /// The configuration in force.
+    #[must_use]
+    pub const fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn set_config(&mut self, config: Config) -> Config {
+        self.places = Places::of(&config);
+        std::mem::replace(&mut self.config, config)
+    }
+
+    /// The configured service of this name.
+    #[must_use]
+    pub fn service(&self, name: &str) -> Option<&Service> {
+        self.config.services.get(*self.places.services.get(name)?)
+    }
+
+    /// The names of the services of which a backend with this address is leaving.
+    pub fn left_with(&self, address: IpAddr) -> impl Iterator<Item = &str> {
+        self.leaving
+            .keys()
+            .filter(move |(_, _, leaving)| *leaving == address)
+            .map(|(service, _, _)| service.as_str())
+    }
+
+    /// The configured services with a backend of this address.
+    pub fn services_with(&self, address: IpAddr) -> impl Iterator<Item = &Service> {
+        self.places
+            .addresses
+            .get(&address)
+            .into_iter()
+            .flatten()
+            .filter_map(|place| self.config.services.get(*place))
+    }
+
     /// The interface towards a backend: the one with a subnet that holds its address, the narrowest first.
     #[must_use]
     pub fn port_towards(&self, address: IpAddr) -> Option<&PortState> {
@@ -105,132 +180,18 @@ impl Knowledge {
     /// The neighbours to follow.
     #[must_use]
     pub fn targets(&self) -> HashSet<Target> {
-        self.config
-            .services
-            .iter()
-            .flat_map(|service| &service.backends)
-            .filter_map(|backend| {
-                let port = self.port_towards(backend.address)?;
+        let listed = self.config.services.iter().flat_map(|s| &s.backends);
+        listed
+            .map(|backend| backend.address)
+            .chain(self.leaving.keys().map(|(_, _, address)| *address))
+            .filter_map(|address| {
+                let port = self.port_towards(address)?;
                 Some(Target {
-                    address: backend.address,
+                    address,
                     ifindex: port.ifindex,
                 })
             })
             .collect()
-    }
-
-    /// The state that the services for which `wanted` is true should be in.
-    #[must_use]
-    pub fn desired(
-        &self,
-        wanted: impl Fn(&Service) -> bool,
-        actual: &Actual,
-    ) -> Vec<DesiredService> {
-        self.config
-            .services
-            .iter()
-            .filter(|service| wanted(service))
-            .map(|service| self.desired_service(service, actual))
-            .collect()
-    }
-
-    fn desired_service(&self, service: &Service, actual: &Actual) -> DesiredService {
-        let id = actual.service_id(&service.name);
-        DesiredService {
-            name: service.name.clone(),
-            entries: Entries {
-                vip: ipv4(service.vip).to_bits(),
-                protocol: protocol_number(service.protocol),
-                ports: match &service.ports {
-                    Ports::Any => Vec::new(),
-                    Ports::Ranges(ranges) => ranges.clone(),
-                },
-            },
-            affinity: match service.affinity {
-                config::Affinity::None => Affinity::NONE_IPV4,
-                config::Affinity::Client => Affinity::CLIENT_IPV4,
-                config::Affinity::Network => Affinity::NETWORK_IPV4,
-            },
-            track: match service.protocol {
-                Protocol::Tcp => Track::Flows,
-                Protocol::Udp => Track::Nothing,
-            },
-            flow_idle: service.flow_idle,
-            backends: service
-                .backends
-                .iter()
-                .map(|backend| {
-                    let number = id.and_then(|id| {
-                        actual.backend_number(id, &backend.name, ipv4(backend.address))
-                    });
-                    self.desired_backend(service, backend, number)
-                })
-                .collect(),
-        }
-    }
-
-    fn desired_backend(
-        &self,
-        service: &Service,
-        backend: &config::Backend,
-        number: Option<u16>,
-    ) -> DesiredBackend {
-        let decision = self.decisions.of(&service.name, &backend.name);
-        let port = self.port_towards(backend.address);
-        let neighbour = port.and_then(|port| {
-            self.neighbours.get(&Target {
-                address: backend.address,
-                ifindex: port.ifindex,
-            })
-        });
-        let mac = neighbour.and_then(|neighbour| neighbour.mac);
-        let no_mac = match (port, neighbour) {
-            (None, _) => format!(
-                "{} is in no subnet of the director's interfaces",
-                backend.address
-            ),
-            (Some(_), Some(neighbour)) => neighbour.reason.clone(),
-            (Some(port), None) => format!(
-                "waiting for the ARP answer of {} on {}",
-                backend.address, port.name
-            ),
-        };
-        let health = number.and_then(|number| self.health.get(&number));
-        let (healthy, words) = match (&service.probe, health) {
-            (None, _) => (true, "not probed, as configured".to_owned()),
-            (Some(_), Some(health)) => (
-                health.state() == HealthState::Up,
-                health.reason().to_owned(),
-            ),
-            (Some(_), None) => (false, "not probed yet".to_owned()),
-        };
-        let (state, reason) = state(&BackendKnowledge {
-            drained: decision.drained,
-            failed: decision.failed,
-            healthy,
-            health: &words,
-            has_mac: mac.is_some(),
-            neighbour: &no_mac,
-        });
-        let (state, reason) = if self.opening && state == BackendState::Up {
-            (
-                BackendState::Down,
-                "answers; the first answers of all backends are awaited".to_owned(),
-            )
-        } else {
-            (state, reason)
-        };
-        DesiredBackend {
-            name: backend.name.clone(),
-            address: ipv4(backend.address),
-            weight: decision.weight.unwrap_or(backend.weight),
-            priority: backend.priority,
-            state,
-            reason,
-            healthy,
-            mac,
-            port: port.map_or(0, |port| port.number),
-        }
     }
 
     /// Whether each backend has been judged once: a probe has ended, or its MAC address could not be found.
@@ -263,89 +224,6 @@ impl Knowledge {
         })
     }
 
-    /// The probes that follow: one for each backend that has a number and a MAC address to be aimed at.
-    #[must_use]
-    pub fn probes(&self, actual: &Actual) -> BTreeMap<ProbeId, (ProbeSpec, Thresholds)> {
-        let mut probes = BTreeMap::new();
-        for service in &self.config.services {
-            let (Some(probe), Some(id)) = (&service.probe, actual.service_id(&service.name)) else {
-                continue;
-            };
-            for backend in &service.backends {
-                let Some(number) = actual.backend_number(id, &backend.name, ipv4(backend.address))
-                else {
-                    continue;
-                };
-                let through_vip = probe.via == config::Via::Vip;
-                let aimed = actual
-                    .backends()
-                    .get(&number)
-                    .is_some_and(|b| b.entry.mac() != 0);
-                if through_vip && !aimed {
-                    continue;
-                }
-                let target = if through_vip {
-                    service.vip
-                } else {
-                    backend.address
-                };
-                let spec = ProbeSpec {
-                    kind: match &probe.kind {
-                        config::ProbeKind::Tcp => ProbeKind::Tcp,
-                        config::ProbeKind::Http { path, host, status } => ProbeKind::Http {
-                            path: path.clone(),
-                            host: host.clone(),
-                            status: status.clone(),
-                        },
-                    },
-                    via: if through_vip { Via::Vip } else { Via::Address },
-                    target: SocketAddr::new(target, probe.port),
-                    address: backend.address,
-                    mark: through_vip.then(|| probe_mark(number)),
-                    interval: probe.interval,
-                    timeout: probe.timeout,
-                };
-                let thresholds = Thresholds {
-                    rise: u32::from(probe.rise),
-                    fall: u32::from(probe.fall),
-                };
-                probes.insert(ProbeId(number), (spec, thresholds));
-            }
-        }
-        probes
-    }
-
-    /// Gives every probed backend a state of health, and forgets those of backends that are not probed any more: whoever
-    /// has lost its MAC address or has left the configuration is probed before it serves again.
-    ///
-    /// What an earlier daemon knew is taken over: its word counts until the probes say otherwise.
-    pub fn keep_health(
-        &mut self,
-        actual: &Actual,
-        probes: &BTreeMap<ProbeId, (ProbeSpec, Thresholds)>,
-    ) {
-        self.health
-            .retain(|number, _| probes.contains_key(&ProbeId(*number)));
-        let now = SystemTime::now();
-        for (id, (_, thresholds)) in probes {
-            let health =
-                self.health
-                    .entry(id.0)
-                    .or_insert_with(|| match actual.backends().get(&id.0) {
-                        Some(backend) if backend.healthy => Health::adopted(
-                            *id,
-                            *thresholds,
-                            HealthState::Up,
-                            // The backend's own reason may speak of a drain.
-                            "answered when this daemon took over".to_owned(),
-                            now,
-                        ),
-                        _ => Health::new(*id, *thresholds, now),
-                    });
-            health.set_thresholds(*thresholds);
-        }
-    }
-
     /// Takes the MAC addresses that an earlier daemon resolved as known until the kernel says otherwise.
     pub fn adopt_neighbours(&mut self, actual: &Actual) {
         for backend in actual.backends().values().filter(|b| b.entry.mac() != 0) {
@@ -366,186 +244,5 @@ impl Knowledge {
             };
             self.neighbours.insert(target, neighbour);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        config::ConfigFile,
-        control::{actual::Op, samples::Bench},
-        neighbour::{Interface, Link},
-    };
-
-    const BACKENDS: [Ipv4Addr; 2] = [
-        Ipv4Addr::new(198, 51, 100, 1),
-        Ipv4Addr::new(198, 51, 100, 2),
-    ];
-
-    /// Two services on the same two backends, of which the first is probed.
-    fn knowledge() -> Knowledge {
-        let text = r#"
-            [node]
-            interfaces = ["eth0"]
-            [[service]]
-            name = "web"
-            vip = "192.0.2.10"
-            protocol = "tcp"
-            ports = [80]
-            backend = [{ name = "one", address = "198.51.100.1" }, { name = "two", address = "198.51.100.2" }]
-            [service.probe]
-            type = "tcp"
-            port = 80
-            [[service]]
-            name = "mail"
-            vip = "192.0.2.11"
-            protocol = "tcp"
-            ports = [25]
-            backend = [{ name = "one", address = "198.51.100.1" }, { name = "two", address = "198.51.100.2" }]
-        "#;
-        let config = ConfigFile::parse("test.toml", text)
-            .unwrap_or_else(|errors| panic!("{}", errors.render(false)))
-            .config;
-        let port = PortState {
-            number: 0,
-            name: "eth0".into(),
-            ifindex: 7,
-            mac: [2, 0, 0, 0, 0, 1],
-        };
-        Knowledge {
-            config,
-            decisions: Decisions::default(),
-            health: HashMap::new(),
-            neighbours: HashMap::new(),
-            ports: vec![port],
-            facts: facts(),
-            opening: false,
-        }
-    }
-
-    fn facts() -> HostFacts {
-        HostFacts {
-            interfaces: vec![Interface {
-                link: Link {
-                    ifindex: 7,
-                    name: "eth0".into(),
-                    mac: Some([2, 0, 0, 0, 0, 1]),
-                    mtu: 1500,
-                    up: true,
-                    running: true,
-                    loopback: false,
-                    xdp: None,
-                },
-                addresses: vec!["198.51.100.250/24".parse().unwrap()],
-                driver: None,
-            }],
-        }
-    }
-
-    fn set_mac(knowledge: &mut Knowledge, backend: usize, mac: Option<Mac>) {
-        let target = Target {
-            address: IpAddr::V4(BACKENDS[backend]),
-            ifindex: 7,
-        };
-        let reason = "no ARP answer".to_owned();
-        knowledge
-            .neighbours
-            .insert(target, Neighbour { mac, reason });
-    }
-
-    /// What the daemon does after every event: reconciles, then probes what can be probed.
-    fn follow(knowledge: &mut Knowledge, bench: &mut Bench) {
-        let desired = knowledge.desired(|_| true, bench.actual());
-        bench.bring(&desired);
-        let probes = knowledge.probes(bench.actual());
-        knowledge.keep_health(bench.actual(), &probes);
-    }
-
-    fn probe_succeeds(knowledge: &mut Knowledge, number: u16) {
-        let health = knowledge.health.get_mut(&number).unwrap();
-        health.observe(&Ok(std::time::Duration::from_millis(1)), SystemTime::now());
-    }
-
-    #[test]
-    fn whoever_was_gone_is_probed_before_it_serves_again() {
-        let mut bench = Bench::new();
-        let mut knowledge = knowledge();
-        follow(&mut knowledge, &mut bench);
-        assert_eq!(bench.state("web", "one"), BackendState::Down);
-        assert!(
-            knowledge.probes(bench.actual()).is_empty(),
-            "nowhere to aim"
-        );
-
-        set_mac(&mut knowledge, 0, Some([2, 0, 0, 0, 1, 1]));
-        follow(&mut knowledge, &mut bench);
-        assert_eq!(bench.state("web", "one"), BackendState::Down, "not yet");
-        let number = bench.number("web", "one");
-        probe_succeeds(&mut knowledge, number);
-        follow(&mut knowledge, &mut bench);
-        assert_eq!(bench.state("web", "one"), BackendState::Up);
-
-        set_mac(&mut knowledge, 0, None);
-        follow(&mut knowledge, &mut bench);
-        let lost = &bench.actual().backends()[&number];
-        assert_eq!(
-            (lost.state, lost.reason.as_str()),
-            (BackendState::Down, "no ARP answer")
-        );
-        set_mac(&mut knowledge, 0, Some([2, 0, 0, 0, 1, 1]));
-        follow(&mut knowledge, &mut bench);
-        let back = &bench.actual().backends()[&number];
-        assert_eq!(
-            (back.state, back.reason.as_str()),
-            (BackendState::Down, "not probed yet"),
-            "what it said before it was gone says nothing"
-        );
-        probe_succeeds(&mut knowledge, number);
-        follow(&mut knowledge, &mut bench);
-        assert_eq!(bench.state("web", "one"), BackendState::Up);
-
-        // Removed, and put back while it leaves.
-        let listed = knowledge.config.services[0].backends.clone();
-        knowledge.config.services[0].backends.remove(0);
-        follow(&mut knowledge, &mut bench);
-        assert_eq!(bench.state("web", "one"), BackendState::Leaving);
-        knowledge.config.services[0].backends = listed;
-        follow(&mut knowledge, &mut bench);
-        assert_eq!(bench.state("web", "one"), BackendState::Down);
-        assert_eq!(bench.number("web", "one"), number);
-    }
-
-    #[test]
-    fn what_an_earlier_daemon_knew_counts_until_the_probes_say_otherwise() {
-        let mut bench = Bench::new();
-        let mut before = knowledge();
-        set_mac(&mut before, 0, Some([2, 0, 0, 0, 1, 1]));
-        follow(&mut before, &mut bench);
-        let number = bench.number("web", "one");
-        probe_succeeds(&mut before, number);
-        follow(&mut before, &mut bench);
-
-        let mut after = knowledge();
-        after.adopt_neighbours(bench.actual());
-        let probes = after.probes(bench.actual());
-        after.keep_health(bench.actual(), &probes);
-        let desired = after.desired(|_| true, bench.actual());
-        let state_of = |number: &u16| bench.actual().backends()[number].state;
-        for op in bench.plan(&desired).unwrap() {
-            let Op::Backend { number, backend } = op else {
-                panic!("{op:?}");
-            };
-            assert_eq!(backend.state, state_of(&number), "only reasons change");
-        }
-        assert_eq!(state_of(&number), BackendState::Up);
-    }
-
-    #[test]
-    fn only_what_is_wanted_is_looked_at() {
-        let bench = Bench::new();
-        let desired = knowledge().desired(|s| s.name == "mail", bench.actual());
-        assert_eq!(desired.len(), 1);
-        assert_eq!(desired[0].name, "mail");
     }
 }

@@ -11,6 +11,8 @@ pub mod decisions;
 pub mod desired;
 pub mod directory;
 pub mod execute;
+pub mod failback;
+pub mod failure;
 pub mod fixed;
 pub mod knowledge;
 pub mod memory;
@@ -22,6 +24,7 @@ pub mod report;
 pub mod retarget;
 pub mod startup;
 pub mod sweep;
+pub mod sweeper;
 
 #[cfg(test)]
 mod samples;

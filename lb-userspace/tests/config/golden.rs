@@ -96,6 +96,8 @@ golden! {
     value_protocol: BadValue, "protocol = \"tcp\"" => "protocol = \"tpc\"";
     value_case: BadValue, "protocol = \"tcp\"" => "protocol = \"TCP\"";
     value_affinity: BadValue, "ports = [80, 443]" => "ports = [80]\naffinity = \"source-ip\"";
+    value_failback: BadValue, "ports = [80, 443]" => "ports = [80]\nfailback = \"manuel\"";
+    type_failback: WrongType, "ports = [80, 443]" => "ports = [80]\nfailback = true";
     value_probe_type_later: BadValue, "type = \"http\"" => "type = \"https\"";
     value_probe_type_unknown: BadValue, "type = \"http\"" => "type = \"htp\"";
     value_duration: BadValue, "interval = \"1s\"" => "interval = \"1 parsec\"";
@@ -133,6 +135,7 @@ golden! {
     conflict_weights_all_zero: Conflict,
         "weight = 50\n\n[[service.backend]]\nname = \"web2\"\naddress = \"192.0.2.22\"\n" => "weight = 0\n";
     limit_backends: Limit, "[node]" => "[limits]\nbackends = 1\n[node]";
+    limit_slots: Limit, "[node]" => "[limits]\nslots = 1024\n[node]";
     syntax_unquoted: Syntax, "[\"eth0\"]" => "[eth0]";
     syntax_unclosed_text: Syntax, "\"lb1\"" => "\"lb1";
     syntax_unclosed_list: Syntax, "[\"eth0\"]" => "[\"eth0\"";

@@ -8,8 +8,8 @@ use std::{
 };
 
 use lb_userspace::config::{
-    Affinity, Backend, Config, ConfigErrors, Control, Limits, Node, Ports, Probe, ProbeKind,
-    Protocol, Service, Unserved, Via, XdpMode,
+    Affinity, Backend, Config, ConfigErrors, Control, Failback, Limits, Node, Ports, Probe,
+    ProbeKind, Protocol, Service, Unserved, Via, XdpMode,
 };
 use proptest::prelude::*;
 
@@ -253,15 +253,19 @@ fn config() -> impl Strategy<Value = Config> {
         prop::bool::ANY,
         ports(),
         prop::sample::select(&[Affinity::None, Affinity::Client, Affinity::Network][..]),
-        millis(1_000, 8 * 3_600_000),
+        (
+            millis(1_000, 8 * 3_600_000),
+            prop::sample::select(&[Failback::Auto, Failback::Manual][..]),
+        ),
         prop::option::of(probe()),
         backends,
     );
     let limits = (
-        1_024..=1_u32 << 24,
         1_024..=1_u32 << 26,
-        100..=65_535_u32,
-        65_536..=1_u32 << 24,
+        // Five services of the largest tables there can be.
+        prop::option::of(5_u32 << 18..=1_u32 << 26),
+        prop::option::of(100..=65_535_u32),
+        prop::option::of(5_u32 << 16..=1_u32 << 24),
     )
         .prop_map(|(flows, slots, backends, ports)| Limits {
             flows,
@@ -282,13 +286,17 @@ fn config() -> impl Strategy<Value = Config> {
                 .zip(0_u8..)
                 .filter(|((name, ..), _)| names.insert(name.clone()))
                 .map(
-                    |((name, tcp, ports, affinity, flow_idle, probe, backends), number)| Service {
+                    |(
+                        (name, tcp, ports, affinity, (flow_idle, failback), probe, backends),
+                        number,
+                    )| Service {
                         name,
                         vip: IpAddr::V4(Ipv4Addr::new(192, 0, 2, number + 1)),
                         protocol: if tcp { Protocol::Tcp } else { Protocol::Udp },
                         ports,
                         affinity,
                         flow_idle,
+                        failback,
                         probe,
                         backends: backends
                             .into_iter()
