@@ -57,6 +57,8 @@ pub struct Options {
 const SWEEP: Duration = Duration::from_millis(500);
 /// How long a fresh start waits for the first answer of every backend: the kernel gives a neighbour three seconds.
 const OPENING: Duration = Duration::from_secs(5);
+/// So many buckets of the flow table are looked at within a few milliseconds: 64 MiB.
+const COUNTED_AT_ONCE: usize = 1 << 20;
 /// Events that may wait.
 const QUEUE: usize = 4096;
 
@@ -299,8 +301,11 @@ impl Daemon {
             ApplyKind::Order,
             format!("time up for the drain of {}", names.join(", ")),
         );
-        // Counted here, and ended by the next thing that is done.
-        self.sweep_all()?;
+        // Counted here, and ended by the next thing that is done. A table that takes long to look at has been looked at a
+        // moment ago, and a failure must not wait for it.
+        if self.running.executor.maps.flow_buckets().len() <= COUNTED_AT_ONCE {
+            self.sweep_all()?;
+        }
         let actual = &self.running.executor.actual;
         let swept = self.sweeper.last();
         let decisions = orders::end_drains(&self.knowledge.decisions, &due, actual, swept);
