@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     time::SystemTime,
 };
 
@@ -67,11 +67,27 @@ pub struct Knowledge {
     pub opening: bool,
 }
 
-/// The IPv4 address of a configuration's address: this version's configurations hold no other.
-fn ipv4(address: IpAddr) -> Ipv4Addr {
-    match address {
-        IpAddr::V4(address) => address,
-        IpAddr::V6(address) => address.to_ipv4_mapped().unwrap_or(Ipv4Addr::UNSPECIFIED),
+/// What picks, for the family of the service's VIP.
+fn affinity(service: &Service) -> Affinity {
+    let (none, client, network) = match service.vip {
+        IpAddr::V4(_) => (
+            Affinity::NONE_IPV4,
+            Affinity::CLIENT_IPV4,
+            Affinity::NETWORK_IPV4,
+        ),
+        IpAddr::V6(_) => (
+            Affinity::NONE_IPV6,
+            Affinity::CLIENT_IPV6,
+            Affinity::NETWORK_IPV6,
+        ),
+    };
+    match service.affinity {
+        config::Affinity::None => none,
+        config::Affinity::Client => client,
+        config::Affinity::Network => Affinity {
+            prefix: service.network_prefix.unwrap_or(network.prefix),
+            ..network
+        },
     }
 }
 
@@ -139,18 +155,14 @@ impl Knowledge {
         DesiredService {
             name: service.name.clone(),
             entries: Entries {
-                vip: ipv4(service.vip).to_bits(),
+                vip: service.vip,
                 protocol: protocol_number(service.protocol),
                 ports: match &service.ports {
                     Ports::Any => Vec::new(),
                     Ports::Ranges(ranges) => ranges.clone(),
                 },
             },
-            affinity: match service.affinity {
-                config::Affinity::None => Affinity::NONE_IPV4,
-                config::Affinity::Client => Affinity::CLIENT_IPV4,
-                config::Affinity::Network => Affinity::NETWORK_IPV4,
-            },
+            affinity: affinity(service),
             track: match service.protocol {
                 Protocol::Tcp => Track::Flows,
                 Protocol::Udp => Track::Nothing,
@@ -160,9 +172,8 @@ impl Knowledge {
                 .backends
                 .iter()
                 .map(|backend| {
-                    let number = id.and_then(|id| {
-                        actual.backend_number(id, &backend.name, ipv4(backend.address))
-                    });
+                    let number =
+                        id.and_then(|id| actual.backend_number(id, &backend.name, backend.address));
                     self.desired_backend(service, backend, number)
                 })
                 .collect(),
@@ -191,8 +202,13 @@ impl Knowledge {
             ),
             (Some(_), Some(neighbour)) => neighbour.reason.clone(),
             (Some(port), None) => format!(
-                "waiting for the ARP answer of {} on {}",
-                backend.address, port.name
+                "waiting for the {} of {} on {}",
+                match backend.address {
+                    IpAddr::V4(_) => "ARP answer",
+                    IpAddr::V6(_) => "neighbour advertisement",
+                },
+                backend.address,
+                port.name
             ),
         };
         let health = number.and_then(|number| self.health.get(&number));
@@ -222,7 +238,7 @@ impl Knowledge {
         };
         DesiredBackend {
             name: backend.name.clone(),
-            address: ipv4(backend.address),
+            address: backend.address,
             weight: decision.weight.unwrap_or(backend.weight),
             priority: backend.priority,
             state,
@@ -256,7 +272,7 @@ impl Knowledge {
                 }
                 actual
                     .service_id(&service.name)
-                    .and_then(|id| actual.backend_number(id, &backend.name, ipv4(backend.address)))
+                    .and_then(|id| actual.backend_number(id, &backend.name, backend.address))
                     .and_then(|number| self.health.get(&number))
                     .is_some_and(Health::is_probed)
             })
@@ -272,8 +288,7 @@ impl Knowledge {
                 continue;
             };
             for backend in &service.backends {
-                let Some(number) = actual.backend_number(id, &backend.name, ipv4(backend.address))
-                else {
+                let Some(number) = actual.backend_number(id, &backend.name, backend.address) else {
                     continue;
                 };
                 let through_vip = probe.via == config::Via::Vip;
@@ -357,7 +372,7 @@ impl Knowledge {
                 continue;
             };
             let target = Target {
-                address: IpAddr::V4(backend.address),
+                address: backend.address,
                 ifindex: port.ifindex,
             };
             let neighbour = Neighbour {
@@ -378,9 +393,9 @@ mod tests {
         neighbour::{Interface, Link},
     };
 
-    const BACKENDS: [Ipv4Addr; 2] = [
-        Ipv4Addr::new(198, 51, 100, 1),
-        Ipv4Addr::new(198, 51, 100, 2),
+    const BACKENDS: [IpAddr; 2] = [
+        IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 1)),
+        IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 2)),
     ];
 
     /// Two services on the same two backends, of which the first is probed.
@@ -445,7 +460,7 @@ mod tests {
 
     fn set_mac(knowledge: &mut Knowledge, backend: usize, mac: Option<Mac>) {
         let target = Target {
-            address: IpAddr::V4(BACKENDS[backend]),
+            address: BACKENDS[backend],
             ifindex: 7,
         };
         let reason = "no ARP answer".to_owned();

@@ -61,7 +61,7 @@ pub struct Running {
 #[must_use]
 pub fn sizes(config: &Config) -> Sizes {
     let limits = config.limits;
-    Sizes::of(limits.flows, limits.slots, limits.backends, limits.ports)
+    Sizes::of(limits.flows, limits.slots, limits.backends, limits.ports).with_flows6(limits.flows6)
 }
 
 /// Removes what this start pinned, unless it was successful.

@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, time::Duration};
 use lb_common::{
     abi::BackendState,
     address::Address,
-    flow::{FlowBucket, FlowKey, FlowState, LONGEST_SILENCE, Phase, TICK_NS},
+    flow::{
+        FlowBucket, FlowBucket6, FlowKey, FlowLine, FlowState, LONGEST_SILENCE, Phase, TICK_NS, Way,
+    },
     hash::Seed,
     pick::{Slot, hash_of, slot_index},
 };
@@ -33,14 +35,36 @@ pub struct Sweep {
     pub flows: BTreeMap<u16, u64>,
     /// Ways in use.
     pub used: u64,
-    /// Records to clear, once the slots have settled: bucket, way, and the state they were seen in.
-    pub clear: Vec<(usize, usize, u64)>,
+    /// Records to clear, once the slots have settled.
+    pub clear: Vec<Record>,
     /// Slots that settle, by service.
     pub settle: BTreeMap<u16, Vec<(u32, Slot)>>,
     /// What is retired and named by no record any more.
     pub unnamed: Retired,
     /// Nothing was found that could change by itself: until the next operation, no other look is needed.
     pub quiet: bool,
+}
+
+/// Which flow table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    /// `FLOWS`.
+    Ipv4,
+    /// `FLOWS6`.
+    Ipv6,
+}
+
+/// A record as it was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Where it is.
+    pub table: Table,
+    /// Its bucket.
+    pub bucket: usize,
+    /// Its way in the bucket.
+    pub way: usize,
+    /// Its state: one that has changed since is another record.
+    pub seen: u64,
 }
 
 /// Whole ticks that fit no more than `duration` of silence, as far as the 16-bit time can tell.
@@ -70,12 +94,13 @@ fn slot_of<A: Address>(service: &ActualService, key: FlowKey<A>, seed: Seed) -> 
     slot_index(hash, u32::from(service.bits))
 }
 
-/// Looks at every record and every slot in transition.
+/// Looks at every record of both tables and every slot in transition.
 ///
 /// `ticks_now` is the data path's coarse time, `now` the clock of [`ActualService::changed`].
 #[must_use]
 pub fn sweep(
     buckets: &[FlowBucket],
+    buckets6: &[FlowBucket6],
     actual: &Actual,
     seed: Seed,
     ticks_now: u16,
@@ -91,55 +116,17 @@ pub fn sweep(
         .map(|(id, service)| (id, vec![false; service.slots.len()]))
         .collect();
     // Records that stay as long as their slot is in transition.
-    let mut kept: Vec<(u16, usize, (usize, usize, u64))> = Vec::new();
-    for (index, bucket) in buckets.iter().enumerate() {
-        for (way, record) in bucket.ways.iter().enumerate() {
-            let word = record.state.get();
-            let state = FlowState(word);
-            if !state.used() {
-                continue;
-            }
-            found.used += 1;
-            found.unnamed.services.remove(&state.service());
-            found.unnamed.backends.remove(&state.backend());
-            let service = actual.services().get(&state.service());
-            let (Some(service), Some(busy)) = (service, busy.get_mut(&state.service())) else {
-                found.clear.push((index, way, word));
-                continue;
-            };
-            let slot_index = slot_of(service, record.key(), seed) as usize;
-            let slot = service.slots[slot_index];
-            let backend = actual
-                .backends()
-                .get(&state.backend())
-                .filter(|backend| backend.service == state.service());
-            let Some(backend) = backend.filter(|_| slot.in_transition()) else {
-                found.clear.push((index, way, word));
-                continue;
-            };
-            let keep = if is_live(state, ticks_now, service.flow_idle) {
-                // On a failed backend there are no flows to wait for. The record stays all the same: by it the data path
-                // knows that the flow is none of the previous backend's and belongs to the current one.
-                if !backend.entry.failed() {
-                    *found.flows.entry(state.backend()).or_default() += 1;
-                    busy[slot_index] |= state.backend() != slot.current();
-                }
-                true
-            } else {
-                let stays = match state.phase() {
-                    Phase::Open => service.flow_idle,
-                    Phase::Opening => OPENING_SILENCE.min(service.flow_idle),
-                    Phase::Closing | Phase::Ended => ENDED_KEPT.min(service.flow_idle),
-                };
-                state.silent(ticks_now) < ticks(stays)
-            };
-            if keep {
-                kept.push((state.service(), slot_index, (index, way, word)));
-            } else {
-                found.clear.push((index, way, word));
-            }
-        }
-    }
+    let mut kept: Vec<(u16, usize, Record)> = Vec::new();
+    let mut look = Look {
+        actual,
+        seed,
+        ticks_now,
+        found: &mut found,
+        busy: &mut busy,
+        kept: &mut kept,
+    };
+    look.at(buckets, Table::Ipv4);
+    look.at(buckets6, Table::Ipv6);
     for (id, busy) in busy {
         let Some(service) = actual.services().get(&id) else {
             continue;
@@ -176,6 +163,81 @@ pub fn sweep(
             .values()
             .any(|b| matches!(b.state, BackendState::Draining | BackendState::Leaving));
     found
+}
+
+/// A look at the records in progress.
+struct Look<'a> {
+    actual: &'a Actual,
+    seed: Seed,
+    ticks_now: u16,
+    found: &'a mut Sweep,
+    busy: &'a mut BTreeMap<u16, Vec<bool>>,
+    kept: &'a mut Vec<(u16, usize, Record)>,
+}
+
+impl Look<'_> {
+    /// Looks at every record of a table.
+    fn at<W: Way>(&mut self, buckets: &[FlowLine<W>], table: Table) {
+        for (index, bucket) in buckets.iter().enumerate() {
+            for (way, record) in bucket.ways.iter().enumerate() {
+                let seen = record.state().get();
+                if FlowState(seen).used() {
+                    let place = Record {
+                        table,
+                        bucket: index,
+                        way,
+                        seen,
+                    };
+                    self.record(record, place);
+                }
+            }
+        }
+    }
+
+    fn record<W: Way>(&mut self, record: &W, place: Record) {
+        let state = FlowState(place.seen);
+        let found = &mut *self.found;
+        found.used += 1;
+        found.unnamed.services.remove(&state.service());
+        found.unnamed.backends.remove(&state.backend());
+        let service = self.actual.services().get(&state.service());
+        let (Some(service), Some(busy)) = (service, self.busy.get_mut(&state.service())) else {
+            found.clear.push(place);
+            return;
+        };
+        let slot_index = slot_of(service, record.flow(), self.seed) as usize;
+        let slot = service.slots[slot_index];
+        let backend = self
+            .actual
+            .backends()
+            .get(&state.backend())
+            .filter(|backend| backend.service == state.service());
+        let Some(backend) = backend.filter(|_| slot.in_transition()) else {
+            found.clear.push(place);
+            return;
+        };
+        let keep = if is_live(state, self.ticks_now, service.flow_idle) {
+            // On a failed backend there are no flows to wait for. The record stays all the same: by it the data path
+            // knows that the flow is none of the previous backend's and belongs to the current one.
+            if !backend.entry.failed() {
+                *found.flows.entry(state.backend()).or_default() += 1;
+                busy[slot_index] |= state.backend() != slot.current();
+            }
+            true
+        } else {
+            let stays = match state.phase() {
+                Phase::Open => service.flow_idle,
+                Phase::Opening => OPENING_SILENCE.min(service.flow_idle),
+                Phase::Closing | Phase::Ended => ENDED_KEPT.min(service.flow_idle),
+            };
+            state.silent(self.ticks_now) < ticks(stays)
+        };
+        if keep {
+            self.kept.push((state.service(), slot_index, place));
+        } else {
+            found.clear.push(place);
+        }
+    }
 }
 
 impl Sweep {
