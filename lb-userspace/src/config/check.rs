@@ -102,15 +102,17 @@ fn backends_of(service: &RawService, sink: &Sink) {
     }
 }
 
-/// A backend's name means the same server wherever it occurs: a drain by name takes all its services.
+/// A backend's name means the same server wherever it occurs: a drain by name takes all its services. It may have an address
+/// of each family.
 fn same_address(services: &[RawService], sink: &Sink) {
-    let mut known: HashMap<&str, (usize, &Spanned<IpAddr>)> = HashMap::new();
+    let mut known: HashMap<(&str, bool), (usize, &Spanned<IpAddr>)> = HashMap::new();
     for (number, service) in services.iter().enumerate() {
         for RawBackend { name, address, .. } in &service.backends {
             let (Some(name), Some(address)) = (name, address) else {
                 continue;
             };
-            let (first, before) = *known.entry(name.get_ref()).or_insert((number, address));
+            let server = (name.get_ref().as_str(), address.get_ref().is_ipv6());
+            let (first, before) = *known.entry(server).or_insert((number, address));
             // Within one service the name itself is the error, and has been reported.
             if first != number && before.get_ref() != address.get_ref() {
                 sink.push(
@@ -154,7 +156,7 @@ fn families(services: &[RawService], sink: &Sink) {
                 )
                 .at(address.span())
                 .expected(format!("an {wanted} address, as the VIP is one"))
-                .help("to serve both families, write one service for each, with the same servers under names of their own")
+                .help("to serve both families, write one service for each; the same servers may have the same names in both")
                 .related(vip.span(), "the VIP"),
             );
         }

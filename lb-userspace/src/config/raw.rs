@@ -7,7 +7,10 @@ use toml::{Spanned, de::DeTable};
 
 use super::{
     error::{ConfigError, ErrorKind, visible},
-    model::{Affinity, Backend, Control, Limits, Node, Ports, Probe, Protocol, Unserved, XdpMode},
+    model::{
+        Affinity, Backend, Control, Failback, Limits, Node, Ports, Probe, Protocol, Unserved,
+        XdpMode,
+    },
     reader::{Field, Fields, Sink},
     sections, service, values,
 };
@@ -54,6 +57,7 @@ pub(super) struct RawService {
     pub(super) affinity: Option<Affinity>,
     pub(super) network_prefix: Option<Option<u8>>,
     pub(super) flow_idle: Option<std::time::Duration>,
+    pub(super) failback: Option<Failback>,
     pub(super) probe: Option<Option<Probe>>,
     pub(super) backends: Vec<RawBackend>,
 }

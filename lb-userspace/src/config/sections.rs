@@ -72,6 +72,7 @@ pub(super) static SERVICE: Section = Section {
         "affinity",
         "network_prefix",
         "flow_idle",
+        "failback",
         "probe",
         "backend",
     ],

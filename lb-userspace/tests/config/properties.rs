@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, time::Duration};
 
 use lb_userspace::config::{
-    Affinity, Backend, Config, ConfigErrors, Control, Limits, Node, Ports, Probe, ProbeKind,
-    Protocol, Service, Unserved, Via, XdpMode,
+    Affinity, Backend, Config, ConfigErrors, Control, Failback, Limits, Node, Ports, Probe,
+    ProbeKind, Protocol, Service, Unserved, Via, XdpMode,
 };
 use proptest::prelude::*;
 
@@ -274,7 +274,10 @@ fn config() -> impl Strategy<Value = Config> {
             prop::sample::select(&[Affinity::None, Affinity::Client, Affinity::Network][..]),
             1..=32_u8,
         ),
-        millis(1_000, 8 * 3_600_000),
+        (
+            millis(1_000, 8 * 3_600_000),
+            prop::sample::select(&[Failback::Auto, Failback::Manual][..]),
+        ),
         prop::option::of(probe()),
         backends,
     );
@@ -306,7 +309,15 @@ fn config() -> impl Strategy<Value = Config> {
                 .filter(|((name, ..), _)| names.insert(name.clone()))
                 .map(
                     |(
-                        (name, tcp, ports, (affinity, prefix), flow_idle, probe, backends),
+                        (
+                            name,
+                            tcp,
+                            ports,
+                            (affinity, prefix),
+                            (flow_idle, failback),
+                            probe,
+                            backends,
+                        ),
                         number,
                     )| Service {
                         name,
@@ -316,6 +327,7 @@ fn config() -> impl Strategy<Value = Config> {
                         affinity,
                         network_prefix: (affinity == Affinity::Network).then_some(prefix),
                         flow_idle,
+                        failback,
                         probe,
                         backends: backends
                             .into_iter()
