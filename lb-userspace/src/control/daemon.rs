@@ -4,6 +4,7 @@ mod events;
 mod follow;
 mod requests;
 mod sweeping;
+mod vlans;
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -109,9 +110,12 @@ pub async fn run(options: Options) -> Result<()> {
         started_at: SystemTime::now(),
         last_apply: None,
     };
+    daemon
+        .knowledge
+        .adopt_leaving(&daemon.running.executor.actual);
+    daemon.number_vlans()?;
     let actual = &daemon.running.executor.actual;
     daemon.knowledge.adopt_neighbours(actual);
-    daemon.knowledge.adopt_leaving(actual);
     let probes = daemon.knowledge.probes(actual);
     daemon.knowledge.keep_health(actual, &probes);
     if daemon.running.adopted {

@@ -17,6 +17,7 @@ pub mod fixed;
 pub mod knowledge;
 pub mod memory;
 pub mod orders;
+pub mod ports;
 pub mod probe_routes;
 pub mod reconcile;
 pub mod regions;
