@@ -1,12 +1,12 @@
 //! `xdp-lb flows`: the flows that are recorded, which are those that a change has met.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::bail;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use lb_common::{
     abi::text,
-    flow::{FlowBucket, FlowKey, FlowState, Key, Phase, TICK_NS},
+    flow::{FlowLine, FlowName, FlowState, Key as _, Phase, TICK_NS, Way},
     hash::Seed,
 };
 use serde::Serialize;
@@ -28,9 +28,9 @@ pub(crate) struct Args {
     /// Only flows on this backend
     #[arg(long, add = super::completions::backends())]
     backend: Option<String>,
-    /// Only flows of this client or network (`10.1.0.0/16`)
+    /// Only flows of this client or network (`10.1.0.0/16`, `2001:db8::/48`)
     #[arg(long, value_name = "ADDRESS", value_parser = network)]
-    client: Option<Ipv4Net>,
+    client: Option<IpNet>,
     /// Those that have ended or have been silent for the service's flow_idle as well
     #[arg(long)]
     all: bool,
@@ -42,16 +42,16 @@ pub(crate) struct Args {
     json: bool,
 }
 
-fn network(text: &str) -> Result<Ipv4Net, String> {
+fn network(text: &str) -> Result<IpNet, String> {
     text.parse()
-        .or_else(|_no_net| text.parse::<Ipv4Addr>().map(Ipv4Net::from))
-        .map_err(|_error| "expected an IPv4 address or network".to_owned())
+        .or_else(|_no_net| text.parse::<IpAddr>().map(IpNet::from))
+        .map_err(|_error| "expected an IPv4 or IPv6 address or network".to_owned())
 }
 
 /// A recorded flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Flow {
-    key: FlowKey,
+    key: FlowName,
     state: FlowState,
 }
 
@@ -75,7 +75,9 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         "backend",
         pinned.names.backend_names(),
     )?;
-    let flows = recorded(pinned.maps.flow_buckets(), pinned.maps.control().seed());
+    let seed = pinned.maps.control().seed();
+    let mut flows = recorded(pinned.maps.flow_buckets(), seed);
+    flows.extend(recorded(pinned.maps.flow6_buckets(), seed));
     let report = report(args, flows, &pinned.names, coarse_ticks());
     if args.json {
         context
@@ -118,13 +120,14 @@ fn known<'n>(
     }
 }
 
-/// Every flow in the table whose two words belong together.
-fn recorded(buckets: &[FlowBucket], seed: Seed) -> Vec<Flow> {
+/// Every flow in a table whose words belong together.
+fn recorded<W: Way>(buckets: &[FlowLine<W>], seed: Seed) -> Vec<Flow> {
     let ways = buckets.iter().flat_map(|bucket| &bucket.ways);
     ways.filter_map(|way| {
-        let state = FlowState(way.state.get());
-        let key = way.key();
+        let state = FlowState(way.state().get());
+        let key = way.flow();
         let whole = state.used() && state.belongs(key.hash(seed), key.owner());
+        let key = key.named();
         whole.then_some(Flow { key, state })
     })
     .collect()
@@ -143,9 +146,7 @@ fn report(args: &Args, mut flows: Vec<Flow>, names: &Names, now: u16) -> Report 
         );
         is(service.map(|info| &info.name), &args.service)
             && is(backend.map(|info| &info.name), &args.backend)
-            && args
-                .client
-                .is_none_or(|net| net.contains(&Ipv4Addr::from(flow.key.client)))
+            && args.client.is_none_or(|net| net.contains(&flow.key.client))
             && (args.all || lives(flow, service.map(|info| info.flow_idle_ms), now))
     });
     flows.sort_by_key(|flow| (flow.state.silence(now), flow.key));
@@ -174,10 +175,10 @@ fn silent_ns(flow: &Flow, now: u16) -> u64 {
 
 fn flow_row(flow: &Flow, names: &Names, now: u16) -> Row {
     let service = flow.key.service;
-    let port = flow.key.service_port();
+    let (client_port, port) = ((flow.key.ports >> 16) as u16, flow.key.ports as u16);
     let vip = names
         .vip(service)
-        .map_or(Value::Null, |vip| json!(format!("{vip}:{port}")));
+        .map_or(Value::Null, |vip| json!(SocketAddr::new(vip, port)));
     let phase = match flow.state.phase() {
         Phase::Opening => "opening",
         Phase::Open => "open",
@@ -185,7 +186,7 @@ fn flow_row(flow: &Flow, names: &Names, now: u16) -> Row {
         Phase::Ended => "ended",
     };
     row! {
-        "client" => format!("{}:{}", Ipv4Addr::from(flow.key.client), flow.key.client_port()),
+        "client" => SocketAddr::new(flow.key.client, client_port),
         "vip" => vip,
         "service" => names.service(service),
         "backend" => names.backend(flow.state.backend()),
@@ -198,7 +199,13 @@ fn flow_row(flow: &Flow, names: &Names, now: u16) -> Row {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
-    use lb_common::abi::{BackendInfo, ServiceInfo, text_field};
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use lb_common::{
+        abi::{BackendInfo, ServiceInfo, text_field},
+        address::Ipv6,
+        flow::{FlowBucket, FlowBucket6, FlowKey},
+    };
 
     use super::*;
     use crate::cli::{Cli, Command};
@@ -216,6 +223,13 @@ mod tests {
         names
             .services
             .extend([(1, service("web")), (2, service("mail"))]);
+        names.services.insert(
+            3,
+            ServiceInfo {
+                vip: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10).octets(),
+                ..service("web6")
+            },
+        );
         let backend = |name: &str| BackendInfo {
             name: text_field(name),
             ..BackendInfo::default()
@@ -241,7 +255,7 @@ mod tests {
         flows.iter().map(bucket).collect()
     }
 
-    fn ask(line: &[&str], buckets: &[FlowBucket]) -> Report {
+    fn ask<W: Way>(line: &[&str], buckets: &[FlowLine<W>]) -> Report {
         let words = ["xdp-lb", "flows"].iter().chain(line);
         let Command::Flows(args) = Cli::try_parse_from(words).expect("right usage").command else {
             panic!("another command");
@@ -282,6 +296,26 @@ mod tests {
         let cut = ask(&["--limit", "1"], &buckets);
         assert_eq!((cut.flows.len(), cut.total), (1, 3));
         assert_eq!(ask(&["--limit", "0"], &buckets).flows.len(), 3);
+    }
+
+    #[test]
+    fn ipv6_flows_are_shown_with_brackets_and_found_by_network() {
+        let bucket = FlowBucket6::default();
+        for (way, host) in [(0, 7u16), (3, 8)] {
+            let client = Ipv6Addr::new(0x2001, 0xdb8, 0xaa, 0, 0, 0, 0, host);
+            let key = FlowKey::tcp(Ipv6::from(client), 40_000 << 16 | 443, 3);
+            key.write(&bucket.ways[way]);
+            let state = FlowState::new(6, key.owner(), 990, key.hash(SEED), Phase::Open);
+            bucket.ways[way].state.set(state.0);
+        }
+        let buckets = [bucket];
+        let report = ask(&["--client", "2001:db8:aa::7"], &buckets);
+        assert_eq!(
+            serde_json::to_string(&report).expect("serializes"),
+            r#"{"flows":[{"client":"[2001:db8:aa::7]:40000","vip":"[2001:db8::10]:443","service":"web6","backend":"b2","phase":"open","silent_s":5}],"total":1}"#
+        );
+        assert_eq!(ask(&["--client", "2001:db8:aa::/48"], &buckets).total, 2);
+        assert_eq!(ask(&["--client", "10.0.0.0/8"], &buckets).total, 0);
     }
 
     #[test]

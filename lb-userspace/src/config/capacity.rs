@@ -45,6 +45,8 @@ pub struct Needs {
 pub struct Capacities {
     /// Flows.
     pub flows: u32,
+    /// IPv6 clients' flows.
+    pub flows6: u32,
     /// Slots of all tables together.
     pub slots: u32,
     /// Backends of all services together.
@@ -75,12 +77,14 @@ impl Config {
         let needs = self.needs();
         let Limits {
             flows,
+            flows6,
             slots,
             backends,
             ports,
         } = self.limits;
         Capacities {
             flows,
+            flows6,
             slots: slots.unwrap_or(roomy(needs.slots, SLOTS_MIN, SLOTS_MAX)),
             backends: backends.unwrap_or(roomy(needs.backends, BACKENDS_MIN, BACKENDS_MAX)),
             ports: ports.unwrap_or(roomy(needs.ports, PORTS_MIN, PORTS_MAX)),
@@ -147,6 +151,7 @@ mod tests {
             config.capacities(),
             Capacities {
                 flows: Limits::FLOWS,
+                flows6: Limits::FLOWS,
                 slots: 4_096 << 12,
                 backends: 65_535,
                 ports: 65_536,

@@ -35,6 +35,7 @@ pub(super) fn check(config: &RawConfig, sink: &Sink) {
         backends_of(service, sink);
     }
     same_address(&config.services, sink);
+    families(&config.services, sink);
     vip_or_backend(&config.services, sink);
     overlaps(&config.services, sink);
     sizes(config, sink);
@@ -102,15 +103,17 @@ fn backends_of(service: &RawService, sink: &Sink) {
     }
 }
 
-/// A backend's name means the same server wherever it occurs: a drain by name takes all its services.
+/// A backend's name means the same server wherever it occurs: a drain by name takes all its services. It may have an address
+/// of each family.
 fn same_address(services: &[RawService], sink: &Sink) {
-    let mut known: HashMap<&str, (usize, &Spanned<IpAddr>)> = HashMap::new();
+    let mut known: HashMap<(&str, bool), (usize, &Spanned<IpAddr>)> = HashMap::new();
     for (number, service) in services.iter().enumerate() {
         for RawBackend { name, address, .. } in &service.backends {
             let (Some(name), Some(address)) = (name, address) else {
                 continue;
             };
-            let (first, before) = *known.entry(name.get_ref()).or_insert((number, address));
+            let server = (name.get_ref().as_str(), address.get_ref().is_ipv6());
+            let (first, before) = *known.entry(server).or_insert((number, address));
             // Within one service the name itself is the error, and has been reported.
             if first != number && before.get_ref() != address.get_ref() {
                 sink.push(
@@ -128,6 +131,35 @@ fn same_address(services: &[RawService], sink: &Sink) {
                     .related(before.span(), "the other address"),
                 );
             }
+        }
+    }
+}
+
+/// A backend gets the clients' packets as they are, so that its address is of their family: the VIP's.
+fn families(services: &[RawService], sink: &Sink) {
+    let family = |address: &IpAddr| match address {
+        IpAddr::V4(_) => "IPv4",
+        IpAddr::V6(_) => "IPv6",
+    };
+    for service in services {
+        let Some(vip) = &service.vip else { continue };
+        let addresses = service.backends.iter().filter_map(|b| b.address.as_ref());
+        let wanted = family(vip.get_ref());
+        for address in addresses.filter(|address| family(address.get_ref()) != wanted) {
+            sink.push(
+                ConfigError::new(
+                    ErrorKind::Conflict,
+                    format!(
+                        "a backend's address is of another family than its service's VIP: found the {} address {}",
+                        family(address.get_ref()),
+                        address.get_ref()
+                    ),
+                )
+                .at(address.span())
+                .expected(format!("an {wanted} address, as the VIP is one"))
+                .help("to serve both families, write one service for each; the same servers may have the same names in both")
+                .related(vip.span(), "the VIP"),
+            );
         }
     }
 }

@@ -133,6 +133,8 @@ pub struct Limits {
     /// all there are. The default of 65,536 covers a million concurrent flows when one of sixteen backends is
     /// drained, for a few MiB of kernel memory.
     pub flows: u32,
+    /// The same of IPv6 clients, whose flows are kept apart: their records are twice as large.
+    pub flows6: u32,
     /// Slots of all services' tables together, 4 bytes each.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slots: Option<u32>,
@@ -146,7 +148,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// The default of `limits.flows`.
+    /// The default of `limits.flows` and of `limits.flows6`.
     pub const FLOWS: u32 = 65_536;
 }
 
@@ -154,6 +156,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             flows: Self::FLOWS,
+            flows6: Self::FLOWS,
             slots: None,
             backends: None,
             ports: None,
@@ -166,7 +169,7 @@ impl Default for Limits {
 pub struct Service {
     /// Unique among the services.
     pub name: String,
-    /// The address clients connect to. This version serves IPv4 only.
+    /// The address clients connect to, IPv4 or IPv6.
     pub vip: IpAddr,
     /// TCP or UDP.
     pub protocol: Protocol,
@@ -174,6 +177,10 @@ pub struct Service {
     pub ports: Ports,
     /// Which part of a packet picks.
     pub affinity: Affinity,
+    /// With [`Affinity::Network`], how many leading bits of the source address pick, 1 to the address's length; `None`
+    /// with any other affinity.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_prefix: Option<u8>,
     /// How long a flow may be silent before it counts as ended, 1 s to 8 h.
     #[serde(serialize_with = "as_text")]
     pub flow_idle: Duration,
@@ -190,6 +197,10 @@ pub struct Service {
 impl Service {
     /// The default of `service.flow_idle`.
     pub const FLOW_IDLE: Duration = Duration::from_secs(15 * 60);
+    /// The default of `service.network_prefix` for an IPv4 VIP: Windows NLB's "Class C".
+    pub const NETWORK_PREFIX_IPV4: u8 = 24;
+    /// The default of `service.network_prefix` for an IPv6 VIP: the least that one site is given (RFC 6177).
+    pub const NETWORK_PREFIX_IPV6: u8 = 56;
 }
 
 /// A service's transport protocol.
@@ -276,7 +287,7 @@ pub enum Affinity {
     None,
     /// The source address.
     Client,
-    /// The source's /24, Windows NLB's "Class C".
+    /// The source's network: its first [`Service::network_prefix`] bits.
     Network,
 }
 
@@ -374,9 +385,10 @@ pub enum Via {
 /// `[[service.backend]]`: one real server of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Backend {
-    /// Unique within the service. The same name in several services is the same server, with the same address.
+    /// Unique within the service. The same name in several services is the same server, with the same address of each
+    /// family.
     pub name: String,
-    /// Its own address (not the VIP), in a subnet one of the director's interfaces is attached to.
+    /// Its own address (not the VIP) of the VIP's family, in a subnet one of the director's interfaces is attached to.
     pub address: IpAddr,
     /// Share among the up backends of the same priority. 0: no new flow, as in a drain.
     pub weight: u32,

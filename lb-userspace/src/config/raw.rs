@@ -53,6 +53,7 @@ pub(super) struct RawService {
     pub(super) protocol: Option<Protocol>,
     pub(super) ports: Option<Spanned<Ports>>,
     pub(super) affinity: Option<Affinity>,
+    pub(super) network_prefix: Option<Option<u8>>,
     pub(super) flow_idle: Option<std::time::Duration>,
     pub(super) failback: Option<Failback>,
     pub(super) probe: Option<Option<Probe>>,
@@ -241,12 +242,17 @@ fn read_limits(field: &Field<'_, '_>, sink: &Sink) -> Option<RawLimits> {
     let flows = fields.read_or("flows", default.flows, |field| {
         values::number(field, 1_024..=FLOWS_MAX, sink)
     });
+    // An IPv6 record is twice as large as an IPv4 one.
+    let flows6 = fields.read_or("flows6", default.flows6, |field| {
+        values::number(field, 1_024..=FLOWS_MAX / 2, sink)
+    });
     let slots = read("slots", 1_024..=SLOTS_MAX);
     let backends = read("backends", 1..=BACKENDS_MAX);
     let ports = read("ports", 1..=PORTS_MAX);
     Some(RawLimits {
         limits: Limits {
             flows: flows?,
+            flows6: flows6?,
             slots: slots?,
             backends: backends?,
             ports: ports?,

@@ -2,13 +2,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
 
 use lb_common::{
     abi::{self, BackendState},
-    flow::FlowState,
+    address::Ipv6,
+    flow::{FlowLine, FlowState, Way},
     pick::Slot,
     service::{Directory, ServiceKey, ServiceValue},
     wire::PROTO_UDP,
@@ -73,7 +74,7 @@ pub fn adopt(maps: &impl Memory, now: Millis) -> Result<Actual, DataplaneError> 
             ActualService {
                 name: abi::text(&info.name).to_owned(),
                 entries: Entries {
-                    vip: keys[0].vip(),
+                    vip: vip(maps, directory, id, keys[0], info.vip),
                     protocol: keys[0].protocol(),
                     ports: ranges(&keys),
                 },
@@ -127,12 +128,7 @@ pub fn adopt(maps: &impl Memory, now: Millis) -> Result<Actual, DataplaneError> 
 /// What a slot or the record of a flow names though it has no owner.
 fn orphans(maps: &impl Memory, actual: &Actual) -> Retired {
     let mut retired = Retired::default();
-    let records = maps
-        .flow_buckets()
-        .iter()
-        .flat_map(|bucket| &bucket.ways)
-        .map(|way| FlowState(way.state.get()))
-        .filter(|state| state.used());
+    let records = states(maps.flow_buckets()).chain(states(maps.flow6_buckets()));
     for state in records {
         retired.services.insert(state.service());
         retired.backends.insert(state.backend());
@@ -153,11 +149,40 @@ fn orphans(maps: &impl Memory, actual: &Actual) -> Retired {
     retired
 }
 
-/// The IPv4 address of a mapped one: this version writes no other.
-fn address(octets: [u8; 16]) -> Ipv4Addr {
-    Ipv6Addr::from(octets)
-        .to_ipv4_mapped()
-        .unwrap_or(Ipv4Addr::UNSPECIFIED)
+/// The records of a flow table.
+fn states<W: Way>(buckets: &[FlowLine<W>]) -> impl Iterator<Item = FlowState> {
+    buckets
+        .iter()
+        .flat_map(|bucket| &bucket.ways)
+        .map(|way| FlowState(way.state().get()))
+        .filter(|state| state.used())
+}
+
+/// The address that the maps for people hold, IPv4 as a mapped one.
+fn address(octets: [u8; 16]) -> IpAddr {
+    Ipv6Addr::from(octets).to_canonical()
+}
+
+/// The VIP of a service that is found by `key`. Of an IPv6 VIP the key has a part only: the whole address is in `VIPS`, or,
+/// where the controller before was killed between writing that and swapping the lookup, in what it wrote for people (`info`);
+/// then `VIPS` is put right, or no packet would find the service.
+fn vip(
+    maps: &impl Memory,
+    directory: Directory,
+    id: u16,
+    key: ServiceKey,
+    info: [u8; 16],
+) -> IpAddr {
+    if !key.is_ipv6() {
+        return Ipv4Addr::from_bits(key.vip()).into();
+    }
+    let compared = maps.vip(id);
+    let shown = Ipv6::from(Ipv6Addr::from(info));
+    if directory.fold(compared) != key.vip() && directory.fold(shown) == key.vip() {
+        maps.set_vip(id, shown);
+        return shown.addr().into();
+    }
+    compared.addr().into()
 }
 
 /// Ports as merged ranges; empty for all of them.
@@ -182,6 +207,63 @@ fn ranges(keys: &[ServiceKey]) -> Vec<std::ops::RangeInclusive<u16>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::{
+        desired::DesiredService,
+        samples::{Bench, backend, service},
+    };
+
+    fn at(vip: &str) -> DesiredService {
+        let mut service = service("web", 10, &[backend("a"), backend("b")]);
+        service.entries.vip = vip.parse().unwrap();
+        service
+    }
+
+    #[test]
+    fn ipv6_vips_come_back_whole() {
+        let mut bench = Bench::new();
+        bench.bring(&[at("2001:db8::10")]);
+        let adopted = adopt(&bench.executor.maps, bench.now).unwrap();
+        let vip = adopted.services().values().next().unwrap().entries.vip;
+        assert_eq!(vip.to_string(), "2001:db8::10");
+    }
+
+    /// The controller before was killed when it had written the new address for the data path to compare, and not yet swapped
+    /// the lookup: packets of the old VIP find nothing then, and must again when a controller has taken over.
+    #[test]
+    fn a_vip_that_was_written_too_early_is_put_right() {
+        let old = "2001:db8::10";
+        let mut writes = 0;
+        let mut met = false;
+        // Whatever the write is after which it dies.
+        loop {
+            let mut bench = Bench::new();
+            bench.bring(&[at(old)]);
+            let ops = bench.plan(&[at("2001:db8::11")]).unwrap();
+            bench.executor.maps.writes_left.set(Some(writes));
+            bench.execute(&ops);
+            let done = bench.executor.maps.writes_left.get() != Some(0);
+            bench.executor.maps.writes_left.set(None);
+            let maps = &bench.executor.maps;
+            let id = bench.actual().service_id("web").unwrap();
+            let early = maps.vip(id);
+            let adopted = adopt(maps, bench.now).unwrap();
+            let vip = adopted.services()[&id].entries.vip;
+            let whole = maps.vip(id);
+            assert_eq!(IpAddr::V6(whole.addr()), vip, "after {writes} writes");
+            let directory = Directory(maps.control().directory.get());
+            assert!(
+                lb_common::service::lookup(&maps.tables, directory, whole, 6, 80).is_some(),
+                "after {writes} writes"
+            );
+            met |= early != whole;
+            if done {
+                assert_eq!(vip.to_string(), "2001:db8::11");
+                break;
+            }
+            writes += 1;
+        }
+        assert!(met, "it never died in between");
+    }
 
     #[test]
     fn ports_come_back_as_merged_ranges() {

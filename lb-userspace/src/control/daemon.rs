@@ -35,6 +35,7 @@ use super::{
     startup::{self, Running},
     sweep::Budget,
     sweeper::Sweeper,
+    vip_groups,
 };
 use crate::{
     api::{ApplyKind, LastApply, Request, Response, http, server},
@@ -128,7 +129,7 @@ pub async fn run(options: Options) -> Result<()> {
     daemon.change(&Cause::new(ApplyKind::Start, "start"), Touched::All)?;
     daemon.follow_all();
     undo.pin_path = None;
-    probe_routes::prepare(&daemon.netlink, &daemon.knowledge).await;
+    daemon.prepare_network().await;
     if let Some(address) = daemon.knowledge.config().control.http {
         match http::bind(address).await {
             Ok(listener) => {
@@ -272,6 +273,12 @@ impl Daemon {
         }
     }
 
+    /// What the kernel's network must have for the VIPs: the probes' ways, and the groups that IPv6 ones are looked for in.
+    async fn prepare_network(&self) {
+        probe_routes::prepare(&self.netlink, &self.knowledge).await;
+        vip_groups::prepare(&self.netlink, &self.knowledge).await;
+    }
+
     fn now(&self) -> Millis {
         millis_since(self.started)
     }
@@ -399,6 +406,9 @@ impl Daemon {
         for port in &self.knowledge.ports {
             if let Err(error) = vip_route::remove_all_ours(&self.netlink, port.ifindex).await {
                 warn!(%error, interface = port.name, "the probes' routes could not be removed");
+            }
+            if self.options.detach_on_exit {
+                vip_groups::leave(&self.netlink, port.ifindex).await;
             }
         }
         let pin_path = &self.knowledge.config().node.pin_path;

@@ -3,7 +3,7 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, HashMap},
-    net::Ipv4Addr,
+    net::IpAddr,
     time::SystemTime,
 };
 
@@ -112,7 +112,8 @@ impl Report {
                 .collect(),
             flow_table: FlowTableStatus {
                 used: sweep.used,
-                capacity: (maps.flow_buckets().len() * lb_common::abi::WAYS) as u64,
+                capacity: ((maps.flow_buckets().len() + maps.flow6_buckets().len())
+                    * lb_common::abi::WAYS) as u64,
             },
             next: 0,
             counters: Vec::new(),
@@ -205,6 +206,14 @@ impl Report {
 /// The layouts' version, for [`NodeStatus::abi`].
 pub const ABI: u32 = ABI_VERSION;
 
+/// How many bits an address of this family has.
+const fn address_bits(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(_) => 32,
+        IpAddr::V6(_) => 128,
+    }
+}
+
 fn service_status(
     service: &ActualService,
     standing: Option<Standing>,
@@ -214,7 +223,7 @@ fn service_status(
     let affinity = service.affinity;
     ServiceStatus {
         name: service.name.clone(),
-        vip: Ipv4Addr::from_bits(service.entries.vip).to_string(),
+        vip: service.entries.vip.to_string(),
         protocol: match service.entries.protocol {
             PROTO_TCP => "tcp".into(),
             PROTO_UDP => "udp".into(),
@@ -235,7 +244,7 @@ fn service_status(
         },
         affinity: match (affinity.ports, affinity.prefix) {
             (true, _) => "none".into(),
-            (false, 32) => "client".into(),
+            (false, prefix) if prefix == address_bits(service.entries.vip) => "client".into(),
             (false, _) => "network".into(),
         },
         flow_idle_s: service.flow_idle.as_secs_f64(),
@@ -466,7 +475,7 @@ mod tests {
         let services: Vec<_> = (0..300)
             .map(|n| {
                 let mut service = service(&format!("s{n}"), 10, &[backend("a"), backend("b")]);
-                service.entries.vip = 0x0a00_0000 + n;
+                service.entries.vip = std::net::Ipv4Addr::from_bits(0x0a00_0000 + n).into();
                 service
             })
             .collect();

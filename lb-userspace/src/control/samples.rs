@@ -1,10 +1,11 @@
 //! What the controller's tests start from: services and backends, and the maps in plain memory.
 
-use std::{cell::Cell, net::Ipv4Addr, time::Duration};
+use std::{cell::Cell, net::IpAddr, time::Duration};
 
 use lb_common::{
     abi::{BackendInfo, BackendState, Bucket, Control, Counter, NAME_LEN, ServiceInfo},
-    flow::{FlowBucket, FlowKey, FlowState, Key, Phase, bucket_indices},
+    address::Ipv6,
+    flow::{FlowBucket, FlowBucket6, FlowKey, FlowState, Key, Phase, bucket_indices},
     hash::Seed,
     pick::{Affinity, Backend, Slot},
     plain::{Capacity, Instance, PlainTables},
@@ -134,6 +135,26 @@ impl Memory for PlainMemory {
 
     fn flow_buckets(&self) -> &[FlowBucket] {
         &self.tables.flows
+    }
+
+    fn flow6_buckets(&self) -> &[FlowBucket6] {
+        &self.tables.flows6
+    }
+
+    fn vip(&self, service: u16) -> Ipv6 {
+        let vip = &self.tables.vips[usize::from(service)];
+        Ipv6 {
+            high: vip.high.get(),
+            low: vip.low.get(),
+        }
+    }
+
+    fn set_vip(&self, service: u16, vip: Ipv6) {
+        if self.lives() {
+            let entry = &self.tables.vips[usize::from(service)];
+            entry.high.set(vip.high);
+            entry.low.set(vip.low);
+        }
     }
 
     fn slot_capacity(&self) -> u32 {
@@ -288,6 +309,7 @@ impl Bench {
     pub(super) fn view(&self) -> View<'_> {
         View {
             buckets: self.executor.maps.flow_buckets(),
+            buckets6: self.executor.maps.flow6_buckets(),
             actual: self.actual(),
             seed: SEED,
             ticks: self.tick(),
@@ -440,7 +462,7 @@ pub(super) fn service(name: &str, vip: u8, backends: &[DesiredBackend]) -> Desir
     DesiredService {
         name: name.into(),
         entries: Entries {
-            vip: Ipv4Addr::new(192, 0, 2, vip).to_bits(),
+            vip: IpAddr::from([192, 0, 2, vip]),
             protocol: lb_common::wire::PROTO_TCP,
             ports: vec![80..=80],
         },
@@ -460,7 +482,7 @@ pub(super) fn backend(name: &str) -> DesiredBackend {
         .fold(0u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte));
     DesiredBackend {
         name: name.into(),
-        address: Ipv4Addr::new(198, 51, 100, last),
+        address: IpAddr::from([198, 51, 100, last]),
         weight: 50,
         priority: 1,
         state: BackendState::Up,

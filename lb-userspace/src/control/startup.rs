@@ -65,7 +65,7 @@ pub struct Running {
 #[must_use]
 pub fn sizes(config: &Config) -> Sizes {
     let wanted = config.capacities();
-    Sizes::of(wanted.flows, wanted.slots, wanted.backends, wanted.ports)
+    Sizes::of(wanted.flows, wanted.slots, wanted.backends, wanted.ports).with_flows6(wanted.flows6)
 }
 
 /// Removes what this start pinned, unless it was successful.

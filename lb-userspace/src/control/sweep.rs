@@ -14,7 +14,7 @@ use std::{
 use lb_common::{
     abi::{BackendState, WAYS},
     address::Address,
-    flow::{FlowBucket, FlowKey, FlowState, LONGEST_SILENCE, Phase, TICK_NS},
+    flow::{FlowBucket, FlowBucket6, FlowKey, FlowState, LONGEST_SILENCE, Phase, TICK_NS, Way},
     hash::Seed,
     pick::{Slot, hash_of, slot_index},
 };
@@ -67,6 +67,8 @@ fn slot_of<A: Address>(service: &ActualService, key: FlowKey<A>, seed: Seed) -> 
 pub struct View<'a> {
     /// The flow table.
     pub buckets: &'a [FlowBucket],
+    /// The IPv6 clients' flow table, looked at after the other one.
+    pub buckets6: &'a [FlowBucket6],
     /// The picture of the other maps.
     pub actual: &'a Actual,
     /// The hash's secret.
@@ -79,8 +81,48 @@ pub struct View<'a> {
     pub unix_ms: u64,
 }
 
+/// A bucket of either flow table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bucket {
+    /// Of `FLOWS`.
+    Ipv4(usize),
+    /// Of `FLOWS6`.
+    Ipv6(usize),
+}
+
 /// A record to clear: bucket, way, and the state it was seen in.
-pub type Record = (usize, usize, u64);
+pub type Record = (Bucket, usize, u64);
+
+impl View<'_> {
+    /// How many buckets both tables have.
+    const fn len(&self) -> usize {
+        self.buckets.len() + self.buckets6.len()
+    }
+
+    /// The bucket of this number, counted over both.
+    const fn bucket(&self, number: usize) -> Bucket {
+        match number.checked_sub(self.buckets.len()) {
+            None => Bucket::Ipv4(number),
+            Some(index) => Bucket::Ipv6(index),
+        }
+    }
+
+    /// The state of the record in this place, and its slot in the service's table.
+    fn state_and_slot(&self, service: &ActualService, bucket: Bucket, way: usize) -> (u64, u32) {
+        match bucket {
+            Bucket::Ipv4(index) => {
+                let record = &self.buckets[index].ways[way];
+                let slot = slot_of(service, record.flow(), self.seed);
+                (record.state.get(), slot)
+            }
+            Bucket::Ipv6(index) => {
+                let record = &self.buckets6[index].ways[way];
+                let slot = slot_of(service, record.flow(), self.seed);
+                (record.state.get(), slot)
+            }
+        }
+    }
+}
 
 /// What follows from a piece. The operations come first: a record whose slot settles is needed until it has.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -132,7 +174,7 @@ const GROUP_BITS: u8 = 6;
 /// Where a pass goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
-    /// With this bucket.
+    /// With this bucket, counted over both tables.
     Look(usize),
     /// With this group of slots of this service or the first one after it.
     Settle(u16, u32),
@@ -147,7 +189,7 @@ struct Watch {
     bits: u8,
     /// Slots that a live flow elsewhere keeps from settling; empty while there is none.
     busy: Vec<bool>,
-    /// By group: the ways of the records that stay as long as their slot is in transition.
+    /// By group: the ways of the records that stay as long as their slot is in transition, counted over both tables.
     kept: HashMap<u32, Vec<u32>>,
 }
 
@@ -213,11 +255,19 @@ impl Pass {
         let mut piece = Piece::default();
         match self.next {
             Next::Look(from) => {
-                let to = view.buckets.len().min(from.saturating_add(budget.buckets));
-                for index in from..to {
-                    self.look(view, index, &mut piece);
+                let to = view.len().min(from.saturating_add(budget.buckets));
+                for number in from..to {
+                    let bucket = view.bucket(number);
+                    match bucket {
+                        Bucket::Ipv4(index) => {
+                            self.look(view, &view.buckets[index].ways, number, &mut piece);
+                        }
+                        Bucket::Ipv6(index) => {
+                            self.look(view, &view.buckets6[index].ways, number, &mut piece);
+                        }
+                    }
                 }
-                self.next = if to == view.buckets.len() {
+                self.next = if to == view.len() {
                     Next::Settle(0, 0)
                 } else {
                     Next::Look(to)
@@ -253,10 +303,18 @@ impl Pass {
             && service.changed[slot].saturating_add(idle_ms(service)) <= self.started
     }
 
-    fn look(&mut self, view: &View<'_>, index: usize, piece: &mut Piece) {
+    /// Looks at the ways of the bucket of this number.
+    fn look<W: Way>(
+        &mut self,
+        view: &View<'_>,
+        ways: &[W; WAYS],
+        number: usize,
+        piece: &mut Piece,
+    ) {
         let actual = view.actual;
-        for (way, record) in view.buckets[index].ways.iter().enumerate() {
-            let word = record.state.get();
+        let bucket = view.bucket(number);
+        for (way, record) in ways.iter().enumerate() {
+            let word = record.state().get();
             let state = FlowState(word);
             if !state.used() {
                 continue;
@@ -265,17 +323,17 @@ impl Pass {
             self.unnamed.services.remove(&state.service());
             self.unnamed.backends.remove(&state.backend());
             let Some(service) = actual.services().get(&state.service()) else {
-                piece.clear.push((index, way, word));
+                piece.clear.push((bucket, way, word));
                 continue;
             };
-            let slot_index = slot_of(service, record.key(), view.seed) as usize;
+            let slot_index = slot_of(service, record.flow(), view.seed) as usize;
             let slot = service.slots[slot_index];
             let backend = actual
                 .backends()
                 .get(&state.backend())
                 .filter(|backend| backend.service == state.service());
             let Some(backend) = backend.filter(|_| slot.in_transition()) else {
-                piece.clear.push((index, way, word));
+                piece.clear.push((bucket, way, word));
                 continue;
             };
             let due = self.due(service, slot_index);
@@ -307,14 +365,14 @@ impl Pass {
                 state.silence(view.ticks) < ticks(stays)
             };
             if !keep {
-                piece.clear.push((index, way, word));
+                piece.clear.push((bucket, way, word));
             } else if due
                 && let Some(watch) = self.watched.get_mut(&state.service())
                 && watch.bits == service.bits
-                && let Ok(number) = u32::try_from(index * WAYS + way)
+                && let Ok(place) = u32::try_from(number * WAYS + way)
             {
                 let group = slot_index as u32 >> watch.group_shift();
-                watch.kept.entry(group).or_default().push(number);
+                watch.kept.entry(group).or_default().push(place);
             }
         }
     }
@@ -361,18 +419,19 @@ impl Pass {
                 // live elsewhere.
                 for number in watch.kept.get(&group).into_iter().flatten() {
                     spent += 1;
-                    let (index, way) = (*number as usize / WAYS, *number as usize % WAYS);
-                    let record = &view.buckets[index].ways[way];
-                    let word = record.state.get();
+                    let (bucket, way) = (
+                        view.bucket(*number as usize / WAYS),
+                        *number as usize % WAYS,
+                    );
+                    let (word, slot) = view.state_and_slot(service, bucket, way);
                     if !FlowState(word).used() || FlowState(word).service() != id {
                         continue;
                     }
-                    let slot = slot_of(service, record.key(), view.seed);
                     if changes
                         .binary_search_by_key(&slot, |(index, _)| *index)
                         .is_ok()
                     {
-                        piece.clear.push((index, way, word));
+                        piece.clear.push((bucket, way, word));
                     }
                 }
                 self.found.settled += changes.len() as u64;

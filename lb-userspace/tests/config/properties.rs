@@ -1,11 +1,6 @@
 //! What holds for every text and for every configuration.
 
-use std::{
-    collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, time::Duration};
 
 use lb_userspace::config::{
     Affinity, Backend, Config, ConfigErrors, Control, Failback, Limits, Node, Ports, Probe,
@@ -244,15 +239,41 @@ fn ports() -> impl Strategy<Value = Ports> {
     prop_oneof![1 => Just(Ports::Any), 6 => ranges]
 }
 
-/// Backends are numbered in 10.0.0.0/8 by the service's and their own number, VIPs are in 192.0.2.0/24, so that no
-/// two are equal.
+/// Services are IPv4 and IPv6 in turn.
+fn vip(service: u8) -> IpAddr {
+    match service % 2 {
+        0 => IpAddr::from([192, 0, 2, service + 1]),
+        _ => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(service) + 1]),
+    }
+}
+
+fn address(service: u8, own: u8) -> IpAddr {
+    match service % 2 {
+        0 => IpAddr::from([10, 0, service, own + 1]),
+        _ => IpAddr::from([
+            0x2001,
+            0xdb8,
+            1,
+            service.into(),
+            0,
+            0,
+            0,
+            u16::from(own) + 1,
+        ]),
+    }
+}
+
+/// Backends are numbered by the service's and their own number, and VIPs are in other networks, so that no two are equal.
 fn config() -> impl Strategy<Value = Config> {
     let backends = prop::collection::vec((1..=65_535_u32, 1..=255_u32), 1..8);
     let service = (
         name(),
         prop::bool::ANY,
         ports(),
-        prop::sample::select(&[Affinity::None, Affinity::Client, Affinity::Network][..]),
+        (
+            prop::sample::select(&[Affinity::None, Affinity::Client, Affinity::Network][..]),
+            1..=32_u8,
+        ),
         (
             millis(1_000, 8 * 3_600_000),
             prop::sample::select(&[Failback::Auto, Failback::Manual][..]),
@@ -262,13 +283,15 @@ fn config() -> impl Strategy<Value = Config> {
     );
     let limits = (
         1_024..=1_u32 << 26,
+        1_024..=1_u32 << 25,
         // Five services of the largest tables there can be.
         prop::option::of(5_u32 << 18..=1_u32 << 26),
         prop::option::of(100..=65_535_u32),
         prop::option::of(5_u32 << 16..=1_u32 << 24),
     )
-        .prop_map(|(flows, slots, backends, ports)| Limits {
+        .prop_map(|(flows, flows6, slots, backends, ports)| Limits {
             flows,
+            flows6,
             slots,
             backends,
             ports,
@@ -287,14 +310,23 @@ fn config() -> impl Strategy<Value = Config> {
                 .filter(|((name, ..), _)| names.insert(name.clone()))
                 .map(
                     |(
-                        (name, tcp, ports, affinity, (flow_idle, failback), probe, backends),
+                        (
+                            name,
+                            tcp,
+                            ports,
+                            (affinity, prefix),
+                            (flow_idle, failback),
+                            probe,
+                            backends,
+                        ),
                         number,
                     )| Service {
                         name,
-                        vip: IpAddr::V4(Ipv4Addr::new(192, 0, 2, number + 1)),
+                        vip: vip(number),
                         protocol: if tcp { Protocol::Tcp } else { Protocol::Udp },
                         ports,
                         affinity,
+                        network_prefix: (affinity == Affinity::Network).then_some(prefix),
                         flow_idle,
                         failback,
                         probe,
@@ -303,7 +335,7 @@ fn config() -> impl Strategy<Value = Config> {
                             .zip(0_u8..)
                             .map(|((weight, priority), own)| Backend {
                                 name: format!("b{number}-{own}"),
-                                address: IpAddr::V4(Ipv4Addr::new(10, 0, number, own + 1)),
+                                address: address(number, own),
                                 weight,
                                 priority,
                             })

@@ -212,7 +212,7 @@ impl Daemon {
             Ok(changes) => {
                 probe_routes::remove_unused(&self.netlink, &before.0, self.knowledge.config())
                     .await;
-                probe_routes::prepare(&self.netlink, &self.knowledge).await;
+                self.prepare_network().await;
                 self.follow_all();
                 self.sweep_soon();
                 Ok(Response::Done { changes })

@@ -34,6 +34,7 @@ impl Daemon {
         let executor = &self.running.executor;
         let view = View {
             buckets: executor.maps.flow_buckets(),
+            buckets6: executor.maps.flow6_buckets(),
             actual: &executor.actual,
             seed: executor.maps.control().seed(),
             ticks: coarse_ticks(),

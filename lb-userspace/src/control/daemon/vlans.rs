@@ -4,10 +4,7 @@ use anyhow::{Context as _, Result};
 use tracing::{error, info, warn};
 
 use super::{
-    super::{
-        ports::{self, PortState},
-        probe_routes,
-    },
+    super::ports::{self, PortState},
     Cause, Daemon, Touched,
 };
 use crate::{
@@ -39,7 +36,7 @@ impl Daemon {
         let cause = Cause::new(ApplyKind::Host, "VLANs of the director");
         self.change(&cause, Touched::All)?;
         self.follow_all();
-        probe_routes::prepare(&self.netlink, &self.knowledge).await;
+        self.prepare_network().await;
         Ok(())
     }
 
