@@ -149,6 +149,7 @@ fn finish_service(raw: RawService) -> Option<Service> {
         ports: raw.ports?.into_inner(),
         affinity: raw.affinity?,
         flow_idle: raw.flow_idle?,
+        failback: raw.failback?,
         probe: raw.probe?,
         backends: raw
             .backends

@@ -7,7 +7,10 @@ use toml::{Spanned, de::DeTable};
 
 use super::{
     error::{ConfigError, ErrorKind, visible},
-    model::{Affinity, Backend, Control, Limits, Node, Ports, Probe, Protocol, Unserved, XdpMode},
+    model::{
+        Affinity, Backend, Control, Failback, Limits, Node, Ports, Probe, Protocol, Unserved,
+        XdpMode,
+    },
     reader::{Field, Fields, Sink},
     sections, service, values,
 };
@@ -53,6 +56,7 @@ pub(super) struct RawService {
     pub(super) ports: Option<Spanned<Ports>>,
     pub(super) affinity: Option<Affinity>,
     pub(super) flow_idle: Option<std::time::Duration>,
+    pub(super) failback: Option<Failback>,
     pub(super) probe: Option<Option<Probe>>,
     pub(super) backends: Vec<RawBackend>,
 }

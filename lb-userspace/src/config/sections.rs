@@ -71,6 +71,7 @@ pub(super) static SERVICE: Section = Section {
         "ports",
         "affinity",
         "flow_idle",
+        "failback",
         "probe",
         "backend",
     ],

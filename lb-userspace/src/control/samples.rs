@@ -345,7 +345,9 @@ pub(super) fn service(name: &str, vip: u8, backends: &[DesiredBackend]) -> Desir
         affinity: Affinity::CLIENT_IPV4,
         track: Track::Flows,
         flow_idle: IDLE,
+        held: None,
         backends: backends.to_vec(),
+        leaving: Vec::new(),
     }
 }
 
@@ -364,6 +366,7 @@ pub(super) fn backend(name: &str) -> DesiredBackend {
         healthy: true,
         mac: Some([2, 0, 0, 0, 0, last]),
         port: 0,
+        lost: false,
     }
 }
 

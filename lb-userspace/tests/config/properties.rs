@@ -8,8 +8,8 @@ use std::{
 };
 
 use lb_userspace::config::{
-    Affinity, Backend, Config, ConfigErrors, Control, Limits, Node, Ports, Probe, ProbeKind,
-    Protocol, Service, Unserved, Via, XdpMode,
+    Affinity, Backend, Config, ConfigErrors, Control, Failback, Limits, Node, Ports, Probe,
+    ProbeKind, Protocol, Service, Unserved, Via, XdpMode,
 };
 use proptest::prelude::*;
 
@@ -253,7 +253,10 @@ fn config() -> impl Strategy<Value = Config> {
         prop::bool::ANY,
         ports(),
         prop::sample::select(&[Affinity::None, Affinity::Client, Affinity::Network][..]),
-        millis(1_000, 8 * 3_600_000),
+        (
+            millis(1_000, 8 * 3_600_000),
+            prop::sample::select(&[Failback::Auto, Failback::Manual][..]),
+        ),
         prop::option::of(probe()),
         backends,
     );
@@ -282,13 +285,17 @@ fn config() -> impl Strategy<Value = Config> {
                 .zip(0_u8..)
                 .filter(|((name, ..), _)| names.insert(name.clone()))
                 .map(
-                    |((name, tcp, ports, affinity, flow_idle, probe, backends), number)| Service {
+                    |(
+                        (name, tcp, ports, affinity, (flow_idle, failback), probe, backends),
+                        number,
+                    )| Service {
                         name,
                         vip: IpAddr::V4(Ipv4Addr::new(192, 0, 2, number + 1)),
                         protocol: if tcp { Protocol::Tcp } else { Protocol::Udp },
                         ports,
                         affinity,
                         flow_idle,
+                        failback,
                         probe,
                         backends: backends
                             .into_iter()
