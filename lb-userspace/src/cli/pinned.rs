@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use lb_common::{
-    abi::{BackendInfo, ServiceInfo, text},
+    abi::{BackendInfo, PROTO_TCP_UDP, ServiceInfo, text},
     pick::Affinity,
     service::ServiceValue,
     wire::{PROTO_TCP, PROTO_UDP},
@@ -112,6 +112,7 @@ pub(crate) fn protocol(number: u8) -> String {
     match number {
         PROTO_TCP => "tcp".to_owned(),
         PROTO_UDP => "udp".to_owned(),
+        PROTO_TCP_UDP => "tcp+udp".to_owned(),
         other => format!("protocol {other}"),
     }
 }

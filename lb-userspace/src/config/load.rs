@@ -149,6 +149,8 @@ fn finish_service(raw: RawService) -> Option<Service> {
         ports: raw.ports?.into_inner(),
         affinity: raw.affinity?,
         flow_idle: raw.flow_idle?,
+        track: raw.track?,
+        affinity_timeout: raw.affinity_timeout?,
         failback: raw.failback?,
         probe: raw.probe?,
         backends: raw

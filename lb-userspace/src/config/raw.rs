@@ -8,8 +8,8 @@ use toml::{Spanned, de::DeTable};
 use super::{
     error::{ConfigError, ErrorKind, visible},
     model::{
-        Affinity, Backend, Control, Failback, Limits, Node, Ports, Probe, Protocol, Unserved,
-        XdpMode,
+        Affinity, Backend, Control, Failback, Limits, Node, Ports, Probe, Protocol, Track,
+        Unserved, XdpMode,
     },
     reader::{Field, Fields, Sink},
     sections, service, values,
@@ -56,6 +56,8 @@ pub(super) struct RawService {
     pub(super) ports: Option<Spanned<Ports>>,
     pub(super) affinity: Option<Affinity>,
     pub(super) flow_idle: Option<std::time::Duration>,
+    pub(super) track: Option<Track>,
+    pub(super) affinity_timeout: Option<Option<std::time::Duration>>,
     pub(super) failback: Option<Failback>,
     pub(super) probe: Option<Option<Probe>>,
     pub(super) backends: Vec<RawBackend>,
@@ -243,12 +245,14 @@ fn read_limits(field: &Field<'_, '_>, sink: &Sink) -> Option<RawLimits> {
     let slots = read("slots", default.slots, 1_024..=1 << 26);
     let backends = read("backends", default.backends, 1..=BACKENDS_MAX);
     let ports = read("ports", default.ports, 1..=1 << 24);
+    let fragments = read("fragments", default.fragments, 0..=1 << 20);
     Some(RawLimits {
         limits: Limits {
             flows: flows?,
             slots: slots?,
             backends: backends?,
             ports: ports?,
+            fragments: fragments?,
         },
         backends: fields.get("backends").map(|field| field.span),
         ports: fields.get("ports").map(|field| field.span),

@@ -55,7 +55,7 @@ pub(super) static LIMITS: Section = Section {
     key: "limits",
     title: "[limits]",
     header: "[limits]",
-    keys: &["flows", "slots", "backends", "ports"],
+    keys: &["flows", "slots", "backends", "ports", "fragments"],
     later: &[],
     advice: "",
 };
@@ -71,11 +71,13 @@ pub(super) static SERVICE: Section = Section {
         "ports",
         "affinity",
         "flow_idle",
+        "track",
+        "affinity_timeout",
         "failback",
         "probe",
         "backend",
     ],
-    later: &["track", "affinity_timeout"],
+    later: &[],
     advice: "add a service; if there was one, the file may have been cut short",
 };
 

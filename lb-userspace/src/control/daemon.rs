@@ -23,7 +23,9 @@ use super::{
     announce::announce,
     decisions::Decisions,
     execute::Done,
+    features,
     fixed::fixed_while_running,
+    fragments,
     knowledge::{Knowledge, Neighbour, PortState},
     orders::{self, Order, Refusal, Until},
     probe_routes,
@@ -111,6 +113,7 @@ pub async fn run(options: Options) -> Result<()> {
         prober: Prober::new(reports),
         netlink: Netlink::open().context("opening netlink")?,
         swept: Sweep::default(),
+        fragments_swept: Instant::now(),
         started,
         started_at: SystemTime::now(),
         last_apply: None,
@@ -125,6 +128,7 @@ pub async fn run(options: Options) -> Result<()> {
     daemon.sweep()?;
     daemon.sweep()?;
     daemon.change("start", Instant::now(), Touched::All)?;
+    daemon.narrow_features();
     daemon.follow();
     undo.pin_path = None;
     probe_routes::prepare(&daemon.netlink, &daemon.knowledge).await;
@@ -193,6 +197,7 @@ struct Daemon {
     prober: Prober,
     netlink: Netlink,
     swept: Sweep,
+    fragments_swept: Instant,
     started: Instant,
     started_at: SystemTime,
     last_apply: Option<LastApply>,
@@ -534,6 +539,14 @@ impl Daemon {
     }
 
     fn sweep(&mut self) -> Result<()> {
+        let fragments_due = self.fragments_swept.elapsed() >= fragments::EVERY;
+        if self.swept.quiet && !fragments_due {
+            return Ok(());
+        }
+        let maps = &self.running.executor.maps;
+        let in_fragments = fragments::look(maps.fragment_buckets(), coarse_ticks());
+        fragments::clear(maps.fragment_buckets(), &in_fragments.clear);
+        self.fragments_swept = Instant::now();
         if self.swept.quiet {
             return Ok(());
         }
@@ -548,6 +561,7 @@ impl Daemon {
             coarse_ticks(),
             now,
         );
+        self.swept.still_named(&in_fragments.named);
         let ops = self.swept.operations(actual, unix_ms());
         if !ops.is_empty() {
             announce(actual, &ops);
@@ -711,6 +725,19 @@ impl Daemon {
         lines
     }
 
+    /// What the maps do not use any more, the program need not know. That it knows it does no harm, so this is no reason to
+    /// end.
+    fn narrow_features(&mut self) {
+        let config = &self.knowledge.config;
+        let wanted = features::features(config);
+        if let Err(error) = startup::load_features(config, wanted, &mut self.running) {
+            error!(
+                error = format!("{error:#}"),
+                "the program still knows features that are not used any more"
+            );
+        }
+    }
+
     /// Reads the configuration file again; a bad one changes nothing.
     async fn reload(&mut self) -> Result<Response> {
         let since = Instant::now();
@@ -728,10 +755,19 @@ impl Daemon {
         if let Some(message) = fixed_while_running(&self.knowledge.config, &file.config) {
             return refused(format!("{message}; nothing was changed"));
         }
+        // A program that knows what is new is there before the maps use it.
+        let known = self.running.executor.maps.features();
+        let wanted = features::features(&file.config);
+        if let Err(error) =
+            startup::load_features(&file.config, known.with(wanted), &mut self.running)
+        {
+            return refused(format!("{error:#}; nothing was changed"));
+        }
         self.knowledge.facts = facts;
         let before = self.knowledge.take(file.config);
         match self.change("reload", since, Touched::All) {
             Ok(changes) => {
+                self.narrow_features();
                 probe_routes::remove_unused(&self.netlink, &before.0, &self.knowledge.config).await;
                 probe_routes::prepare(&self.netlink, &self.knowledge).await;
                 self.follow();
@@ -740,6 +776,7 @@ impl Daemon {
             }
             Err(error) if error.is::<TooSmall>() => {
                 self.knowledge.take_back(before);
+                self.narrow_features();
                 refused(format!("{error}; nothing was changed"))
             }
             Err(error) => Err(error),
@@ -757,6 +794,7 @@ impl Daemon {
             pin_path: config.node.pin_path.display().to_string(),
             config: self.options.config.display().to_string(),
             abi: report::ABI,
+            features: features::names(self.running.executor.maps.features()),
             generation: control.generation.get(),
             interfaces: self
                 .running

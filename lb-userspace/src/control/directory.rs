@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
-    abi::WAYS,
+    abi::{PROTO_TCP_UDP, WAYS},
     service::{Directory, ServiceKey, ServiceValue},
+    wire::{PROTO_TCP, PROTO_UDP},
 };
 
 /// A layout of the lookup: the directory word, and each bucket's entries.
@@ -37,13 +38,25 @@ const TRIES: u64 = 2000;
 pub struct Entries {
     /// VIP in host order.
     pub vip: u32,
-    /// IP protocol number.
+    /// IP protocol number, or [`PROTO_TCP_UDP`].
     pub protocol: u8,
     /// The ports; empty for all of them.
     pub ports: Vec<std::ops::RangeInclusive<u16>>,
 }
 
-/// All keys of the lookup and their values: one for each port, and one for each VIP.
+impl Entries {
+    /// The numbers of its protocols.
+    #[must_use]
+    pub fn protocols(&self) -> &[u8] {
+        match self.protocol {
+            PROTO_TCP_UDP => &[PROTO_TCP, PROTO_UDP],
+            _ => std::slice::from_ref(&self.protocol),
+        }
+    }
+}
+
+/// All keys of the lookup and their values: one for each port, one for each VIP, and one for the fragments of a VIP's protocol
+/// of which a single service has all the ports that are served, and picks without them.
 #[must_use]
 pub fn entries<'a>(
     services: impl Iterator<Item = (&'a Entries, ServiceValue)>,
@@ -51,17 +64,30 @@ pub fn entries<'a>(
     let mut keys = BTreeMap::new();
     let mut vips = BTreeSet::new();
     let mut any = BTreeSet::new();
+    // Of each protocol of a VIP: the service, as long as it is the only one.
+    let mut alone: BTreeMap<(u32, u8), Option<ServiceValue>> = BTreeMap::new();
     for (service, value) in services {
         vips.insert(service.vip);
         if service.ports.is_empty() {
             any.insert(service.vip);
-            keys.insert(
-                ServiceKey::ipv4_any_port(service.vip, service.protocol),
-                value,
-            );
         }
-        for port in service.ports.iter().cloned().flatten() {
-            keys.insert(ServiceKey::ipv4(service.vip, service.protocol, port), value);
+        for protocol in service.protocols() {
+            if service.ports.is_empty() {
+                keys.insert(ServiceKey::ipv4_any_port(service.vip, *protocol), value);
+            }
+            for port in service.ports.iter().cloned().flatten() {
+                keys.insert(ServiceKey::ipv4(service.vip, *protocol, port), value);
+            }
+            alone
+                .entry((service.vip, *protocol))
+                .and_modify(|known| *known = None)
+                .or_insert(Some(value));
+        }
+    }
+    for ((vip, protocol), value) in alone {
+        if let Some(value) = value.filter(|value| !value.affinity().ports) {
+            keys.entry(ServiceKey::ipv4_any_port(vip, protocol))
+                .or_insert(value.for_fragments());
         }
     }
     for vip in vips {
@@ -136,11 +162,55 @@ mod tests {
             ports: vec![],
         };
         let keys = entries([(&web, value(1)), (&all, value(2))].into_iter());
-        assert_eq!(keys.len(), 4 + 1 + 2);
+        assert_eq!(keys.len(), 4 + 1 + 2 + 1);
         assert_eq!(keys[&ServiceKey::ipv4(1, 6, 8001)], value(1));
         assert_eq!(keys[&ServiceKey::ipv4_any_port(2, 17)], value(2));
         assert!(!keys[&ServiceKey::ipv4_vip(1)].has_any_port());
         assert!(keys[&ServiceKey::ipv4_vip(2)].has_any_port());
+    }
+
+    #[test]
+    fn one_value_for_both_protocols() {
+        let sip = Entries {
+            vip: 1,
+            protocol: PROTO_TCP_UDP,
+            ports: vec![5060..=5061],
+        };
+        let keys = entries([(&sip, value(1))].into_iter());
+        assert_eq!(keys.len(), 4 + 1 + 2);
+        for protocol in [6, 17] {
+            for port in [5060, 5061] {
+                assert_eq!(keys[&ServiceKey::ipv4(1, protocol, port)], value(1));
+            }
+        }
+    }
+
+    /// A fragment without ports is some service's only where no other could be meant and the pick needs no ports.
+    #[test]
+    fn fragments_without_ports_have_an_entry_where_one_service_has_them_all() {
+        let of = |vip, protocol, port| Entries {
+            vip,
+            protocol,
+            ports: vec![port..=port],
+        };
+        let (web, dns, more) = (of(1, 6, 80), of(1, 17, 53), of(1, 6, 443));
+        let keys = entries([(&web, value(1)), (&dns, value(2)), (&more, value(3))].into_iter());
+        let fragments = ServiceKey::ipv4_any_port(1, 17);
+        assert_eq!(keys[&fragments], value(2).for_fragments());
+        assert!(!keys.contains_key(&ServiceKey::ipv4_any_port(1, 6)));
+        assert!(
+            !keys[&ServiceKey::ipv4_vip(1)].has_any_port(),
+            "packets with ports don't find it"
+        );
+        let by_ports = ServiceValue::new(2, 0, 8, Affinity::NONE_IPV4);
+        let keys = entries([(&dns, by_ports)].into_iter());
+        assert!(!keys.contains_key(&fragments));
+        let any = Entries {
+            ports: vec![],
+            ..dns
+        };
+        let keys = entries([(&any, value(2))].into_iter());
+        assert_eq!(keys[&fragments], value(2), "serves all packets anyway");
     }
 
     #[test]
@@ -173,7 +243,7 @@ mod tests {
         assert_eq!(
             error,
             DirectoryFull {
-                entries: 101,
+                entries: 102,
                 buckets: 16
             }
         );

@@ -8,7 +8,7 @@ use std::{
 };
 
 use lb_common::{
-    abi::{BackendState, probe_mark},
+    abi::{BackendState, InfoTrack, PROTO_TCP_UDP, probe_mark},
     pick::Affinity,
     wire::{PROTO_TCP, PROTO_UDP, mac_bytes},
 };
@@ -19,7 +19,7 @@ use super::{
     desired::{DesiredBackend, DesiredService, Knowledge as BackendKnowledge, state, time_was_up},
     directory::Entries,
     failback::{self, Standing},
-    retarget::Track,
+    following::Following,
 };
 use crate::{
     config::{self, Config, Ports, Protocol, Service},
@@ -99,6 +99,7 @@ const fn protocol_number(protocol: Protocol) -> u8 {
     match protocol {
         Protocol::Tcp => PROTO_TCP,
         Protocol::Udp => PROTO_UDP,
+        Protocol::TcpUdp => PROTO_TCP_UDP,
     }
 }
 
@@ -272,6 +273,15 @@ impl Knowledge {
 
     fn desired_service(&self, service: &Service, actual: &Actual) -> DesiredService {
         let id = actual.service_id(&service.name);
+        let following = Following {
+            track: match service.track {
+                config::Track::Changes => InfoTrack::Changes,
+                config::Track::Always => InfoTrack::Always,
+                config::Track::Never => InfoTrack::Never,
+                config::Track::Quic => InfoTrack::Quic,
+            },
+            affinity_timeout: service.affinity_timeout,
+        };
         DesiredService {
             name: service.name.clone(),
             entries: Entries {
@@ -287,10 +297,8 @@ impl Knowledge {
                 config::Affinity::Client => Affinity::CLIENT_IPV4,
                 config::Affinity::Network => Affinity::NETWORK_IPV4,
             },
-            track: match service.protocol {
-                Protocol::Tcp => Track::Flows,
-                Protocol::Udp => Track::Nothing,
-            },
+            track: following.changes(protocol_number(service.protocol)),
+            following,
             flow_idle: service.flow_idle,
             held: failback::held(service, self.decisions.held.get(&service.name)),
             backends: service

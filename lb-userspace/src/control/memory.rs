@@ -21,6 +21,8 @@ pub trait Memory {
     fn set_directory(&self, directory: Directory);
     /// The flow table.
     fn flow_buckets(&self) -> &[FlowBucket];
+    /// The fragment table.
+    fn fragment_buckets(&self) -> &[FlowBucket];
     /// How many slots there are.
     fn slot_capacity(&self) -> u32;
     /// How many backend numbers there are, 0 among them.
@@ -89,6 +91,10 @@ impl Memory for Maps {
 
     fn flow_buckets(&self) -> &[FlowBucket] {
         self.flow_buckets()
+    }
+
+    fn fragment_buckets(&self) -> &[FlowBucket] {
+        self.fragment_buckets()
     }
 
     fn slot_capacity(&self) -> u32 {

@@ -22,6 +22,8 @@ use super::{
     desired::{DesiredBackend, DesiredService},
     directory::Entries,
     execute::Executor,
+    following::Following,
+    fragments,
     memory::Memory,
     reconcile::{Scope, TooSmall, reconcile},
     retarget::Track,
@@ -117,6 +119,10 @@ impl Memory for PlainMemory {
 
     fn flow_buckets(&self) -> &[FlowBucket] {
         &self.tables.flows
+    }
+
+    fn fragment_buckets(&self) -> &[FlowBucket] {
+        &self.tables.fragments
     }
 
     fn slot_capacity(&self) -> u32 {
@@ -245,13 +251,16 @@ impl Bench {
 
     /// One sweep as the daemon does it.
     pub(super) fn sweep(&mut self) -> Sweep {
-        let found = sweep(
+        let in_fragments = fragments::look(self.executor.maps.fragment_buckets(), self.tick());
+        fragments::clear(self.executor.maps.fragment_buckets(), &in_fragments.clear);
+        let mut found = sweep(
             self.executor.maps.flow_buckets(),
             self.actual(),
             SEED,
             self.tick(),
             self.now,
         );
+        found.still_named(&in_fragments.named);
         let ops = found.operations(self.actual(), 1_700_000_000_000 + self.now);
         if !ops.is_empty() {
             self.execute(&ops);
@@ -344,6 +353,7 @@ pub(super) fn service(name: &str, vip: u8, backends: &[DesiredBackend]) -> Desir
         },
         affinity: Affinity::CLIENT_IPV4,
         track: Track::Flows,
+        following: Following::default(),
         flow_idle: IDLE,
         held: None,
         backends: backends.to_vec(),

@@ -1,6 +1,9 @@
 //! Which recorded flows have ended, and which slots may settle: design.md section 3. Pure.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use lb_common::{
     abi::BackendState,
@@ -35,7 +38,7 @@ pub struct Sweep {
     pub used: u64,
     /// Records to clear, once the slots have settled: bucket, way, and the state they were seen in.
     pub clear: Vec<(usize, usize, u64)>,
-    /// Slots that settle, by service.
+    /// Slots that settle, by service; where clients are recorded, also those whose previous backend goes though they don't.
     pub settle: BTreeMap<u16, Vec<(u32, Slot)>>,
     /// What is retired and named by no record any more.
     pub unnamed: Retired,
@@ -44,7 +47,7 @@ pub struct Sweep {
 }
 
 /// Whole ticks that fit no more than `duration` of silence, as far as the 16-bit time can tell.
-fn ticks(duration: Duration) -> u16 {
+pub(super) fn ticks(duration: Duration) -> u16 {
     let ticks = duration.as_nanos().div_ceil(u128::from(TICK_NS));
     // One more, because the moment of the last packet is rounded down.
     u16::try_from(ticks + 1)
@@ -102,41 +105,41 @@ pub fn sweep(
             found.used += 1;
             found.unnamed.services.remove(&state.service());
             found.unnamed.backends.remove(&state.backend());
-            let service = actual.services().get(&state.service());
-            let (Some(service), Some(busy)) = (service, busy.get_mut(&state.service())) else {
+            let Some(service) = actual.services().get(&state.service()) else {
                 found.clear.push((index, way, word));
                 continue;
             };
-            let slot_index = slot_of(service, record.key(), seed) as usize;
+            let key = record.key();
+            let client = key.is_client();
+            let slot_index = slot_of(service, key, seed) as usize;
             let slot = service.slots[slot_index];
+            let needed = slot.in_transition() || service.records_always() && !client;
             let backend = actual
                 .backends()
                 .get(&state.backend())
                 .filter(|backend| backend.service == state.service());
-            let Some(backend) = backend.filter(|_| slot.in_transition()) else {
+            let Some(backend) = backend.filter(|_| needed) else {
                 found.clear.push((index, way, word));
                 continue;
             };
-            let keep = if is_live(state, ticks_now, service.flow_idle) {
+            let worth = service.worth(state, client, ticks_now);
+            if worth.live {
                 // On a failed backend there are no flows to wait for. The record stays all the same: by it the data path
                 // knows that the flow is none of the previous backend's and belongs to the current one.
-                if !backend.entry.failed() {
+                if !client && !backend.entry.failed() {
                     *found.flows.entry(state.backend()).or_default() += 1;
-                    busy[slot_index] |= state.backend() != slot.current();
                 }
-                true
-            } else {
-                let stays = match state.phase() {
-                    Phase::Open => service.flow_idle,
-                    Phase::Opening => OPENING_SILENCE.min(service.flow_idle),
-                    Phase::Closing | Phase::Ended => ENDED_KEPT.min(service.flow_idle),
-                };
-                state.silent(ticks_now) < ticks(stays)
-            };
-            if keep {
-                kept.push((state.service(), slot_index, (index, way, word)));
-            } else {
+                if service.waits_for(backend.entry, client)
+                    && state.backend() != slot.current()
+                    && let Some(busy) = busy.get_mut(&state.service())
+                {
+                    busy[slot_index] = true;
+                }
+            }
+            if !worth.kept {
                 found.clear.push((index, way, word));
+            } else if client || !service.records_always() {
+                kept.push((state.service(), slot_index, (index, way, word)));
             }
         }
     }
@@ -144,14 +147,23 @@ pub fn sweep(
         let Some(service) = actual.services().get(&id) else {
             continue;
         };
-        let idle = u64::try_from(service.flow_idle.as_millis()).unwrap_or(u64::MAX);
         let settle: Vec<(u32, Slot)> = (0..)
             .zip(service.slots.iter().zip(&service.changed))
             .zip(busy)
-            .filter(|((_, (slot, changed)), busy)| {
-                slot.in_transition() && !busy && now.saturating_sub(**changed) >= idle
+            .filter(|((_, (slot, _)), _)| slot.in_transition())
+            .filter(|((_, (slot, changed)), _)| {
+                let previous = actual.backends().get(&slot.previous()).map(|b| b.entry);
+                let rests = service.rests(**slot, previous).as_millis();
+                u128::from(now.saturating_sub(**changed)) >= rests
             })
-            .map(|((index, (slot, _)), _)| (index, Slot::settled(slot.current())))
+            .filter_map(|((index, (slot, _)), busy)| {
+                let rested = if busy {
+                    service.turned(*slot)?
+                } else {
+                    Slot::settled(slot.current())
+                };
+                Some((index, rested))
+            })
             .collect();
         if !settle.is_empty() {
             found.settle.insert(id, settle);
@@ -162,7 +174,7 @@ pub fn sweep(
         let settles = found.settle.get(&service).is_some_and(|settle| {
             settle
                 .binary_search_by_key(&slot, |(index, _)| *index as usize)
-                .is_ok()
+                .is_ok_and(|found| !settle[found].1.in_transition())
         });
         if settles {
             found.clear.push(record);
@@ -179,6 +191,13 @@ pub fn sweep(
 }
 
 impl Sweep {
+    /// Other tables name these backends still.
+    pub fn still_named(&mut self, backends: &BTreeSet<u16>) {
+        self.unnamed
+            .backends
+            .retain(|number| !backends.contains(number));
+    }
+
     /// The operations that follow: slots that settle, drains that are done, backends that have left, numbers that are free.
     ///
     /// What settles now is counted as named until the next look: a packet may just be on its way through such a slot.

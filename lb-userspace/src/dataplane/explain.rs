@@ -225,7 +225,7 @@ impl Tables for Thought<'_> {
     }
 
     fn features(&self) -> Features {
-        Features::ALL_FORWARDING
+        self.maps.features()
     }
 
     fn cluster_mac(&self) -> u64 {

@@ -9,7 +9,7 @@ use std::{
 
 use lb_userspace::config::{
     Affinity, Backend, Config, ConfigErrors, Control, Failback, Limits, Node, Ports, Probe,
-    ProbeKind, Protocol, Service, Unserved, Via, XdpMode,
+    ProbeKind, Protocol, Service, Track, Unserved, Via, XdpMode,
 };
 use proptest::prelude::*;
 
@@ -244,18 +244,28 @@ fn ports() -> impl Strategy<Value = Ports> {
     prop_oneof![1 => Just(Ports::Any), 6 => ranges]
 }
 
+fn protocol_and_track() -> impl Strategy<Value = (Protocol, Track)> {
+    let protocol = prop::sample::select(&[Protocol::Tcp, Protocol::Udp, Protocol::TcpUdp][..]);
+    let track =
+        prop::sample::select(&[Track::Changes, Track::Always, Track::Never, Track::Quic][..]);
+    (protocol, track).prop_filter("QUIC is UDP", |(protocol, track)| {
+        protocol.has_udp() || *track != Track::Quic
+    })
+}
+
 /// Backends are numbered in 10.0.0.0/8 by the service's and their own number, VIPs are in 192.0.2.0/24, so that no
 /// two are equal.
 fn config() -> impl Strategy<Value = Config> {
     let backends = prop::collection::vec((1..=65_535_u32, 1..=255_u32), 1..8);
     let service = (
         name(),
-        prop::bool::ANY,
+        protocol_and_track(),
         ports(),
         prop::sample::select(&[Affinity::None, Affinity::Client, Affinity::Network][..]),
         (
             millis(1_000, 8 * 3_600_000),
             prop::sample::select(&[Failback::Auto, Failback::Manual][..]),
+            prop::option::of(millis(1_000, 8 * 3_600_000)),
         ),
         prop::option::of(probe()),
         backends,
@@ -265,12 +275,14 @@ fn config() -> impl Strategy<Value = Config> {
         1_024..=1_u32 << 26,
         100..=65_535_u32,
         65_536..=1_u32 << 24,
+        0..=1_u32 << 20,
     )
-        .prop_map(|(flows, slots, backends, ports)| Limits {
+        .prop_map(|(flows, slots, backends, ports, fragments)| Limits {
             flows,
             slots,
             backends,
             ports,
+            fragments,
         });
     (
         node(),
@@ -286,15 +298,26 @@ fn config() -> impl Strategy<Value = Config> {
                 .filter(|((name, ..), _)| names.insert(name.clone()))
                 .map(
                     |(
-                        (name, tcp, ports, affinity, (flow_idle, failback), probe, backends),
+                        (
+                            name,
+                            (protocol, track),
+                            ports,
+                            affinity,
+                            (flow_idle, failback, timeout),
+                            probe,
+                            backends,
+                        ),
                         number,
                     )| Service {
                         name,
                         vip: IpAddr::V4(Ipv4Addr::new(192, 0, 2, number + 1)),
-                        protocol: if tcp { Protocol::Tcp } else { Protocol::Udp },
+                        protocol,
                         ports,
                         affinity,
                         flow_idle,
+                        track,
+                        affinity_timeout: timeout
+                            .filter(|_| affinity != Affinity::None && track != Track::Never),
                         failback,
                         probe,
                         backends: backends

@@ -167,7 +167,10 @@ pub(super) fn pins(pin_path: &Path, rights: bool) -> Vec<Check> {
 
 /// Whether the maps find room.
 pub(super) fn memory(limits: &Limits) -> Check {
-    let sizes = Sizes::of(limits.flows, limits.slots, limits.backends, limits.ports);
+    let sizes = Sizes {
+        fragment_buckets: Sizes::fragment_buckets(limits.fragments),
+        ..Sizes::of(limits.flows, limits.slots, limits.backends, limits.ports)
+    };
     let cpus = aya::util::nr_cpus().unwrap_or(1) as u64;
     let available = std::fs::read_to_string("/proc/meminfo")
         .ok()
