@@ -644,10 +644,11 @@ impl Daemon {
     fn order(&mut self, target: &Target, order: Order, force: bool) -> Result<Response> {
         let since = Instant::now();
         let refused = |message: String| Ok(Response::Refused { message });
-        let services = match orders::resolve(&self.knowledge.config, target) {
-            Ok(services) => services,
-            Err(refusal) => return refused(refusal.to_string()),
-        };
+        let services =
+            match orders::resolve(&self.knowledge.config, &self.knowledge.leaving, target) {
+                Ok(services) => services,
+                Err(refusal) => return refused(refusal.to_string()),
+            };
         if !force
             && let Err(refusal) =
                 orders::refuse_last(&self.running.executor.actual, &services, &target.backend)

@@ -1,12 +1,13 @@
 //! What the operator orders: drain, resume, fail, weight. Each is checked whole before anything is changed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::abi::BackendState;
 
 use super::{
     actual::Actual,
     decisions::{Decision, Decisions},
+    knowledge::{Leaving, LeavingKey},
     sweep::Sweep,
 };
 use crate::{
@@ -106,18 +107,27 @@ pub fn service<'c>(config: &'c Config, name: &str) -> Result<&'c Service, Refusa
         })
 }
 
-/// The services and the backend that a target names.
+/// The services of the backend that a target names. Orders can be given for the backends that are `leaving`, too.
 ///
 /// # Errors
 /// [`Refusal::UnknownService`], [`Refusal::UnknownBackend`].
-pub fn resolve<'c>(config: &'c Config, target: &Target) -> Result<Vec<&'c str>, Refusal> {
+pub fn resolve<'c>(
+    config: &'c Config,
+    leaving: &BTreeMap<LeavingKey, Leaving>,
+    target: &Target,
+) -> Result<Vec<&'c str>, Refusal> {
     let services: Vec<_> = match &target.service {
         None => config.services.iter().collect(),
         Some(name) => vec![service(config, name)?],
     };
+    let leaves = |service: &str| {
+        leaving
+            .keys()
+            .any(|(of, name, _)| of == service && *name == target.backend)
+    };
     let with: Vec<&str> = services
         .iter()
-        .filter(|s| s.backends.iter().any(|b| b.name == target.backend))
+        .filter(|s| s.backends.iter().any(|b| b.name == target.backend) || leaves(&s.name))
         .map(|s| s.name.as_str())
         .collect();
     if with.is_empty() {
@@ -320,7 +330,16 @@ mod tests {
     #[test]
     fn which_services_an_order_is_about() {
         let config = config();
-        let of = |backend, service| resolve(&config, &target(backend, service));
+        let address = "198.51.100.9".parse().unwrap();
+        let leaves = ("mail".to_owned(), "old".to_owned(), address);
+        let how = Leaving {
+            probe: None,
+            own_probe: true,
+        };
+        let leaving = BTreeMap::from([(leaves, how)]);
+        let of = |backend, service| resolve(&config, &leaving, &target(backend, service));
+        assert_eq!(of("old", None).unwrap(), ["mail"]);
+        assert!(of("old", Some("web")).is_err());
         assert_eq!(of("one", None).unwrap(), ["web", "mail"]);
         assert_eq!(of("one", Some("mail")).unwrap(), ["mail"]);
         assert_eq!(of("two", None).unwrap(), ["web"]);
