@@ -34,6 +34,7 @@ pub(super) fn check(config: &RawConfig, sink: &Sink) {
         backends_of(service, sink);
     }
     same_address(&config.services, sink);
+    families(&config.services, sink);
     vip_or_backend(&config.services, sink);
     overlaps(&config.services, sink);
     sizes(config, sink);
@@ -127,6 +128,35 @@ fn same_address(services: &[RawService], sink: &Sink) {
                     .related(before.span(), "the other address"),
                 );
             }
+        }
+    }
+}
+
+/// A backend gets the clients' packets as they are, so that its address is of their family: the VIP's.
+fn families(services: &[RawService], sink: &Sink) {
+    let family = |address: &IpAddr| match address {
+        IpAddr::V4(_) => "IPv4",
+        IpAddr::V6(_) => "IPv6",
+    };
+    for service in services {
+        let Some(vip) = &service.vip else { continue };
+        let addresses = service.backends.iter().filter_map(|b| b.address.as_ref());
+        let wanted = family(vip.get_ref());
+        for address in addresses.filter(|address| family(address.get_ref()) != wanted) {
+            sink.push(
+                ConfigError::new(
+                    ErrorKind::Conflict,
+                    format!(
+                        "a backend's address is of another family than its service's VIP: found the {} address {}",
+                        family(address.get_ref()),
+                        address.get_ref()
+                    ),
+                )
+                .at(address.span())
+                .expected(format!("an {wanted} address, as the VIP is one"))
+                .help("to serve both families, write one service for each, with the same servers under names of their own")
+                .related(vip.span(), "the VIP"),
+            );
         }
     }
 }

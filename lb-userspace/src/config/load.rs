@@ -148,6 +148,7 @@ fn finish_service(raw: RawService) -> Option<Service> {
         protocol: raw.protocol?,
         ports: raw.ports?.into_inner(),
         affinity: raw.affinity?,
+        network_prefix: raw.network_prefix?,
         flow_idle: raw.flow_idle?,
         track: raw.track?,
         affinity_timeout: raw.affinity_timeout?,

@@ -132,6 +132,8 @@ pub struct Limits {
     /// all there are. The default of 65,536 covers a million concurrent flows when one of sixteen backends is
     /// drained, for a few MiB of kernel memory.
     pub flows: u32,
+    /// The same of IPv6 clients, whose flows are kept apart: their records are twice as large.
+    pub flows6: u32,
     /// Slots of all services' tables together, 4 bytes each. The default of 1,048,576 (4 MiB) gives the largest
     /// number of services (4,096) 256 slots each.
     pub slots: u32,
@@ -149,6 +151,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             flows: 65_536,
+            flows6: 65_536,
             slots: 1_048_576,
             backends: 4_096,
             ports: 65_536,
@@ -162,7 +165,7 @@ impl Default for Limits {
 pub struct Service {
     /// Unique among the services.
     pub name: String,
-    /// The address clients connect to. This version serves IPv4 only.
+    /// The address clients connect to, IPv4 or IPv6.
     pub vip: IpAddr,
     /// TCP, UDP, or both.
     pub protocol: Protocol,
@@ -170,6 +173,10 @@ pub struct Service {
     pub ports: Ports,
     /// Which part of a packet picks.
     pub affinity: Affinity,
+    /// With [`Affinity::Network`], how many leading bits of the source address pick, 1 to the address's length; `None`
+    /// with any other affinity.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_prefix: Option<u8>,
     /// How long a flow may be silent before it counts as ended, 1 s to 8 h.
     #[serde(serialize_with = "as_text")]
     pub flow_idle: Duration,
@@ -195,6 +202,10 @@ pub struct Service {
 impl Service {
     /// The default of `service.flow_idle`.
     pub const FLOW_IDLE: Duration = Duration::from_secs(15 * 60);
+    /// The default of `service.network_prefix` for an IPv4 VIP: Windows NLB's "Class C".
+    pub const NETWORK_PREFIX_IPV4: u8 = 24;
+    /// The default of `service.network_prefix` for an IPv6 VIP: the least that one site is given (RFC 6177).
+    pub const NETWORK_PREFIX_IPV6: u8 = 56;
 }
 
 /// A service's transport protocol.
@@ -324,7 +335,7 @@ pub enum Affinity {
     None,
     /// The source address.
     Client,
-    /// The source's /24, Windows NLB's "Class C".
+    /// The source's network: its first [`Service::network_prefix`] bits.
     Network,
 }
 
@@ -424,7 +435,7 @@ pub enum Via {
 pub struct Backend {
     /// Unique within the service. The same name in several services is the same server, with the same address.
     pub name: String,
-    /// Its own address (not the VIP), in a subnet one of the director's interfaces is attached to.
+    /// Its own address (not the VIP) of the VIP's family, in a subnet one of the director's interfaces is attached to.
     pub address: IpAddr,
     /// Share among the up backends of the same priority. 0: no new flow, as in a drain.
     pub weight: u32,

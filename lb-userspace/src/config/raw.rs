@@ -55,6 +55,7 @@ pub(super) struct RawService {
     pub(super) protocol: Option<Protocol>,
     pub(super) ports: Option<Spanned<Ports>>,
     pub(super) affinity: Option<Affinity>,
+    pub(super) network_prefix: Option<Option<u8>>,
     pub(super) flow_idle: Option<std::time::Duration>,
     pub(super) track: Option<Track>,
     pub(super) affinity_timeout: Option<Option<std::time::Duration>>,
@@ -242,6 +243,8 @@ fn read_limits(field: &Field<'_, '_>, sink: &Sink) -> Option<RawLimits> {
     // The upper bounds keep a slip of the finger from taking a host's memory: 2^24 flows are about 1 GiB, 2^26
     // slots 256 MiB, 2^24 ports 256 MiB.
     let flows = read("flows", default.flows, 1_024..=1 << 24);
+    // An IPv6 record is twice as large as an IPv4 one.
+    let flows6 = read("flows6", default.flows6, 1_024..=1 << 23);
     let slots = read("slots", default.slots, 1_024..=1 << 26);
     let backends = read("backends", default.backends, 1..=BACKENDS_MAX);
     let ports = read("ports", default.ports, 1..=1 << 24);
@@ -249,6 +252,7 @@ fn read_limits(field: &Field<'_, '_>, sink: &Sink) -> Option<RawLimits> {
     Some(RawLimits {
         limits: Limits {
             flows: flows?,
+            flows6: flows6?,
             slots: slots?,
             backends: backends?,
             ports: ports?,

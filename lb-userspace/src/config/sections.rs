@@ -55,7 +55,7 @@ pub(super) static LIMITS: Section = Section {
     key: "limits",
     title: "[limits]",
     header: "[limits]",
-    keys: &["flows", "slots", "backends", "ports", "fragments"],
+    keys: &["flows", "flows6", "slots", "backends", "ports", "fragments"],
     later: &[],
     advice: "",
 };
@@ -70,6 +70,7 @@ pub(super) static SERVICE: Section = Section {
         "protocol",
         "ports",
         "affinity",
+        "network_prefix",
         "flow_idle",
         "track",
         "affinity_timeout",

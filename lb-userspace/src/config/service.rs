@@ -1,6 +1,6 @@
 //! Reads one `[[service]]` with its probe and its backends.
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::{net::IpAddr, ops::RangeInclusive, time::Duration};
 
 use toml::Spanned;
 
@@ -57,6 +57,7 @@ pub(super) fn read(fields: &Fields<'_, '_>, sink: &Sink) -> RawService {
         ];
         values::choice(field, &affinities, sink)
     });
+    let network_prefix = read_network_prefix(fields, vip.as_ref(), affinity, sink);
     let flow_idle = fields.read_or("flow_idle", Service::FLOW_IDLE, |field| {
         values::duration(field, FLOW_IDLE, sink)
     });
@@ -75,6 +76,7 @@ pub(super) fn read(fields: &Fields<'_, '_>, sink: &Sink) -> RawService {
         protocol,
         ports: listed.map(|ports| Spanned::new(ports.span(), ports.into_inner().0)),
         affinity,
+        network_prefix,
         flow_idle,
         track,
         affinity_timeout,
@@ -146,6 +148,38 @@ fn read_affinity_timeout(
         return None;
     }
     Some(Some(timeout))
+}
+
+/// How long a network is that picks; `Some(None)` where networks don't.
+fn read_network_prefix(
+    fields: &Fields<'_, '_>,
+    vip: Option<&Spanned<IpAddr>>,
+    affinity: Option<Affinity>,
+    sink: &Sink,
+) -> Option<Option<u8>> {
+    let (bits, default) = match vip.map(Spanned::get_ref) {
+        Some(IpAddr::V4(_)) => (32, Service::NETWORK_PREFIX_IPV4),
+        Some(IpAddr::V6(_)) => (128, Service::NETWORK_PREFIX_IPV6),
+        // The family is not known: the VIP's own error stands already.
+        None => (128, Service::NETWORK_PREFIX_IPV6),
+    };
+    let picks = affinity? == Affinity::Network;
+    let Some(field) = fields.get("network_prefix") else {
+        return Some(picks.then_some(default));
+    };
+    let prefix = values::number_u8(&field, 1..=bits, sink)?;
+    if !picks {
+        sink.push(
+            ConfigError::new(
+                ErrorKind::Conflict,
+                "`network_prefix` has no effect: only with `affinity = \"network\"` do networks pick",
+            )
+            .at(field.key_span.clone())
+            .expected("`affinity = \"network\"` in the same service, or no `network_prefix`"),
+        );
+        return None;
+    }
+    Some(Some(prefix))
 }
 
 fn with_span<T>(field: &Field<'_, '_>, value: Option<T>) -> Option<Spanned<T>> {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::Ipv4Addr,
+    net::IpAddr,
     time::Duration,
 };
 
@@ -120,7 +120,7 @@ pub struct ActualBackend {
     /// Its name.
     pub name: String,
     /// Its own address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Its entry.
     pub entry: Backend,
     /// Its state.
@@ -245,7 +245,7 @@ impl Actual {
 
     /// The number of a service's backend.
     #[must_use]
-    pub fn backend_number(&self, service: u16, name: &str, address: Ipv4Addr) -> Option<u16> {
+    pub fn backend_number(&self, service: u16, name: &str, address: IpAddr) -> Option<u16> {
         self.members
             .get(&service)?
             .get(name)?

@@ -2,13 +2,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
 
 use lb_common::{
     abi::{self, BackendState, PROTO_TCP_UDP},
-    flow::FlowState,
+    address::Ipv6,
+    flow::{FlowLine, FlowState, Way},
     pick::Slot,
     service::{Directory, ServiceKey, ServiceValue},
 };
@@ -75,7 +76,7 @@ pub fn adopt(maps: &impl Memory, now: Millis) -> Result<Actual, DataplaneError> 
             ActualService {
                 name: abi::text(&info.name).to_owned(),
                 entries: Entries {
-                    vip: keys[0].vip(),
+                    vip: vip(maps, directory, id, keys[0], info.vip),
                     protocol,
                     ports: ranges(&keys),
                 },
@@ -126,12 +127,7 @@ pub fn adopt(maps: &impl Memory, now: Millis) -> Result<Actual, DataplaneError> 
 /// What a slot or the record of a flow names though it has no owner.
 fn orphans(maps: &impl Memory, actual: &Actual) -> Retired {
     let mut retired = Retired::default();
-    let records = maps
-        .flow_buckets()
-        .iter()
-        .flat_map(|bucket| &bucket.ways)
-        .map(|way| FlowState(way.state.get()))
-        .filter(|state| state.used());
+    let records = states(maps.flow_buckets()).chain(states(maps.flow6_buckets()));
     retired
         .backends
         .extend(fragments::look(maps.fragment_buckets(), 0).named);
@@ -155,11 +151,40 @@ fn orphans(maps: &impl Memory, actual: &Actual) -> Retired {
     retired
 }
 
-/// The IPv4 address of a mapped one: this version writes no other.
-fn address(octets: [u8; 16]) -> Ipv4Addr {
-    Ipv6Addr::from(octets)
-        .to_ipv4_mapped()
-        .unwrap_or(Ipv4Addr::UNSPECIFIED)
+/// The records of a flow table.
+fn states<W: Way>(buckets: &[FlowLine<W>]) -> impl Iterator<Item = FlowState> {
+    buckets
+        .iter()
+        .flat_map(|bucket| &bucket.ways)
+        .map(|way| FlowState(way.state().get()))
+        .filter(|state| state.used())
+}
+
+/// The address that the maps for people hold, IPv4 as a mapped one.
+fn address(octets: [u8; 16]) -> IpAddr {
+    Ipv6Addr::from(octets).to_canonical()
+}
+
+/// The VIP of a service that is found by `key`. Of an IPv6 VIP the key has a part only: the whole address is in `VIPS`, or,
+/// where the controller before was killed between writing that and swapping the lookup, in what it wrote for people (`info`);
+/// then `VIPS` is put right, or no packet would find the service.
+fn vip(
+    maps: &impl Memory,
+    directory: Directory,
+    id: u16,
+    key: ServiceKey,
+    info: [u8; 16],
+) -> IpAddr {
+    if !key.is_ipv6() {
+        return Ipv4Addr::from_bits(key.vip()).into();
+    }
+    let compared = maps.vip(id);
+    let shown = Ipv6::from(Ipv6Addr::from(info));
+    if directory.fold(compared) != key.vip() && directory.fold(shown) == key.vip() {
+        maps.set_vip(id, shown);
+        return shown.addr().into();
+    }
+    compared.addr().into()
 }
 
 /// The protocol of a service's keys.

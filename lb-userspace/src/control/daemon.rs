@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     path::PathBuf,
     process,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -33,6 +32,7 @@ use super::{
     report,
     startup::{self, Running},
     sweep::{Sweep, sweep},
+    vip_groups,
 };
 use crate::{
     api::{
@@ -131,7 +131,7 @@ pub async fn run(options: Options) -> Result<()> {
     daemon.narrow_features();
     daemon.follow();
     undo.pin_path = None;
-    probe_routes::prepare(&daemon.netlink, &daemon.knowledge).await;
+    daemon.prepare_network().await;
     if let Some(address) = daemon.knowledge.config.control.http {
         match http::bind(address).await {
             Ok(listener) => {
@@ -385,6 +385,12 @@ impl Daemon {
         }
     }
 
+    /// What the kernel's network must have for the VIPs: the probes' ways, and the groups that IPv6 ones are looked for in.
+    async fn prepare_network(&self) {
+        probe_routes::prepare(&self.netlink, &self.knowledge).await;
+        vip_groups::prepare(&self.netlink, &self.knowledge).await;
+    }
+
     /// Probes and neighbours as the maps are now.
     fn follow(&mut self) {
         let actual = &self.running.executor.actual;
@@ -430,11 +436,11 @@ impl Daemon {
         health.observe(&report.result, report.at);
         let changed = before.0 != health.state() || before.1 != health.reason();
         if report.result.is_err()
-            && let Some(port) = self.knowledge.port_towards(IpAddr::V4(backend.address))
+            && let Some(port) = self.knowledge.port_towards(backend.address)
         {
             // The MAC address may be another one by now.
             self.resolver.confirm(NeighbourTarget {
-                address: IpAddr::V4(backend.address),
+                address: backend.address,
                 ifindex: port.ifindex,
             });
         }
@@ -499,7 +505,7 @@ impl Daemon {
                     self.adopt_mac(port.number, mac).await?;
                 } else if event.link.up {
                     // The kernel dropped the probes' routes while it was down.
-                    probe_routes::prepare(&self.netlink, &self.knowledge).await;
+                    self.prepare_network().await;
                 }
             }
             NetworkEvent::Address(_) => {
@@ -509,7 +515,7 @@ impl Daemon {
                 self.change("addresses of the director", Instant::now(), Touched::All)?;
                 // Another way to a backend: other neighbours to follow.
                 self.follow();
-                probe_routes::prepare(&self.netlink, &self.knowledge).await;
+                self.prepare_network().await;
             }
         }
         Ok(())
@@ -556,6 +562,7 @@ impl Daemon {
         let now = self.now();
         self.swept = sweep(
             executor.maps.flow_buckets(),
+            executor.maps.flow6_buckets(),
             actual,
             seed,
             coarse_ticks(),
@@ -770,7 +777,7 @@ impl Daemon {
             Ok(changes) => {
                 self.narrow_features();
                 probe_routes::remove_unused(&self.netlink, &before.0, &self.knowledge.config).await;
-                probe_routes::prepare(&self.netlink, &self.knowledge).await;
+                self.prepare_network().await;
                 self.follow();
                 self.sweep()?;
                 Ok(Response::Done { changes })
@@ -837,6 +844,9 @@ impl Daemon {
         for port in &self.knowledge.ports {
             if let Err(error) = vip_route::remove_all_ours(&self.netlink, port.ifindex).await {
                 warn!(%error, interface = port.name, "the probes' routes could not be removed");
+            }
+            if self.options.detach_on_exit {
+                vip_groups::leave(&self.netlink, port.ifindex).await;
             }
         }
         let pin_path = &self.knowledge.config.node.pin_path;

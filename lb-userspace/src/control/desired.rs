@@ -1,6 +1,6 @@
 //! What should be: configuration + operator's decisions + probe results + neighbours.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use lb_common::{abi::BackendState, pick::Affinity};
 
@@ -35,7 +35,7 @@ pub struct DesiredBackend {
     /// Its name.
     pub name: String,
     /// Its own address. Name and address make it the same backend after a reload.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// The weight in force.
     pub weight: u32,
     /// 1 is preferred.
@@ -180,7 +180,7 @@ mod tests {
     fn backend(name: &str, priority: u32, weight: u32, state: BackendState) -> DesiredBackend {
         DesiredBackend {
             name: name.into(),
-            address: Ipv4Addr::new(192, 0, 2, 1),
+            address: IpAddr::from([192, 0, 2, 1]),
             weight,
             priority,
             state,

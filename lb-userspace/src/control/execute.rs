@@ -1,9 +1,13 @@
 //! Operations done: first the stores that packets see, then what people and the next controller read.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use lb_common::{
     abi::{self, BackendInfo, ServiceInfo},
+    flow::{FlowLine, Way},
     pick::Backend,
 };
 
@@ -11,6 +15,7 @@ use super::{
     actual::{Actual, ActualBackend, ActualService, Millis, Op},
     directory::Layout,
     memory::Memory,
+    sweep::{Record, Table},
 };
 use crate::dataplane::{DataplaneError, Maps};
 
@@ -143,11 +148,12 @@ impl<M: Memory> Executor<M> {
     }
 
     /// Clears the records of flows that have ended, unless a packet renewed them meanwhile.
-    pub fn clear_flows(&self, records: &[(usize, usize, u64)]) {
-        let buckets = self.maps.flow_buckets();
-        for (bucket, way, seen) in records {
-            if let Some(record) = buckets.get(*bucket).and_then(|b| b.ways.get(*way)) {
-                record.state.replace_if(*seen, 0);
+    pub fn clear_flows(&self, records: &[Record]) {
+        let (flows, flows6) = (self.maps.flow_buckets(), self.maps.flow6_buckets());
+        for record in records {
+            match record.table {
+                Table::Ipv4 => clear(flows, record),
+                Table::Ipv6 => clear(flows6, record),
             }
         }
     }
@@ -168,14 +174,27 @@ impl<M: Memory> Executor<M> {
                 way.key.set(*key);
             }
         }
+        // The data path believes what it finds only if the whole address is here as well.
+        for (id, vip) in &layout.vips {
+            self.maps.set_vip(*id, *vip);
+        }
         self.maps.set_directory(layout.directory);
+    }
+}
+
+fn clear<W: Way>(buckets: &[FlowLine<W>], record: &Record) {
+    if let Some(way) = buckets
+        .get(record.bucket)
+        .and_then(|bucket| bucket.ways.get(record.way))
+    {
+        way.state().replace_if(record.seen, 0);
     }
 }
 
 fn backend_info(backend: &ActualBackend) -> BackendInfo {
     BackendInfo {
         name: abi::text_field(&backend.name),
-        address: backend.address.to_ipv6_mapped().octets(),
+        address: mapped(backend.address),
         reason: abi::text_field(&backend.reason),
         since_ms: backend.since_ms,
         base_packets: backend.base_packets,
@@ -189,12 +208,18 @@ fn backend_info(backend: &ActualBackend) -> BackendInfo {
     }
 }
 
+/// An address of either family as the maps for people hold it (RFC 4291 section 2.5.5.2).
+fn mapped(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
+    }
+}
+
 fn service_info(id: u16, service: &ActualService) -> ServiceInfo {
     ServiceInfo {
         name: abi::text_field(&service.name),
-        vip: std::net::Ipv4Addr::from_bits(service.entries.vip)
-            .to_ipv6_mapped()
-            .octets(),
+        vip: mapped(service.entries.vip),
         value: service.value(id).0,
         flow_idle_ms: u64::try_from(service.flow_idle.as_millis()).unwrap_or(u64::MAX),
         protocol: service.entries.protocol,

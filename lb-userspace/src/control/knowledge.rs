@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     time::SystemTime,
 };
 
@@ -83,11 +83,27 @@ pub struct Knowledge {
     pub opening: bool,
 }
 
-/// The IPv4 address of a configuration's address: this version's configurations hold no other.
-fn ipv4(address: IpAddr) -> Ipv4Addr {
-    match address {
-        IpAddr::V4(address) => address,
-        IpAddr::V6(address) => address.to_ipv4_mapped().unwrap_or(Ipv4Addr::UNSPECIFIED),
+/// What picks, for the family of the service's VIP.
+fn affinity(service: &Service) -> Affinity {
+    let (none, client, network) = match service.vip {
+        IpAddr::V4(_) => (
+            Affinity::NONE_IPV4,
+            Affinity::CLIENT_IPV4,
+            Affinity::NETWORK_IPV4,
+        ),
+        IpAddr::V6(_) => (
+            Affinity::NONE_IPV6,
+            Affinity::CLIENT_IPV6,
+            Affinity::NETWORK_IPV6,
+        ),
+    };
+    match service.affinity {
+        config::Affinity::None => none,
+        config::Affinity::Client => client,
+        config::Affinity::Network => Affinity {
+            prefix: service.network_prefix.unwrap_or(network.prefix),
+            ..network
+        },
     }
 }
 
@@ -209,11 +225,7 @@ impl Knowledge {
             };
             for (_, backend) in actual.backends_of(id) {
                 self.leaving.insert(
-                    (
-                        service.name.clone(),
-                        backend.name.clone(),
-                        IpAddr::V4(backend.address),
-                    ),
+                    (service.name.clone(), backend.name.clone(), backend.address),
                     Leaving {
                         probe: service.probe.clone(),
                         own_probe: false,
@@ -229,7 +241,7 @@ impl Knowledge {
         self.leaving.retain(|(service, name, address), _| {
             actual
                 .service_id(service)
-                .and_then(|id| actual.backend_number(id, name, ipv4(*address)))
+                .and_then(|id| actual.backend_number(id, name, *address))
                 .is_some()
         });
     }
@@ -285,18 +297,14 @@ impl Knowledge {
         DesiredService {
             name: service.name.clone(),
             entries: Entries {
-                vip: ipv4(service.vip).to_bits(),
+                vip: service.vip,
                 protocol: protocol_number(service.protocol),
                 ports: match &service.ports {
                     Ports::Any => Vec::new(),
                     Ports::Ranges(ranges) => ranges.clone(),
                 },
             },
-            affinity: match service.affinity {
-                config::Affinity::None => Affinity::NONE_IPV4,
-                config::Affinity::Client => Affinity::CLIENT_IPV4,
-                config::Affinity::Network => Affinity::NETWORK_IPV4,
-            },
+            affinity: affinity(service),
             track: following.changes(protocol_number(service.protocol)),
             following,
             flow_idle: service.flow_idle,
@@ -305,9 +313,8 @@ impl Knowledge {
                 .backends
                 .iter()
                 .map(|backend| {
-                    let number = id.and_then(|id| {
-                        actual.backend_number(id, &backend.name, ipv4(backend.address))
-                    });
+                    let number =
+                        id.and_then(|id| actual.backend_number(id, &backend.name, backend.address));
                     self.desired_backend(service, backend, number)
                 })
                 .collect(),
@@ -316,7 +323,7 @@ impl Knowledge {
                 .iter()
                 .filter(|((name, _, _), _)| *name == service.name)
                 .map(|((_, name, address), leaving)| {
-                    let number = id.and_then(|id| actual.backend_number(id, name, ipv4(*address)));
+                    let number = id.and_then(|id| actual.backend_number(id, name, *address));
                     self.desired_leaving(service, name, *address, leaving, number)
                 })
                 .collect(),
@@ -363,7 +370,7 @@ impl Knowledge {
         };
         DesiredBackend {
             name: name.to_owned(),
-            address: ipv4(address),
+            address: address,
             weight: 0,
             priority: config::Backend::PRIORITY,
             state: BackendState::Leaving,
@@ -394,8 +401,13 @@ impl Knowledge {
             (None, _) => no_subnet(backend.address),
             (Some(_), Some(neighbour)) => neighbour.reason.clone(),
             (Some(port), None) => format!(
-                "waiting for the ARP answer of {} on {}",
-                backend.address, port.name
+                "waiting for the {} of {} on {}",
+                match backend.address {
+                    IpAddr::V4(_) => "ARP answer",
+                    IpAddr::V6(_) => "neighbour advertisement",
+                },
+                backend.address,
+                port.name
             ),
         };
         let health = number.and_then(|number| self.health.get(&number));
@@ -426,7 +438,7 @@ impl Knowledge {
         };
         DesiredBackend {
             name: backend.name.clone(),
-            address: ipv4(backend.address),
+            address: backend.address,
             weight: decision.weight.unwrap_or(backend.weight),
             priority: backend.priority,
             state,
@@ -461,7 +473,7 @@ impl Knowledge {
                 }
                 actual
                     .service_id(&service.name)
-                    .and_then(|id| actual.backend_number(id, &backend.name, ipv4(backend.address)))
+                    .and_then(|id| actual.backend_number(id, &backend.name, backend.address))
                     .and_then(|number| self.health.get(&number))
                     .is_some_and(Health::is_probed)
             })
@@ -487,7 +499,7 @@ impl Knowledge {
                 .filter(|((name, _, _), _)| *name == service.name)
                 .map(|((_, name, address), one)| (name.as_str(), *address, one.probe.as_ref()));
             for (name, address, probe) in listed.chain(leaving) {
-                let number = actual.backend_number(id, name, ipv4(address));
+                let number = actual.backend_number(id, name, address);
                 if let (Some(probe), Some(number)) = (probe, number)
                     && let Some(settings) = aim(probe, service.vip, address, number, actual)
                 {
@@ -540,7 +552,7 @@ impl Knowledge {
                 continue;
             };
             let target = Target {
-                address: IpAddr::V4(backend.address),
+                address: backend.address,
                 ifindex: port.ifindex,
             };
             let neighbour = Neighbour {
@@ -601,9 +613,9 @@ mod tests {
         neighbour::{Interface, Link},
     };
 
-    const BACKENDS: [Ipv4Addr; 2] = [
-        Ipv4Addr::new(198, 51, 100, 1),
-        Ipv4Addr::new(198, 51, 100, 2),
+    const BACKENDS: [IpAddr; 2] = [
+        IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 1)),
+        IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 2)),
     ];
 
     /// Two services on the same two backends, of which the first is probed.
@@ -669,7 +681,7 @@ mod tests {
 
     fn set_mac(knowledge: &mut Knowledge, backend: usize, mac: Option<Mac>) {
         let target = Target {
-            address: IpAddr::V4(BACKENDS[backend]),
+            address: BACKENDS[backend],
             ifindex: 7,
         };
         let reason = "no ARP answer".to_owned();
@@ -795,7 +807,7 @@ mod tests {
         let ports = |name| probes[&ProbeId(bench.number("web", name))].0.target.port();
         assert_eq!((ports("one"), ports("two")), (80, 8080), "each by its file");
         let target = Target {
-            address: IpAddr::V4(BACKENDS[0]),
+            address: BACKENDS[0],
             ifindex: 7,
         };
         assert!(knowledge.targets().contains(&target), "followed by ARP");

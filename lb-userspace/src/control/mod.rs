@@ -26,6 +26,7 @@ pub mod report;
 pub mod retarget;
 pub mod startup;
 pub mod sweep;
+pub mod vip_groups;
 
 #[cfg(test)]
 mod samples;

@@ -323,7 +323,7 @@ impl Plan<'_> {
         &mut self,
         id: u16,
         desired: &'d DesiredService,
-    ) -> Result<BTreeMap<(&'d str, std::net::Ipv4Addr), u16>, TooSmall> {
+    ) -> Result<BTreeMap<(&'d str, std::net::IpAddr), u16>, TooSmall> {
         let mut numbers = BTreeMap::new();
         for backend in &desired.backends {
             let number = match self
@@ -345,7 +345,7 @@ impl Plan<'_> {
         &mut self,
         id: u16,
         desired: &DesiredService,
-        numbers: &BTreeMap<(&str, std::net::Ipv4Addr), u16>,
+        numbers: &BTreeMap<(&str, std::net::IpAddr), u16>,
     ) -> BTreeSet<u16> {
         let mut failed = BTreeSet::new();
         for wanted in &desired.backends {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::Ipv4Addr,
+    net::IpAddr,
     time::SystemTime,
 };
 
@@ -140,13 +140,22 @@ pub fn status(
             .collect(),
         flow_table: FlowTableStatus {
             used: sweep.used,
-            capacity: (maps.flow_buckets().len() * lb_common::abi::WAYS) as u64,
+            capacity: ((maps.flow_buckets().len() + maps.flow6_buckets().len())
+                * lb_common::abi::WAYS) as u64,
         },
     })
 }
 
 /// The layouts' version, for [`NodeStatus::abi`].
 pub const ABI: u32 = ABI_VERSION;
+
+/// How many bits an address of this family has.
+const fn address_bits(address: IpAddr) -> u32 {
+    match address {
+        IpAddr::V4(_) => 32,
+        IpAddr::V6(_) => 128,
+    }
+}
 
 fn service_status(
     service: &ActualService,
@@ -156,7 +165,7 @@ fn service_status(
     let affinity = service.affinity;
     ServiceStatus {
         name: service.name.clone(),
-        vip: Ipv4Addr::from_bits(service.entries.vip).to_string(),
+        vip: service.entries.vip.to_string(),
         protocol: match service.entries.protocol {
             PROTO_TCP => "tcp".into(),
             PROTO_UDP => "udp".into(),
@@ -178,7 +187,9 @@ fn service_status(
         },
         affinity: match (affinity.ports, affinity.prefix) {
             (true, _) => "none".into(),
-            (false, 32) => "client".into(),
+            (false, prefix) if u32::from(prefix) == address_bits(service.entries.vip) => {
+                "client".into()
+            }
             (false, _) => "network".into(),
         },
         flow_idle_s: service.flow_idle.as_secs_f64(),

@@ -2,13 +2,14 @@
 
 use std::{
     cell::{Cell, RefCell},
-    net::Ipv4Addr,
+    net::IpAddr,
     time::Duration,
 };
 
 use lb_common::{
     abi::{BackendInfo, BackendState, Bucket, Control, Counter, NAME_LEN, ServiceInfo},
-    flow::{FlowBucket, FlowKey, FlowState, Key, Phase, bucket_indices},
+    address::Ipv6,
+    flow::{FlowBucket, FlowBucket6, FlowKey, FlowState, Key, Phase, bucket_indices},
     hash::Seed,
     pick::{Affinity, Backend, Slot},
     plain::{Capacity, Instance, PlainTables},
@@ -123,6 +124,26 @@ impl Memory for PlainMemory {
 
     fn fragment_buckets(&self) -> &[FlowBucket] {
         &self.tables.fragments
+    }
+
+    fn flow6_buckets(&self) -> &[FlowBucket6] {
+        &self.tables.flows6
+    }
+
+    fn vip(&self, service: u16) -> Ipv6 {
+        let vip = &self.tables.vips[usize::from(service)];
+        Ipv6 {
+            high: vip.high.get(),
+            low: vip.low.get(),
+        }
+    }
+
+    fn set_vip(&self, service: u16, vip: Ipv6) {
+        if self.lives() {
+            let entry = &self.tables.vips[usize::from(service)];
+            entry.high.set(vip.high);
+            entry.low.set(vip.low);
+        }
     }
 
     fn slot_capacity(&self) -> u32 {
@@ -255,6 +276,7 @@ impl Bench {
         fragments::clear(self.executor.maps.fragment_buckets(), &in_fragments.clear);
         let mut found = sweep(
             self.executor.maps.flow_buckets(),
+            self.executor.maps.flow6_buckets(),
             self.actual(),
             SEED,
             self.tick(),
@@ -347,7 +369,7 @@ pub(super) fn service(name: &str, vip: u8, backends: &[DesiredBackend]) -> Desir
     DesiredService {
         name: name.into(),
         entries: Entries {
-            vip: Ipv4Addr::new(192, 0, 2, vip).to_bits(),
+            vip: IpAddr::from([192, 0, 2, vip]),
             protocol: lb_common::wire::PROTO_TCP,
             ports: vec![80..=80],
         },
@@ -368,7 +390,7 @@ pub(super) fn backend(name: &str) -> DesiredBackend {
         .fold(0u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte));
     DesiredBackend {
         name: name.into(),
-        address: Ipv4Addr::new(198, 51, 100, last),
+        address: IpAddr::from([198, 51, 100, last]),
         weight: 50,
         priority: 1,
         state: BackendState::Up,

@@ -4,17 +4,18 @@
 
 use std::{
     collections::BTreeSet,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
 use lb_common::{
     abi::BackendState,
-    flow::{FlowKey, Key as _, Phase, TICK_NS, find},
+    address::{Address, Ipv6},
+    flow::{FlowKey, FlowState, Key as _, Phase, TICK_NS, find},
     forward::process,
     packet::Buffer,
-    pick::{hash_of, slot_index},
+    pick::{Affinity, hash_of, slot_index},
     service::{Directory, lookup},
     tables::{Event, Tables as _},
     verdict::Verdict,
@@ -30,6 +31,7 @@ use super::{
     adopt::adopt,
     decisions::{Decision, Decisions},
     desired::{DesiredBackend, DesiredService, Knowledge, state},
+    directory::Entries,
     orders::end_drains,
     samples::{Bench, PlainMemory, SEED, service},
     sweep::{CLOSING_SILENCE, Sweep},
@@ -160,8 +162,20 @@ fn patience(life: &Life) -> Duration {
     }
 }
 
-fn vip(service: usize) -> u8 {
-    10 + service as u8
+/// The first service is IPv4, the second IPv6.
+fn vip(service: usize) -> IpAddr {
+    match service {
+        0 => IpAddr::from([192, 0, 2, 10]),
+        _ => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x11]),
+    }
+}
+
+/// The address of a server, in its service's family.
+fn address((service, backend, version): Server) -> IpAddr {
+    match service {
+        0 => IpAddr::from([198, 51, version, backend as u8]),
+        _ => IpAddr::from([0x2001, 0xdb8, 1, 0, 0, 0, version.into(), backend as u16]),
+    }
 }
 
 fn service_name(service: usize) -> String {
@@ -243,7 +257,7 @@ impl World {
         });
         DesiredBackend {
             name: format!("backend{}", server.1),
-            address: Ipv4Addr::new(198, 51, server.2, (server.0 * 10 + server.1) as u8),
+            address: address(server),
             weight: model.weight,
             priority: model.priority,
             state,
@@ -270,9 +284,14 @@ impl World {
         let Some(id) = actual.service_id(&service_name(service)) else {
             return Vec::new();
         };
-        let server = |name: &str, address: Ipv4Addr| {
+        let server = |name: &str, address: IpAddr| {
             let backend = name.trim_start_matches("backend").parse().unwrap();
-            (service, backend, address.octets()[2])
+            // See `address`.
+            let version = match address {
+                IpAddr::V4(address) => address.octets()[2],
+                IpAddr::V6(address) => address.octets()[13],
+            };
+            (service, backend, version)
         };
         actual
             .backends_of(id)
@@ -290,6 +309,8 @@ impl World {
                     .filter(|b| self.model[s].backends[*b].listed)
                     .map(|b| self.desired_backend(self.server(s, b)))
                     .collect();
+                let sample = service(&service_name(s), 0, &backends);
+                let affinity = [Affinity::CLIENT_IPV4, Affinity::CLIENT_IPV6][s];
                 DesiredService {
                     held: self.model[s].held,
                     flow_idle: idle(s),
@@ -298,7 +319,12 @@ impl World {
                         .into_iter()
                         .map(|server| self.desired_leaving(server))
                         .collect(),
-                    ..service(&service_name(s), vip(s), &backends)
+                    entries: Entries {
+                        vip: vip(s),
+                        ..sample.entries
+                    },
+                    affinity,
+                    ..sample
                 }
             })
             .collect()
@@ -364,13 +390,24 @@ impl World {
 
     /// Whether the flow's slot is in transition, as packets find it.
     fn in_transition(&self, flow: usize) -> bool {
+        match (vip(Self::service_of(flow)), client(flow)) {
+            (IpAddr::V4(vip), IpAddr::V4(client)) => {
+                self.slot_in_transition(vip.to_bits(), client.to_bits(), flow)
+            }
+            (IpAddr::V6(vip), IpAddr::V6(client)) => {
+                self.slot_in_transition(Ipv6::from(vip), Ipv6::from(client), flow)
+            }
+            families => unreachable!("{families:?}"),
+        }
+    }
+
+    fn slot_in_transition<A: Address>(&self, vip: A, client: A, flow: usize) -> bool {
         let tables = &self.bench.executor.maps.tables;
         let directory = Directory(tables.control.directory.get());
-        let vip = Ipv4Addr::new(192, 0, 2, vip(Self::service_of(flow))).to_bits();
         let Some(service) = lookup(tables, directory, vip, PROTO_TCP, 80) else {
             return false;
         };
-        let hash = hash_of(service.affinity(), client(flow), ports(flow), SEED);
+        let hash = hash_of(service.affinity(), client, ports(flow), SEED);
         let index = slot_index(hash, service.bits());
         tables
             .slot(service.offset() + index)
@@ -399,11 +436,15 @@ impl World {
     /// Who has the flow recorded as being opened, if its slot is in transition: a SYN sent again stays there.
     fn opening(&self, flow: usize) -> Option<Server> {
         let tables = &self.bench.executor.maps.tables;
-        let directory = Directory(tables.control.directory.get());
-        let vip = Ipv4Addr::new(192, 0, 2, vip(Self::service_of(flow))).to_bits();
-        let service = lookup(tables, directory, vip, PROTO_TCP, 80)?;
-        let key = FlowKey::tcp(client(flow), ports(flow), service.id());
-        let state = find(tables, key, key.hash(SEED))?;
+        let state = match (vip(Self::service_of(flow)), client(flow)) {
+            (IpAddr::V4(vip), IpAddr::V4(client)) => {
+                self.recorded(vip.to_bits(), client.to_bits(), flow)?
+            }
+            (IpAddr::V6(vip), IpAddr::V6(client)) => {
+                self.recorded(Ipv6::from(vip), Ipv6::from(client), flow)?
+            }
+            families => unreachable!("{families:?}"),
+        };
         if state.phase() != Phase::Opening || !self.in_transition(flow) {
             return None;
         }
@@ -413,6 +454,14 @@ impl World {
         let [_, service, number, address, ..] = mac_bytes(backend.mac());
         (backend.mac() != 0 && !backend.failed())
             .then(|| (usize::from(service - 0x10), usize::from(number), address))
+    }
+
+    fn recorded<A: Address>(&self, vip: A, client: A, flow: usize) -> Option<FlowState> {
+        let tables = &self.bench.executor.maps.tables;
+        let directory = Directory(tables.control.directory.get());
+        let service = lookup(tables, directory, vip, PROTO_TCP, 80)?;
+        let key = FlowKey::tcp(client, ports(flow), service.id());
+        find(tables, key, key.hash(SEED))
     }
 
     fn open(&mut self, flow: usize) {
@@ -771,8 +820,14 @@ impl World {
     }
 }
 
-fn client(flow: usize) -> u32 {
-    Ipv4Addr::new(203, 0, 113, 0).to_bits() + flow as u32
+/// Its client's address, in the family of its service.
+fn client(flow: usize) -> IpAddr {
+    match vip(World::service_of(flow)) {
+        IpAddr::V4(_) => {
+            Ipv4Addr::from_bits(Ipv4Addr::new(203, 0, 113, 0).to_bits() + flow as u32).into()
+        }
+        IpAddr::V6(_) => Ipv6Addr::new(0x2001, 0xdb8, 2, flow as u16, 0, 0, 0, 1).into(),
+    }
 }
 
 fn ports(flow: usize) -> u32 {
@@ -782,10 +837,20 @@ fn ports(flow: usize) -> u32 {
 /// A TCP segment without payload.
 fn frame(flow: usize, flags: u8) -> Vec<u8> {
     let mut frame = lb_common::wire::mac_bytes(super::samples::OWN_MAC).to_vec();
-    frame.extend([2, 9, 9, 9, 9, 9, 0x08, 0x00]);
-    frame.extend([0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0]);
-    frame.extend(client(flow).to_be_bytes());
-    frame.extend([192, 0, 2, vip(World::service_of(flow))]);
+    frame.extend([2, 9, 9, 9, 9, 9]);
+    match (client(flow), vip(World::service_of(flow))) {
+        (IpAddr::V4(client), IpAddr::V4(vip)) => {
+            frame.extend([0x08, 0x00, 0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0]);
+            frame.extend(client.octets());
+            frame.extend(vip.octets());
+        }
+        (IpAddr::V6(client), IpAddr::V6(vip)) => {
+            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 20, 6, 64]);
+            frame.extend(client.octets());
+            frame.extend(vip.octets());
+        }
+        families => unreachable!("{families:?}"),
+    }
     frame.extend(ports(flow).to_be_bytes());
     frame.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
     frame

@@ -64,6 +64,7 @@ pub fn sizes(config: &Config) -> Sizes {
     Sizes {
         fragment_buckets: Sizes::fragment_buckets(limits.fragments),
         ..Sizes::of(limits.flows, limits.slots, limits.backends, limits.ports)
+            .with_flows6(limits.flows6)
     }
 }
 

@@ -8,7 +8,9 @@ use std::{
 use lb_common::{
     abi::BackendState,
     address::Address,
-    flow::{FlowBucket, FlowKey, FlowState, LONGEST_SILENCE, Phase, TICK_NS},
+    flow::{
+        FlowBucket, FlowBucket6, FlowKey, FlowLine, FlowState, LONGEST_SILENCE, Phase, TICK_NS, Way,
+    },
     hash::Seed,
     pick::{Slot, hash_of, slot_index},
 };
@@ -36,14 +38,36 @@ pub struct Sweep {
     pub flows: BTreeMap<u16, u64>,
     /// Ways in use.
     pub used: u64,
-    /// Records to clear, once the slots have settled: bucket, way, and the state they were seen in.
-    pub clear: Vec<(usize, usize, u64)>,
+    /// Records to clear, once the slots have settled.
+    pub clear: Vec<Record>,
     /// Slots that settle, by service; where clients are recorded, also those whose previous backend goes though they don't.
     pub settle: BTreeMap<u16, Vec<(u32, Slot)>>,
     /// What is retired and named by no record any more.
     pub unnamed: Retired,
     /// Nothing was found that could change by itself: until the next operation, no other look is needed.
     pub quiet: bool,
+}
+
+/// Which flow table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    /// `FLOWS`.
+    Ipv4,
+    /// `FLOWS6`.
+    Ipv6,
+}
+
+/// A record as it was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Where it is.
+    pub table: Table,
+    /// Its bucket.
+    pub bucket: usize,
+    /// Its way in the bucket.
+    pub way: usize,
+    /// Its state: one that has changed since is another record.
+    pub seen: u64,
 }
 
 /// Whole ticks that fit no more than `duration` of silence, as far as the 16-bit time can tell.
@@ -73,12 +97,13 @@ fn slot_of<A: Address>(service: &ActualService, key: FlowKey<A>, seed: Seed) -> 
     slot_index(hash, u32::from(service.bits))
 }
 
-/// Looks at every record and every slot in transition.
+/// Looks at every record of both tables and every slot in transition.
 ///
 /// `ticks_now` is the data path's coarse time, `now` the clock of [`ActualService::changed`].
 #[must_use]
 pub fn sweep(
     buckets: &[FlowBucket],
+    buckets6: &[FlowBucket6],
     actual: &Actual,
     seed: Seed,
     ticks_now: u16,
@@ -94,55 +119,17 @@ pub fn sweep(
         .map(|(id, service)| (id, vec![false; service.slots.len()]))
         .collect();
     // Records that stay as long as their slot is in transition.
-    let mut kept: Vec<(u16, usize, (usize, usize, u64))> = Vec::new();
-    for (index, bucket) in buckets.iter().enumerate() {
-        for (way, record) in bucket.ways.iter().enumerate() {
-            let word = record.state.get();
-            let state = FlowState(word);
-            if !state.used() {
-                continue;
-            }
-            found.used += 1;
-            found.unnamed.services.remove(&state.service());
-            found.unnamed.backends.remove(&state.backend());
-            let Some(service) = actual.services().get(&state.service()) else {
-                found.clear.push((index, way, word));
-                continue;
-            };
-            let key = record.key();
-            let client = key.is_client();
-            let slot_index = slot_of(service, key, seed) as usize;
-            let slot = service.slots[slot_index];
-            let needed = slot.in_transition() || service.records_always() && !client;
-            let backend = actual
-                .backends()
-                .get(&state.backend())
-                .filter(|backend| backend.service == state.service());
-            let Some(backend) = backend.filter(|_| needed) else {
-                found.clear.push((index, way, word));
-                continue;
-            };
-            let worth = service.worth(state, client, ticks_now);
-            if worth.live {
-                // On a failed backend there are no flows to wait for. The record stays all the same: by it the data path
-                // knows that the flow is none of the previous backend's and belongs to the current one.
-                if !client && !backend.entry.failed() {
-                    *found.flows.entry(state.backend()).or_default() += 1;
-                }
-                if service.waits_for(backend.entry, client)
-                    && state.backend() != slot.current()
-                    && let Some(busy) = busy.get_mut(&state.service())
-                {
-                    busy[slot_index] = true;
-                }
-            }
-            if !worth.kept {
-                found.clear.push((index, way, word));
-            } else if client || !service.records_always() {
-                kept.push((state.service(), slot_index, (index, way, word)));
-            }
-        }
-    }
+    let mut kept: Vec<(u16, usize, Record)> = Vec::new();
+    let mut look = Look {
+        actual,
+        seed,
+        ticks_now,
+        found: &mut found,
+        busy: &mut busy,
+        kept: &mut kept,
+    };
+    look.at(buckets, Table::Ipv4);
+    look.at(buckets6, Table::Ipv6);
     for (id, busy) in busy {
         let Some(service) = actual.services().get(&id) else {
             continue;
@@ -188,6 +175,81 @@ pub fn sweep(
             .values()
             .any(|b| matches!(b.state, BackendState::Draining | BackendState::Leaving));
     found
+}
+
+/// A look at the records in progress.
+struct Look<'a> {
+    actual: &'a Actual,
+    seed: Seed,
+    ticks_now: u16,
+    found: &'a mut Sweep,
+    busy: &'a mut BTreeMap<u16, Vec<bool>>,
+    kept: &'a mut Vec<(u16, usize, Record)>,
+}
+
+impl Look<'_> {
+    /// Looks at every record of a table.
+    fn at<W: Way>(&mut self, buckets: &[FlowLine<W>], table: Table) {
+        for (index, bucket) in buckets.iter().enumerate() {
+            for (way, record) in bucket.ways.iter().enumerate() {
+                let seen = record.state().get();
+                if FlowState(seen).used() {
+                    let place = Record {
+                        table,
+                        bucket: index,
+                        way,
+                        seen,
+                    };
+                    self.record(record, place);
+                }
+            }
+        }
+    }
+
+    fn record<W: Way>(&mut self, record: &W, place: Record) {
+        let state = FlowState(place.seen);
+        let found = &mut *self.found;
+        found.used += 1;
+        found.unnamed.services.remove(&state.service());
+        found.unnamed.backends.remove(&state.backend());
+        let Some(service) = self.actual.services().get(&state.service()) else {
+            found.clear.push(place);
+            return;
+        };
+        let key = record.flow();
+        let client = key.is_client();
+        let slot_index = slot_of(service, key, self.seed) as usize;
+        let slot = service.slots[slot_index];
+        let needed = slot.in_transition() || service.records_always() && !client;
+        let backend = self
+            .actual
+            .backends()
+            .get(&state.backend())
+            .filter(|backend| backend.service == state.service());
+        let Some(backend) = backend.filter(|_| needed) else {
+            found.clear.push(place);
+            return;
+        };
+        let worth = service.worth(state, client, self.ticks_now);
+        if worth.live {
+            // On a failed backend there are no flows to wait for. The record stays all the same: by it the data path
+            // knows that the flow is none of the previous backend's and belongs to the current one.
+            if !client && !backend.entry.failed() {
+                *found.flows.entry(state.backend()).or_default() += 1;
+            }
+            if service.waits_for(backend.entry, client)
+                && state.backend() != slot.current()
+                && let Some(busy) = self.busy.get_mut(&state.service())
+            {
+                busy[slot_index] = true;
+            }
+        }
+        if !worth.kept {
+            found.clear.push(place);
+        } else if client || !service.records_always() {
+            self.kept.push((state.service(), slot_index, place));
+        }
+    }
 }
 
 impl Sweep {

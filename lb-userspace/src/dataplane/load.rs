@@ -44,6 +44,15 @@ impl Default for Sizes {
 }
 
 impl Sizes {
+    /// The same sizes with an IPv6 flow table for so many flows: as roomy as the other one, see [`Self::of`].
+    #[must_use]
+    pub fn with_flows6(self, flows6: u32) -> Self {
+        Self {
+            flow6_buckets: flows6.clamp(1 << 10, 1 << 25).next_power_of_two(),
+            ..self
+        }
+    }
+
     /// Sizes for a number of flows, slots, backends and (VIP, protocol, port) entries.
     ///
     /// The flow table gets a bucket of four ways for each flow, and at least 1024: a flow has two buckets to choose from,

@@ -110,7 +110,15 @@ golden! {
     value_probe_type_unknown: BadValue, "type = \"http\"" => "type = \"htp\"";
     value_duration: BadValue, "interval = \"1s\"" => "interval = \"1 parsec\"";
     value_duration_without_unit: BadValue, "interval = \"1s\"" => "interval = \"15\"";
-    value_vip_v6: BadValue, "vip = \"192.0.2.10\"" => "vip = \"2001:db8::10\"";
+    value_vip_link_local: BadValue, "vip = \"192.0.2.10\"" => "vip = \"fe80::10\"";
+    value_vip_mapped: BadValue, "vip = \"192.0.2.10\"" => "vip = \"::ffff:192.0.2.10\"";
+    value_vip_brackets: BadValue, "vip = \"192.0.2.10\"" => "vip = \"[2001:db8::10]\"";
+    value_address_zone: BadValue, "address = \"192.0.2.21\"" => "address = \"fe80::21%eth0\"";
+    range_network_prefix: OutOfRange,
+        "ports = [80, 443]" => "ports = [80, 443]\naffinity = \"network\"\nnetwork_prefix = 56";
+    conflict_network_prefix: Conflict,
+        "ports = [80, 443]" => "ports = [80, 443]\naffinity = \"client\"\nnetwork_prefix = 20";
+    conflict_family: Conflict, "address = \"192.0.2.21\"" => "address = \"2001:DB8:0::21\"";
     value_vip_prefix: BadValue, "vip = \"192.0.2.10\"" => "vip = \"192.0.2.10/32\"";
     value_vip_port: BadValue, "vip = \"192.0.2.10\"" => "vip = \"192.0.2.10:80\"";
     value_vip_multicast: BadValue, "vip = \"192.0.2.10\"" => "vip = \"224.0.0.1\"";
@@ -279,7 +287,7 @@ flow = 1000
 
 [[service]]
 name = "web"
-vip = "2001:db8::1"
+vip = "fe80::1"
 protocol = "tcpp"
 ports = [80, 0, "90-80"]
 afinity = "client"

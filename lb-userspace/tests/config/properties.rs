@@ -1,11 +1,6 @@
 //! What holds for every text and for every configuration.
 
-use std::{
-    collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, time::Duration};
 
 use lb_userspace::config::{
     Affinity, Backend, Config, ConfigErrors, Control, Failback, Limits, Node, Ports, Probe,
@@ -253,15 +248,41 @@ fn protocol_and_track() -> impl Strategy<Value = (Protocol, Track)> {
     })
 }
 
-/// Backends are numbered in 10.0.0.0/8 by the service's and their own number, VIPs are in 192.0.2.0/24, so that no
-/// two are equal.
+/// Services are IPv4 and IPv6 in turn.
+fn vip(service: u8) -> IpAddr {
+    match service % 2 {
+        0 => IpAddr::from([192, 0, 2, service + 1]),
+        _ => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(service) + 1]),
+    }
+}
+
+fn address(service: u8, own: u8) -> IpAddr {
+    match service % 2 {
+        0 => IpAddr::from([10, 0, service, own + 1]),
+        _ => IpAddr::from([
+            0x2001,
+            0xdb8,
+            1,
+            service.into(),
+            0,
+            0,
+            0,
+            u16::from(own) + 1,
+        ]),
+    }
+}
+
+/// Backends are numbered by the service's and their own number, and VIPs are in other networks, so that no two are equal.
 fn config() -> impl Strategy<Value = Config> {
     let backends = prop::collection::vec((1..=65_535_u32, 1..=255_u32), 1..8);
     let service = (
         name(),
         protocol_and_track(),
         ports(),
-        prop::sample::select(&[Affinity::None, Affinity::Client, Affinity::Network][..]),
+        (
+            prop::sample::select(&[Affinity::None, Affinity::Client, Affinity::Network][..]),
+            1..=32_u8,
+        ),
         (
             millis(1_000, 8 * 3_600_000),
             prop::sample::select(&[Failback::Auto, Failback::Manual][..]),
@@ -272,18 +293,22 @@ fn config() -> impl Strategy<Value = Config> {
     );
     let limits = (
         1_024..=1_u32 << 24,
+        1_024..=1_u32 << 23,
         1_024..=1_u32 << 26,
         100..=65_535_u32,
         65_536..=1_u32 << 24,
         0..=1_u32 << 20,
     )
-        .prop_map(|(flows, slots, backends, ports, fragments)| Limits {
-            flows,
-            slots,
-            backends,
-            ports,
-            fragments,
-        });
+        .prop_map(
+            |(flows, flows6, slots, backends, ports, fragments)| Limits {
+                flows,
+                flows6,
+                slots,
+                backends,
+                ports,
+                fragments,
+            },
+        );
     (
         node(),
         control(),
@@ -302,7 +327,7 @@ fn config() -> impl Strategy<Value = Config> {
                             name,
                             (protocol, track),
                             ports,
-                            affinity,
+                            (affinity, prefix),
                             (flow_idle, failback, timeout),
                             probe,
                             backends,
@@ -310,10 +335,11 @@ fn config() -> impl Strategy<Value = Config> {
                         number,
                     )| Service {
                         name,
-                        vip: IpAddr::V4(Ipv4Addr::new(192, 0, 2, number + 1)),
+                        vip: vip(number),
                         protocol,
                         ports,
                         affinity,
+                        network_prefix: (affinity == Affinity::Network).then_some(prefix),
                         flow_idle,
                         track,
                         affinity_timeout: timeout
@@ -325,7 +351,7 @@ fn config() -> impl Strategy<Value = Config> {
                             .zip(0_u8..)
                             .map(|((weight, priority), own)| Backend {
                                 name: format!("b{number}-{own}"),
-                                address: IpAddr::V4(Ipv4Addr::new(10, 0, number, own + 1)),
+                                address: address(number, own),
                                 weight,
                                 priority,
                             })

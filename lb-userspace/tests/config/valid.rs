@@ -71,6 +71,7 @@ fn the_example_of_the_design_means_what_it_says() {
         },
         limits: Limits {
             flows: 65_536,
+            flows6: 65_536,
             slots: 1_048_576,
             backends: 4_096,
             ports: 65_536,
@@ -82,6 +83,7 @@ fn the_example_of_the_design_means_what_it_says() {
             protocol: Protocol::Tcp,
             ports: Ports::Ranges(vec![25..=25, 587..=587, 8000..=8010]),
             affinity: Affinity::Client,
+            network_prefix: None,
             flow_idle: Duration::from_secs(900),
             track: Track::Changes,
             affinity_timeout: None,
@@ -159,6 +161,31 @@ fn what_is_not_said_has_its_default() {
         (service.backends[0].weight, service.backends[0].priority),
         (50, 1)
     );
+}
+
+/// A VIP of either family in one file, and the network's length by family and by hand.
+#[test]
+fn both_families() {
+    let service = |name: &str, vip: &str, backend: &str, more: &str| {
+        format!(
+            "[[service]]\nname = \"{name}\"\nvip = \"{vip}\"\nprotocol = \"tcp\"\nports = [80]\n\
+             affinity = \"network\"\n{more}\n[[service.backend]]\nname = \"b-{name}\"\naddress = \"{backend}\"\n"
+        )
+    };
+    let config = parse(
+        &[
+            "[node]\nname = \"lb1\"\ninterfaces = [\"eth0\"]\n".to_owned(),
+            service("four", "192.0.2.1", "192.0.2.2", ""),
+            service("six", "2001:DB8:0:0::1", "2001:db8::2", ""),
+            service("wide", "192.0.2.3", "192.0.2.4", "network_prefix = 16"),
+            service("site", "2001:db8::3", "2001:db8::4", "network_prefix = 48"),
+        ]
+        .concat(),
+    );
+    let prefixes: Vec<_> = config.services.iter().map(|s| s.network_prefix).collect();
+    assert_eq!(prefixes, [Some(24), Some(56), Some(16), Some(48)]);
+    // RFC 5952, however it was written.
+    assert_eq!(config.services[1].vip.to_string(), "2001:db8::1");
 }
 
 #[test]

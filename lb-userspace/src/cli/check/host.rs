@@ -170,6 +170,7 @@ pub(super) fn memory(limits: &Limits) -> Check {
     let sizes = Sizes {
         fragment_buckets: Sizes::fragment_buckets(limits.fragments),
         ..Sizes::of(limits.flows, limits.slots, limits.backends, limits.ports)
+            .with_flows6(limits.flows6)
     };
     let cpus = aya::util::nr_cpus().unwrap_or(1) as u64;
     let available = std::fs::read_to_string("/proc/meminfo")

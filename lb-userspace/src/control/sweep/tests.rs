@@ -70,6 +70,19 @@ fn changed(to: BackendState) -> Bench {
     bench
 }
 
+/// A sweep of which nothing follows.
+fn look(bench: &Bench) -> Sweep {
+    let tables = &bench.executor.maps.tables;
+    sweep(
+        &tables.flows,
+        &tables.flows6,
+        bench.actual(),
+        SEED,
+        bench.tick(),
+        bench.now,
+    )
+}
+
 /// A client whose slot satisfies `wanted`.
 fn client(bench: &Bench, wanted: impl Fn(Slot) -> bool) -> FlowKey {
     let id = bench.actual().service_id("web").unwrap();
@@ -224,7 +237,7 @@ fn records_of_nobody_go() {
         ("a settled slot", settled, number),
     ] {
         maps.put_record(key, number, now, Phase::Open);
-        let found = sweep(&maps.tables.flows, bench.actual(), SEED, now, bench.now);
+        let found = look(&bench);
         assert_eq!((found.used, found.clear.len()), (1, 1), "{what}");
         assert!(found.flows.is_empty(), "{what}");
         bench.executor.clear_flows(&found.clear);
@@ -239,26 +252,14 @@ fn what_a_packet_renewed_is_not_cleared() {
     let key = client(&bench, |slot| !slot.in_transition());
     put(&bench, key, "a", Phase::Open);
     let maps = &bench.executor.maps;
-    let found = sweep(
-        &maps.tables.flows,
-        bench.actual(),
-        SEED,
-        bench.tick(),
-        bench.now,
-    );
+    let found = look(&bench);
     assert_eq!(found.clear.len(), 1);
-    for (bucket, way, word) in &found.clear {
-        let record = &maps.tables.flows[*bucket].ways[*way];
-        record.state.set(word + (1 << 32));
+    for record in &found.clear {
+        let way = &maps.tables.flows[record.bucket].ways[record.way];
+        way.state.set(record.seen + (1 << 32));
     }
     bench.executor.clear_flows(&found.clear);
-    let again = sweep(
-        &maps.tables.flows,
-        bench.actual(),
-        SEED,
-        bench.tick(),
-        bench.now,
-    );
+    let again = look(&bench);
     assert_eq!(again.used, 1);
 }
 
