@@ -137,6 +137,8 @@ fn transport() -> Arc<TransportConfig> {
     // A segmented send is cut by the network card, which a pair of veth has none of.
     transport.enable_segmentation_offload(false);
     transport.max_idle_timeout(Some(DEADLINE.try_into().unwrap()));
+    // However slow the machine, no connection is silent for `flow_idle`.
+    transport.keep_alive_interval(Some(Duration::from_secs(1)));
     Arc::new(transport)
 }
 
@@ -188,6 +190,7 @@ impl Drop for Server {
 
 /// One connection from a socket of its own.
 struct Client {
+    source: SocketAddr,
     _endpoint: Endpoint,
     connection: Connection,
 }
@@ -209,6 +212,7 @@ impl Client {
         );
         let connection = connecting.unwrap().await;
         Self {
+            source: endpoint.local_addr().unwrap(),
             connection: connection.unwrap_or_else(|error| panic!("{source}: {error}")),
             _endpoint: endpoint,
         }
@@ -220,7 +224,14 @@ impl Client {
         let (mut send, mut receive) = self.connection.open_bi().await.unwrap();
         send.write_all(&[7; SIZE]).await.unwrap();
         send.finish().unwrap();
-        let answer = receive.read_to_end(100).await.unwrap();
+        let answer = receive.read_to_end(100).await;
+        let answer = answer.unwrap_or_else(|error| {
+            panic!(
+                "{error} for {:?}: {:?}",
+                self.source,
+                self.connection.stats().path
+            )
+        });
         let answer = String::from_utf8(answer).unwrap();
         let (name, got) = answer.split_once(' ').unwrap();
         assert_eq!(got, SIZE.to_string());

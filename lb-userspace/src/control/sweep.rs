@@ -170,6 +170,8 @@ pub fn sweep(
     found.quiet = found.used == 0
         && actual.unsettled().next().is_none()
         && actual.retired().is_empty()
+        // What such a service will record is not known beforehand.
+        && !actual.services().values().any(ActualService::records_always)
         && !actual
             .backends()
             .values()
