@@ -350,7 +350,7 @@ mod tests {
         let mut names = names();
         let web = names.services.get_mut(&1).expect("web");
         web.affinity_timeout_ms = 600_000;
-        let row = |silent| {
+        let row = |silent: u16| {
             let bucket = FlowBucket::default();
             let key = FlowKey::tcp(0x0a00_0007, 0, 1);
             let state = FlowState::new(5, key.owner(), 1000 - silent, key.hash(SEED), Phase::Open);

@@ -123,7 +123,8 @@ impl Control {
 }
 
 /// `[limits]`: how many entries the maps are made for. A map's size is fixed when it is created, so a changed limit
-/// takes effect only when the maps are made anew.
+/// takes effect only when the maps are made anew. What the file does not say follows from its content:
+/// [`Config::capacities`](super::Config::capacities).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Limits {
     /// Flows the flow table can hold.
@@ -134,28 +135,37 @@ pub struct Limits {
     pub flows: u32,
     /// The same of IPv6 clients, whose flows are kept apart: their records are twice as large.
     pub flows6: u32,
-    /// Slots of all services' tables together, 4 bytes each. The default of 1,048,576 (4 MiB) gives the largest
-    /// number of services (4,096) 256 slots each.
-    pub slots: u32,
+    /// Slots of all services' tables together, 4 bytes each.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slots: Option<u32>,
     /// Backends of all services together.
-    pub backends: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backends: Option<u32>,
     /// (VIP, protocol, port) triples of all services together; `ports = "any"` counts as one, a range as many as
-    /// it has ports. The default of 65,536 holds one service that lists a whole port space.
-    pub ports: u32,
+    /// it has ports.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ports: Option<u32>,
     /// Fragmented packets on their way at one time whose later fragments are followed. 0: fragments of packets for a VIP are
-    /// dropped. The default of 4,096 takes 64 KiB.
+    /// dropped.
     pub fragments: u32,
+}
+
+impl Limits {
+    /// The default of `limits.flows` and of `limits.flows6`.
+    pub const FLOWS: u32 = 65_536;
+    /// The default of `limits.fragments`: 64 KiB.
+    pub const FRAGMENTS: u32 = 4_096;
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            flows: 65_536,
-            flows6: 65_536,
-            slots: 1_048_576,
-            backends: 4_096,
-            ports: 65_536,
-            fragments: 4_096,
+            flows: Self::FLOWS,
+            flows6: Self::FLOWS,
+            slots: None,
+            backends: None,
+            ports: None,
+            fragments: Self::FRAGMENTS,
         }
     }
 }
@@ -433,7 +443,8 @@ pub enum Via {
 /// `[[service.backend]]`: one real server of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Backend {
-    /// Unique within the service. The same name in several services is the same server, with the same address.
+    /// Unique within the service. The same name in several services is the same server, with the same address of each
+    /// family.
     pub name: String,
     /// Its own address (not the VIP) of the VIP's family, in a subnet one of the director's interfaces is attached to.
     pub address: IpAddr,

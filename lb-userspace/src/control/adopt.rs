@@ -221,6 +221,63 @@ fn ranges(keys: &[ServiceKey]) -> Vec<std::ops::RangeInclusive<u16>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::{
+        desired::DesiredService,
+        samples::{Bench, backend, service},
+    };
+
+    fn at(vip: &str) -> DesiredService {
+        let mut service = service("web", 10, &[backend("a"), backend("b")]);
+        service.entries.vip = vip.parse().unwrap();
+        service
+    }
+
+    #[test]
+    fn ipv6_vips_come_back_whole() {
+        let mut bench = Bench::new();
+        bench.bring(&[at("2001:db8::10")]);
+        let adopted = adopt(&bench.executor.maps, bench.now).unwrap();
+        let vip = adopted.services().values().next().unwrap().entries.vip;
+        assert_eq!(vip.to_string(), "2001:db8::10");
+    }
+
+    /// The controller before was killed when it had written the new address for the data path to compare, and not yet swapped
+    /// the lookup: packets of the old VIP find nothing then, and must again when a controller has taken over.
+    #[test]
+    fn a_vip_that_was_written_too_early_is_put_right() {
+        let old = "2001:db8::10";
+        let mut writes = 0;
+        let mut met = false;
+        // Whatever the write is after which it dies.
+        loop {
+            let mut bench = Bench::new();
+            bench.bring(&[at(old)]);
+            let ops = bench.plan(&[at("2001:db8::11")]).unwrap();
+            bench.executor.maps.writes_left.set(Some(writes));
+            bench.execute(&ops);
+            let done = bench.executor.maps.writes_left.get() != Some(0);
+            bench.executor.maps.writes_left.set(None);
+            let maps = &bench.executor.maps;
+            let id = bench.actual().service_id("web").unwrap();
+            let early = maps.vip(id);
+            let adopted = adopt(maps, bench.now).unwrap();
+            let vip = adopted.services()[&id].entries.vip;
+            let whole = maps.vip(id);
+            assert_eq!(IpAddr::V6(whole.addr()), vip, "after {writes} writes");
+            let directory = Directory(maps.control().directory.get());
+            assert!(
+                lb_common::service::lookup(&maps.tables, directory, whole, 6, 80).is_some(),
+                "after {writes} writes"
+            );
+            met |= early != whole;
+            if done {
+                assert_eq!(vip.to_string(), "2001:db8::11");
+                break;
+            }
+            writes += 1;
+        }
+        assert!(met, "it never died in between");
+    }
 
     #[test]
     fn ports_come_back_as_merged_ranges() {

@@ -12,6 +12,7 @@ pub mod desired;
 pub mod directory;
 pub mod execute;
 pub mod failback;
+pub mod failure;
 pub mod features;
 pub mod fixed;
 pub mod following;
@@ -26,6 +27,7 @@ pub mod report;
 pub mod retarget;
 pub mod startup;
 pub mod sweep;
+pub mod sweeper;
 pub mod vip_groups;
 
 #[cfg(test)]

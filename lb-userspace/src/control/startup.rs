@@ -17,16 +17,22 @@ use lb_common::{
 use tracing::{info, warn};
 
 use super::{
-    actual::Actual, actual::Millis, adopt::adopt, decisions::Decisions, execute::Executor,
-    features, knowledge::PortState,
+    actual::{Actual, Millis},
+    adopt::adopt,
+    decisions::Decisions,
+    execute::Executor,
+    features,
+    fixed::{Held, other_limits, refuse_too_large},
+    knowledge::PortState,
 };
 use crate::{
     config::{Config, Unserved, XdpMode},
     dataplane::{
         Access, DataplaneError, Instance, Maps, Sizes,
         attach::{self, Mode, ProbeEgress, Wanted},
-        bpffs, load,
-        maps::maps_dir,
+        bpffs,
+        layout::maps_dir,
+        load, memory,
     },
     neighbour::{AttachMode, HostFacts},
 };
@@ -60,11 +66,11 @@ pub struct Running {
 /// The maps' sizes that a configuration asks for.
 #[must_use]
 pub fn sizes(config: &Config) -> Sizes {
-    let limits = config.limits;
+    let wanted = config.capacities();
     Sizes {
-        fragment_buckets: Sizes::fragment_buckets(limits.fragments),
-        ..Sizes::of(limits.flows, limits.slots, limits.backends, limits.ports)
-            .with_flows6(limits.flows6)
+        fragment_buckets: Sizes::fragment_buckets(config.limits.fragments),
+        ..Sizes::of(wanted.flows, wanted.slots, wanted.backends, wanted.ports)
+            .with_flows6(wanted.flows6)
     }
 }
 
@@ -148,6 +154,10 @@ pub fn start(
         )
     };
     if adopted {
+        refuse_too_large(&config.needs(), &Held::of(&maps))?;
+        for difference in other_limits(config, &Held::of(&maps)) {
+            warn!("{difference}: what is pinned keeps its size until the maps are made anew");
+        }
         info!(
             pin_path = %pin_path.display(),
             services = actual.services().len(),
@@ -155,7 +165,7 @@ pub fn start(
             "took over the pinned maps"
         );
     }
-    let mut executor = Executor { maps, actual };
+    let mut executor = Executor::new(maps, actual);
     // What the last controller's maps use as well, until this one's do not any more.
     let wanted = features::features(config);
     let before = if adopted {
@@ -216,6 +226,14 @@ fn lock(pin_path: &Path) -> Result<File> {
 /// Makes and pins empty maps.
 fn make_maps(config: &Config) -> Result<Maps> {
     let sizes = sizes(config);
+    let planned = memory::room_for(&sizes)?;
+    info!(
+        bytes = planned.iter().map(|facts| facts.memory).sum::<u64>(),
+        flows = sizes.flow_buckets,
+        slots = sizes.slots,
+        backends = sizes.backends - 1,
+        "making the maps"
+    );
     let instance = Instance {
         mac: [0; 6],
         port: 0,

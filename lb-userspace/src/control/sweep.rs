@@ -1,21 +1,28 @@
 //! Which recorded flows have ended, and which slots may settle: design.md section 3. Pure.
+//!
+//! The flow table may hold tens of millions of flows, and a look at all of it takes a large part of a second. So it is looked
+//! at in pieces, between which the controller acts on whatever happens: a [`Pass`] holds what was found so far. What it
+//! decides at its end counts from its *beginning*: a slot settles only if it was due when the pass began and has not changed
+//! since, a drain is over only if it had begun by then. So a flow that is never silent for `flow_idle` is never moved; one
+//! that was, and wakes up during a pass, may find its slot settled after a few packets.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::Duration,
 };
 
 use lb_common::{
-    abi::BackendState,
+    abi::{BackendState, WAYS},
     address::Address,
-    flow::{
-        FlowBucket, FlowBucket6, FlowKey, FlowLine, FlowState, LONGEST_SILENCE, Phase, TICK_NS, Way,
-    },
+    flow::{FlowBucket, FlowBucket6, FlowKey, FlowState, LONGEST_SILENCE, Phase, TICK_NS, Way},
     hash::Seed,
     pick::{Slot, hash_of, slot_index},
 };
 
-use super::actual::{Actual, ActualBackend, ActualService, Millis, Op, Retired};
+use super::{
+    actual::{Actual, ActualBackend, ActualService, Millis, Op, Retired},
+    fragments,
+};
 
 /// After this long without a packet, a flow whose client has sent FIN counts as ended: a closing connection's last
 /// acknowledgements come within a few round trips, but a server may think for a while about a half-closed one (RFC 9293
@@ -30,45 +37,6 @@ pub const OPENING_SILENCE: Duration = Duration::from_secs(75);
 /// For this long the record of an ended flow stays, so that a late packet of it is not taken for a flow older than the
 /// change (TIME_WAIT is as long on Linux: `TCP_TIMEWAIT_LEN`).
 pub const ENDED_KEPT: Duration = Duration::from_secs(60);
-
-/// A look at the whole flow table.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Sweep {
-    /// Flows on each backend that have not ended.
-    pub flows: BTreeMap<u16, u64>,
-    /// Ways in use.
-    pub used: u64,
-    /// Records to clear, once the slots have settled.
-    pub clear: Vec<Record>,
-    /// Slots that settle, by service; where clients are recorded, also those whose previous backend goes though they don't.
-    pub settle: BTreeMap<u16, Vec<(u32, Slot)>>,
-    /// What is retired and named by no record any more.
-    pub unnamed: Retired,
-    /// Nothing was found that could change by itself: until the next operation, no other look is needed.
-    pub quiet: bool,
-}
-
-/// Which flow table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Table {
-    /// `FLOWS`.
-    Ipv4,
-    /// `FLOWS6`.
-    Ipv6,
-}
-
-/// A record as it was seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Record {
-    /// Where it is.
-    pub table: Table,
-    /// Its bucket.
-    pub bucket: usize,
-    /// Its way in the bucket.
-    pub way: usize,
-    /// Its state: one that has changed since is another record.
-    pub seen: u64,
-}
 
 /// Whole ticks that fit no more than `duration` of silence, as far as the 16-bit time can tell.
 pub(super) fn ticks(duration: Duration) -> u16 {
@@ -97,211 +65,429 @@ fn slot_of<A: Address>(service: &ActualService, key: FlowKey<A>, seed: Seed) -> 
     slot_index(hash, u32::from(service.bits))
 }
 
-/// Looks at every record of both tables and every slot in transition.
-///
-/// `ticks_now` is the data path's coarse time, `now` the clock of [`ActualService::changed`].
-#[must_use]
-pub fn sweep(
-    buckets: &[FlowBucket],
-    buckets6: &[FlowBucket6],
-    actual: &Actual,
-    seed: Seed,
-    ticks_now: u16,
-    now: Millis,
-) -> Sweep {
-    let mut found = Sweep {
-        unnamed: actual.retired().clone(),
-        ..Sweep::default()
+/// What a pass looks at, as it is during one piece.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// The flow table.
+    pub buckets: &'a [FlowBucket],
+    /// The IPv6 clients' flow table, looked at after the other one.
+    pub buckets6: &'a [FlowBucket6],
+    /// The fragment table, looked at whole at the end of the pass.
+    pub fragments: &'a [FlowBucket],
+    /// The picture of the other maps.
+    pub actual: &'a Actual,
+    /// The hash's secret.
+    pub seed: Seed,
+    /// The data path's coarse time.
+    pub ticks: u16,
+    /// The clock of [`ActualService::changed`].
+    pub now: Millis,
+    /// Unix time in milliseconds.
+    pub unix_ms: u64,
+}
+
+/// A bucket of either flow table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bucket {
+    /// Of `FLOWS`.
+    Ipv4(usize),
+    /// Of `FLOWS6`.
+    Ipv6(usize),
+}
+
+/// A record to clear: bucket, way, and the state it was seen in.
+pub type Record = (Bucket, usize, u64);
+
+impl View<'_> {
+    /// How many buckets both tables have.
+    const fn len(&self) -> usize {
+        self.buckets.len() + self.buckets6.len()
+    }
+
+    /// The bucket of this number, counted over both.
+    const fn bucket(&self, number: usize) -> Bucket {
+        match number.checked_sub(self.buckets.len()) {
+            None => Bucket::Ipv4(number),
+            Some(index) => Bucket::Ipv6(index),
+        }
+    }
+
+    /// The state of the record in this place, and its slot in the service's table.
+    fn state_and_slot(&self, service: &ActualService, bucket: Bucket, way: usize) -> (u64, u32) {
+        match bucket {
+            Bucket::Ipv4(index) => {
+                let record = &self.buckets[index].ways[way];
+                let slot = slot_of(service, record.flow(), self.seed);
+                (record.state.get(), slot)
+            }
+            Bucket::Ipv6(index) => {
+                let record = &self.buckets6[index].ways[way];
+                let slot = slot_of(service, record.flow(), self.seed);
+                (record.state.get(), slot)
+            }
+        }
+    }
+}
+
+/// What follows from a piece. The operations come first: a record whose slot settles is needed until it has.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Piece {
+    /// Slots that settle; at the end of the pass drains that are done, backends that have left, numbers that are free.
+    pub ops: Vec<Op>,
+    /// Records to clear.
+    pub clear: Vec<Record>,
+    /// Records of fragments to clear: see [`fragments::Fragments::clear`].
+    pub fragments: Vec<(usize, usize, u64)>,
+}
+
+/// What a whole pass found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sweep {
+    /// Flows on each backend that have not ended.
+    pub flows: BTreeMap<u16, u64>,
+    /// Ways in use.
+    pub used: u64,
+    /// Slots that settled.
+    pub settled: u64,
+    /// Nothing was found that could change by itself: until the next operation, no other pass is needed.
+    pub quiet: bool,
+}
+
+/// What one piece may cost at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// Buckets that are looked at.
+    pub buckets: usize,
+    /// Slots that are asked whether they settle, and records of those that do; a group of slots is never divided.
+    pub slots: usize,
+}
+
+impl Budget {
+    /// A fraction of a millisecond: 256 KiB of the flow table.
+    pub const PIECE: Self = Self {
+        buckets: 4096,
+        slots: 4096,
     };
-    // Slots that a live flow elsewhere keeps from settling.
-    let mut busy: BTreeMap<u16, Vec<bool>> = actual
-        .unsettled()
-        .map(|(id, service)| (id, vec![false; service.slots.len()]))
-        .collect();
-    // Records that stay as long as their slot is in transition.
-    let mut kept: Vec<(u16, usize, Record)> = Vec::new();
-    let mut look = Look {
-        actual,
-        seed,
-        ticks_now,
-        found: &mut found,
-        busy: &mut busy,
-        kept: &mut kept,
+    /// Everything at once.
+    pub const ALL: Self = Self {
+        buckets: usize::MAX,
+        slots: usize::MAX,
     };
-    look.at(buckets, Table::Ipv4);
-    look.at(buckets6, Table::Ipv6);
-    for (id, busy) in busy {
-        let Some(service) = actual.services().get(&id) else {
-            continue;
-        };
-        let settle: Vec<(u32, Slot)> = (0..)
-            .zip(service.slots.iter().zip(&service.changed))
-            .zip(busy)
-            .filter(|((_, (slot, _)), _)| slot.in_transition())
-            .filter(|((_, (slot, changed)), _)| {
-                let previous = actual.backends().get(&slot.previous()).map(|b| b.entry);
-                let rests = service.rests(**slot, previous).as_millis();
-                u128::from(now.saturating_sub(**changed)) >= rests
-            })
-            .filter_map(|((index, (slot, _)), busy)| {
-                let rested = if busy {
-                    service.turned(*slot)?
-                } else {
-                    Slot::settled(slot.current())
-                };
-                Some((index, rested))
-            })
-            .collect();
-        if !settle.is_empty() {
-            found.settle.insert(id, settle);
-        }
-    }
-    // A record that outlived its slot's transition would be believed in the next one, when its flow may long live elsewhere.
-    for (service, slot, record) in kept {
-        let settles = found.settle.get(&service).is_some_and(|settle| {
-            settle
-                .binary_search_by_key(&slot, |(index, _)| *index as usize)
-                .is_ok_and(|found| !settle[found].1.in_transition())
-        });
-        if settles {
-            found.clear.push(record);
-        }
-    }
-    found.quiet = found.used == 0
-        && actual.unsettled().next().is_none()
-        && actual.retired().is_empty()
-        // What such a service will record is not known beforehand.
-        && !actual.services().values().any(ActualService::records_always)
-        && !actual
-            .backends()
-            .values()
-            .any(|b| matches!(b.state, BackendState::Draining | BackendState::Leaving));
-    found
 }
 
-/// A look at the records in progress.
-struct Look<'a> {
-    actual: &'a Actual,
-    seed: Seed,
-    ticks_now: u16,
-    found: &'a mut Sweep,
-    busy: &'a mut BTreeMap<u16, Vec<bool>>,
-    kept: &'a mut Vec<(u16, usize, Record)>,
+/// A service's table is divided into so many groups of slots that settle together (log2), each with its records.
+const GROUP_BITS: u8 = 6;
+
+/// Where a pass goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// With this bucket, counted over both tables.
+    Look(usize),
+    /// With this group of slots of this service or the first one after it.
+    Settle(u16, u32),
+    /// With the drains.
+    End,
+    Done,
 }
 
-impl Look<'_> {
-    /// Looks at every record of a table.
-    fn at<W: Way>(&mut self, buckets: &[FlowLine<W>], table: Table) {
-        for (index, bucket) in buckets.iter().enumerate() {
-            for (way, record) in bucket.ways.iter().enumerate() {
-                let seen = record.state().get();
-                if FlowState(seen).used() {
-                    let place = Record {
-                        table,
-                        bucket: index,
-                        way,
-                        seen,
-                    };
-                    self.record(record, place);
-                }
-            }
-        }
+/// A service that had slots in transition when the pass began.
+#[derive(Debug)]
+struct Watch {
+    bits: u8,
+    /// Slots that a live flow elsewhere keeps from settling; empty while there is none.
+    busy: Vec<bool>,
+    /// By group: the ways of the records that stay as long as their slot is in transition, counted over both tables.
+    kept: HashMap<u32, Vec<u32>>,
+}
+
+impl Watch {
+    fn group_shift(&self) -> u8 {
+        self.bits.saturating_sub(GROUP_BITS)
     }
 
-    fn record<W: Way>(&mut self, record: &W, place: Record) {
-        let state = FlowState(place.seen);
-        let found = &mut *self.found;
-        found.used += 1;
-        found.unnamed.services.remove(&state.service());
-        found.unnamed.backends.remove(&state.backend());
-        let Some(service) = self.actual.services().get(&state.service()) else {
-            found.clear.push(place);
-            return;
-        };
-        let key = record.flow();
-        let client = key.is_client();
-        let slot_index = slot_of(service, key, self.seed) as usize;
-        let slot = service.slots[slot_index];
-        let needed = slot.in_transition() || service.records_always() && !client;
-        let backend = self
-            .actual
-            .backends()
-            .get(&state.backend())
-            .filter(|backend| backend.service == state.service());
-        let Some(backend) = backend.filter(|_| needed) else {
-            found.clear.push(place);
-            return;
-        };
-        let worth = service.worth(state, client, self.ticks_now);
-        if worth.live {
-            // On a failed backend there are no flows to wait for. The record stays all the same: by it the data path
-            // knows that the flow is none of the previous backend's and belongs to the current one.
-            if !client && !backend.entry.failed() {
-                *found.flows.entry(state.backend()).or_default() += 1;
-            }
-            if service.waits_for(backend.entry, client)
-                && state.backend() != slot.current()
-                && let Some(busy) = self.busy.get_mut(&state.service())
-            {
-                busy[slot_index] = true;
-            }
-        }
-        if !worth.kept {
-            found.clear.push(place);
-        } else if client || !service.records_always() {
-            self.kept.push((state.service(), slot_index, place));
-        }
+    fn is_busy(&self, slot: usize) -> bool {
+        self.busy.get(slot).copied().unwrap_or(false)
     }
 }
 
-impl Sweep {
-    /// Other tables name these backends still.
-    pub fn still_named(&mut self, backends: &BTreeSet<u16>) {
-        self.unnamed
-            .backends
-            .retain(|number| !backends.contains(number));
-    }
+/// A look at the whole flow table that has begun.
+#[derive(Debug)]
+pub struct Pass {
+    started: Millis,
+    next: Next,
+    watched: BTreeMap<u16, Watch>,
+    /// What was retired when the pass began, and has not been found named.
+    unnamed: Retired,
+    /// The backends that drained or left when the pass began, and since when.
+    ending: BTreeMap<u16, u64>,
+    /// The backends that slots named as previous until they settled in this pass.
+    rested: BTreeSet<u16>,
+    found: Sweep,
+}
 
-    /// The operations that follow: slots that settle, drains that are done, backends that have left, numbers that are free.
-    ///
-    /// What settles now is counted as named until the next look: a packet may just be on its way through such a slot.
+impl Pass {
+    /// Begins.
     #[must_use]
-    pub fn operations(&self, actual: &Actual, unix_ms: u64) -> Vec<Op> {
-        let mut ops: Vec<Op> = self
-            .settle
-            .iter()
-            .map(|(service, changes)| Op::Slots {
-                service: *service,
-                changes: changes.clone(),
-                built_for: None,
-            })
-            .collect();
-        let ending: Vec<(u16, &ActualBackend)> = actual
-            .backends()
-            .iter()
-            .map(|(number, backend)| (*number, backend))
-            .filter(|(number, backend)| {
-                matches!(
-                    backend.state,
-                    BackendState::Draining | BackendState::Leaving
-                ) && !self.flows.contains_key(number)
-            })
-            .collect();
-        let named = if ending.is_empty() && self.unnamed.backends.is_empty() {
-            Vec::new()
-        } else {
-            named_by_slots(actual)
-        };
-        for (number, backend) in ending {
-            if named[usize::from(number)] {
+    pub fn begin(actual: &Actual, now: Millis) -> Self {
+        Self {
+            started: now,
+            next: Next::Look(0),
+            watched: actual
+                .unsettled()
+                .map(|(id, service)| {
+                    let watch = Watch {
+                        bits: service.bits,
+                        busy: Vec::new(),
+                        kept: HashMap::new(),
+                    };
+                    (id, watch)
+                })
+                .collect(),
+            unnamed: actual.retired().clone(),
+            ending: actual
+                .ending()
+                .map(|(number, backend)| (number, backend.since_ms))
+                .collect(),
+            rested: BTreeSet::new(),
+            found: Sweep::default(),
+        }
+    }
+
+    /// Goes on by one piece. What follows must be done before the next one.
+    pub fn step(&mut self, view: &View<'_>, budget: Budget) -> Piece {
+        let mut piece = Piece::default();
+        match self.next {
+            Next::Look(from) => {
+                let to = view.len().min(from.saturating_add(budget.buckets));
+                for number in from..to {
+                    let bucket = view.bucket(number);
+                    match bucket {
+                        Bucket::Ipv4(index) => {
+                            self.look(view, &view.buckets[index].ways, number, &mut piece);
+                        }
+                        Bucket::Ipv6(index) => {
+                            self.look(view, &view.buckets6[index].ways, number, &mut piece);
+                        }
+                    }
+                }
+                self.next = if to == view.len() {
+                    Next::Settle(0, 0)
+                } else {
+                    Next::Look(to)
+                };
+            }
+            Next::Settle(service, group) => {
+                self.next = self.settle(view, service, group, budget.slots, &mut piece);
+            }
+            Next::End => {
+                self.end(view, &mut piece);
+                self.next = Next::Done;
+            }
+            Next::Done => {}
+        }
+        piece
+    }
+
+    /// What was found, once the pass is over; `quiet` is as of now.
+    #[must_use]
+    pub fn result(&self, actual: &Actual) -> Option<Sweep> {
+        (self.next == Next::Done).then(|| Sweep {
+            quiet: self.found.used == 0
+                && actual.unsettled().next().is_none()
+                && actual.retired().is_empty()
+                // What such a service will record is not known beforehand.
+                && !actual.services().values().any(ActualService::records_always)
+                && actual.ending().next().is_none(),
+            ..self.found.clone()
+        })
+    }
+
+    /// Whether a slot was due when the pass began.
+    fn due(&self, actual: &Actual, service: &ActualService, slot: usize) -> bool {
+        let (changed, slot) = (service.changed[slot], service.slots[slot]);
+        if !slot.in_transition() {
+            return false;
+        }
+        let previous = actual.backends().get(&slot.previous()).map(|b| b.entry);
+        let rests = service.rests(slot, previous).as_millis();
+        changed.saturating_add(Millis::try_from(rests).unwrap_or(Millis::MAX)) <= self.started
+    }
+
+    /// Looks at the ways of the bucket of this number.
+    fn look<W: Way>(
+        &mut self,
+        view: &View<'_>,
+        ways: &[W; WAYS],
+        number: usize,
+        piece: &mut Piece,
+    ) {
+        let actual = view.actual;
+        let bucket = view.bucket(number);
+        for (way, record) in ways.iter().enumerate() {
+            let word = record.state().get();
+            let state = FlowState(word);
+            if !state.used() {
                 continue;
             }
-            ops.push(if backend.state == BackendState::Draining {
+            self.found.used += 1;
+            self.unnamed.services.remove(&state.service());
+            self.unnamed.backends.remove(&state.backend());
+            let Some(service) = actual.services().get(&state.service()) else {
+                piece.clear.push((bucket, way, word));
+                continue;
+            };
+            let key = record.flow();
+            let client = key.is_client();
+            let slot_index = slot_of(service, key, view.seed) as usize;
+            let slot = service.slots[slot_index];
+            let needed = slot.in_transition() || service.records_always() && !client;
+            let backend = actual
+                .backends()
+                .get(&state.backend())
+                .filter(|backend| backend.service == state.service());
+            let Some(backend) = backend.filter(|_| needed) else {
+                piece.clear.push((bucket, way, word));
+                continue;
+            };
+            let due = self.due(actual, service, slot_index);
+            // A table that has grown since the pass began has other slots: none of them settles in this one.
+            let watch = self
+                .watched
+                .get_mut(&state.service())
+                .filter(|watch| watch.bits == service.bits);
+            let worth = service.worth(state, client, view.ticks);
+            if worth.live {
+                // On a failed backend there are no flows to wait for. The record stays all the same: by it the data path
+                // knows that the flow is none of the previous backend's and belongs to the current one.
+                if !client && !backend.entry.failed() {
+                    *self.found.flows.entry(state.backend()).or_default() += 1;
+                }
+                if service.waits_for(backend.entry, client)
+                    && state.backend() != slot.current()
+                    && let Some(watch) = watch
+                {
+                    watch.busy.resize(service.slots.len(), false);
+                    watch.busy[slot_index] = true;
+                    continue;
+                }
+            }
+            if !worth.kept {
+                piece.clear.push((bucket, way, word));
+            } else if due
+                && (client || !service.records_always())
+                && let Some(watch) = self.watched.get_mut(&state.service())
+                && watch.bits == service.bits
+                && let Ok(place) = u32::try_from(number * WAYS + way)
+            {
+                let group = slot_index as u32 >> watch.group_shift();
+                watch.kept.entry(group).or_default().push(place);
+            }
+        }
+    }
+
+    /// Settles group after group, until the budget is spent.
+    fn settle(
+        &mut self,
+        view: &View<'_>,
+        mut id: u16,
+        mut group: u32,
+        budget: usize,
+        piece: &mut Piece,
+    ) -> Next {
+        let mut spent = 0;
+        while let Some((found, watch)) = self.watched.range(id..).next() {
+            if *found != id {
+                (id, group) = (*found, 0);
+            }
+            let shift = watch.group_shift();
+            let groups = 1u32 << (watch.bits - shift);
+            let service =
+                view.actual.services().get(&id).filter(|service| {
+                    service.bits == watch.bits && view.actual.in_transition(id) > 0
+                });
+            let Some(service) = service.filter(|_| group < groups) else {
+                match id.checked_add(1) {
+                    Some(next) => (id, group) = (next, 0),
+                    None => return Next::End,
+                }
+                continue;
+            };
+            if spent >= budget {
+                return Next::Settle(id, group);
+            }
+            let slots = (group as usize) << shift..(group as usize + 1) << shift;
+            let changes: Vec<(u32, Slot)> = slots
+                .clone()
+                .filter(|slot| self.due(view.actual, service, *slot))
+                .filter_map(|slot| {
+                    let now = service.slots[slot];
+                    let rested = if watch.is_busy(slot) {
+                        service.turned(now)?
+                    } else {
+                        Slot::settled(now.current())
+                    };
+                    Some((slot as u32, rested))
+                })
+                .collect();
+            spent += slots.len();
+            if !changes.is_empty() {
+                // A record that outlived its slot's transition would be believed in the next one, when its flow may long
+                // live elsewhere.
+                for number in watch.kept.get(&group).into_iter().flatten() {
+                    spent += 1;
+                    let (bucket, way) = (
+                        view.bucket(*number as usize / WAYS),
+                        *number as usize % WAYS,
+                    );
+                    let (word, slot) = view.state_and_slot(service, bucket, way);
+                    if !FlowState(word).used() || FlowState(word).service() != id {
+                        continue;
+                    }
+                    if changes
+                        .binary_search_by_key(&slot, |(index, _)| *index)
+                        .is_ok_and(|found| !changes[found].1.in_transition())
+                    {
+                        piece.clear.push((bucket, way, word));
+                    }
+                }
+                let settled = changes.iter().filter(|(_, slot)| !slot.in_transition());
+                self.found.settled += settled.count() as u64;
+                self.rested.extend(
+                    changes
+                        .iter()
+                        .map(|(slot, _)| service.slots[*slot as usize].previous()),
+                );
+                piece.ops.push(Op::Slots {
+                    service: id,
+                    changes,
+                    built_for: None,
+                });
+            }
+            group += 1;
+        }
+        Next::End
+    }
+
+    /// Drains that are done, backends that have left, numbers that are free.
+    ///
+    /// What settled just now no slot names any more; a packet may still be on its way through such a slot, so what was named
+    /// by it then rests until the next pass.
+    fn end(&self, view: &View<'_>, piece: &mut Piece) {
+        let actual = view.actual;
+        for (number, backend) in actual.ending() {
+            if self.ending.get(&number) != Some(&backend.since_ms)
+                || self.found.flows.contains_key(&number)
+                || self.rested.contains(&number)
+                || actual.is_named(number)
+            {
+                continue;
+            }
+            piece.ops.push(if backend.state == BackendState::Draining {
                 Op::Backend {
                     number,
                     backend: ActualBackend {
                         state: BackendState::Drained,
-                        since_ms: unix_ms,
+                        since_ms: view.unix_ms,
                         ..backend.clone()
                     },
                 }
@@ -309,23 +495,18 @@ impl Sweep {
                 Op::RemoveBackend { number }
             });
         }
+        let in_fragments = fragments::look(view.fragments, view.ticks);
         let mut free = self.unnamed.clone();
-        free.backends.retain(|number| !named[usize::from(*number)]);
+        free.backends.retain(|number| {
+            !self.rested.contains(number)
+                && !actual.is_named(*number)
+                && !in_fragments.named.contains(number)
+        });
+        piece.fragments = in_fragments.clear;
         if !free.is_empty() {
-            ops.push(Op::Release(free));
+            piece.ops.push(Op::Release(free));
         }
-        ops
     }
-}
-
-/// Which backend numbers any slot names.
-fn named_by_slots(actual: &Actual) -> Vec<bool> {
-    let mut named = vec![false; 1 << 16];
-    for slot in actual.services().values().flat_map(|s| &s.slots) {
-        named[usize::from(slot.current())] = true;
-        named[usize::from(slot.previous())] = true;
-    }
-    named
 }
 
 #[cfg(test)]

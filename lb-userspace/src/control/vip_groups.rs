@@ -15,7 +15,7 @@ use crate::neighbour::{
 /// any. Leaves those of VIPs that are gone.
 pub async fn prepare(netlink: &Netlink, knowledge: &Knowledge) {
     let interfaces: BTreeSet<u32> = knowledge.ports.iter().map(|port| port.ifindex).collect();
-    let vips: BTreeSet<IpAddr> = knowledge.config.services.iter().map(|s| s.vip).collect();
+    let vips: BTreeSet<IpAddr> = knowledge.config().services.iter().map(|s| s.vip).collect();
     let mut wanted = BTreeSet::new();
     for vip in vips {
         if let IpAddr::V6(vip) = vip {
