@@ -150,7 +150,7 @@ fn report(args: &Args, mut flows: Vec<Flow>, names: &Names, now: u16) -> Report 
             && args.client.is_none_or(|net| net.contains(&flow.key.client))
             && (args.all || service.is_none_or(|info| lives(flow, info, now)))
     });
-    flows.sort_by_key(|flow| (flow.state.silent(now), flow.key));
+    flows.sort_by_key(|flow| (flow.state.silence(now), flow.key));
     let total = flows.len();
     if args.limit > 0 {
         flows.truncate(args.limit);
@@ -181,7 +181,7 @@ fn is_client(flow: &Flow) -> bool {
 }
 
 fn silent_ns(flow: &Flow, now: u16) -> u64 {
-    u64::from(flow.state.silent(now)) * TICK_NS
+    u64::from(flow.state.silence(now)) * TICK_NS
 }
 
 fn flow_row(flow: &Flow, names: &Names, now: u16) -> Row {

@@ -4,6 +4,7 @@ mod events;
 mod follow;
 mod requests;
 mod sweeping;
+mod vlans;
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -111,9 +112,12 @@ pub async fn run(options: Options) -> Result<()> {
         started_at: SystemTime::now(),
         last_apply: None,
     };
+    daemon
+        .knowledge
+        .adopt_leaving(&daemon.running.executor.actual);
+    daemon.number_vlans()?;
     let actual = &daemon.running.executor.actual;
     daemon.knowledge.adopt_neighbours(actual);
-    daemon.knowledge.adopt_leaving(actual);
     let probes = daemon.knowledge.probes(actual);
     daemon.knowledge.keep_health(actual, &probes);
     if daemon.running.adopted {
@@ -277,11 +281,24 @@ impl Daemon {
         vip_groups::prepare(&self.netlink, &self.knowledge).await;
     }
 
+    /// What the host has come to use, the program learns before the maps use it.
+    fn widen_features(&mut self) {
+        let config = self.knowledge.config();
+        let wanted = features::features(config, &self.knowledge.facts);
+        let known = self.running.executor.maps.features();
+        if let Err(error) = startup::load_features(config, known.with(wanted), &mut self.running) {
+            error!(
+                error = format!("{error:#}"),
+                "the program does not know what is used of it now"
+            );
+        }
+    }
+
     /// What the maps do not use any more, the program need not know. That it knows it does no harm, so this is no reason to
     /// end.
     fn narrow_features(&mut self) {
         let config = self.knowledge.config();
-        let wanted = features::features(config);
+        let wanted = features::features(config, &self.knowledge.facts);
         if let Err(error) = startup::load_features(config, wanted, &mut self.running) {
             error!(
                 error = format!("{error:#}"),

@@ -2,15 +2,19 @@
 
 use lb_common::features::Features;
 
-use crate::config::{Config, Track};
+use super::ports;
+use crate::{
+    config::{Config, Track},
+    neighbour::HostFacts,
+};
 
-/// What the configuration uses: the programs are loaded with exactly that.
+/// What the configuration uses on this host: the programs are loaded with exactly that.
 ///
 /// Where a reload changes it, there is a moment in which the maps use less than the programs know, never more: a program that
 /// knows what is new is there before the maps use it, and one that has forgotten what is not used any more only after them.
 #[must_use]
-pub fn features(config: &Config) -> Features {
-    let mut features = Features::NONE;
+pub fn features(config: &Config, facts: &HostFacts) -> Features {
+    let mut features = ports::features(config, facts);
     let mut uses = |used: bool, feature| {
         if used {
             features = features.with(feature);
@@ -48,7 +52,7 @@ mod tests {
         );
         let config =
             Config::parse("config.toml", &text).unwrap_or_else(|errors| panic!("{errors}"));
-        names(features(&config))
+        names(features(&config, &HostFacts::default()))
     }
 
     #[test]

@@ -101,7 +101,7 @@ impl ActualService {
     /// What a record is worth at the coarse time `now`; `client` if it is of a client, not of a flow.
     #[must_use]
     pub fn worth(&self, state: FlowState, client: bool, now: u16) -> Worth {
-        let silent = state.silent(now);
+        let silent = state.silence(now);
         if client {
             let timeout = self.following.affinity_timeout.unwrap_or_default();
             let live = silent < ticks(timeout);

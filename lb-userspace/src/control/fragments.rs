@@ -32,7 +32,7 @@ pub fn look(buckets: &[FlowBucket], now: u16) -> Fragments {
                 continue;
             }
             found.named.insert(state.backend());
-            if u64::from(state.silent(now)) * TICK_NS > KEPT.as_nanos() as u64 {
+            if u64::from(state.silence(now)) * TICK_NS > KEPT.as_nanos() as u64 {
                 found.clear.push((index, way, word));
             }
         }

@@ -20,6 +20,7 @@ pub mod fragments;
 pub mod knowledge;
 pub mod memory;
 pub mod orders;
+pub mod ports;
 pub mod probe_routes;
 pub mod reconcile;
 pub mod regions;

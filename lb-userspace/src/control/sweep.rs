@@ -50,7 +50,7 @@ pub(super) fn ticks(duration: Duration) -> u16 {
 /// Whether a recorded flow has not ended.
 #[must_use]
 pub fn is_live(state: FlowState, now: u16, flow_idle: Duration) -> bool {
-    let silent = state.silent(now);
+    let silent = state.silence(now);
     match state.phase() {
         Phase::Opening => silent < ticks(OPENING_SILENCE.min(flow_idle)),
         Phase::Open => silent < ticks(flow_idle),

@@ -8,7 +8,7 @@ use lb_common::{
     address::Ipv6,
     flow::{FlowLine, FlowState, Phase, Way},
     fragment::FRAGMENT_TICKS,
-    pick::Slot,
+    pick::{Backend, Slot},
     service::{Directory, ServiceKey, ServiceValue},
     tables::Event,
     verdict::Verdict,
@@ -144,6 +144,8 @@ pub(super) fn rows(name: &'static str, pinned: &Pinned) -> Result<Vec<Row>, Data
                         "interface" => interface(port.ifindex),
                         "index" => port.ifindex,
                         "mac" => mac(mac_bytes(port.mac)),
+                        "vlan" => (port.vlan != 0).then_some(port.vlan),
+                        "device" => port.device,
                     }
                 })
                 .collect()
@@ -307,6 +309,7 @@ fn backends(maps: &Maps, names: &Names) -> Vec<Row> {
         (backend.0 != 0).then_some((number, backend))
     });
     let rows = used.map(|(number, backend)| {
+        let local = backend.port() == Backend::LOCAL_PORT;
         let address = match backend.mac() {
             0 => Value::Null,
             word => json!(mac(mac_bytes(word))),
@@ -316,7 +319,8 @@ fn backends(maps: &Maps, names: &Names) -> Vec<Row> {
             "backend" => names.backend(number),
             "service" => names.service_of(number),
             "mac" => address,
-            "port" => backend.port(),
+            "port" => (!local).then(|| backend.port()),
+            "local" => local,
             "failed" => backend.failed(),
         }
     });
@@ -325,7 +329,9 @@ fn backends(maps: &Maps, names: &Names) -> Vec<Row> {
 
 fn redirects(maps: &Maps) -> Result<Vec<(u16, u32)>, DataplaneError> {
     let mut found = Vec::new();
-    for (number, _) in (0..).zip(maps.ports()?) {
+    // A device map forgets nothing: where a number is a VLAN's now, an interface that had it before is still there.
+    let devices = (0..).zip(maps.ports()?).filter(|(_, port)| port.vlan == 0);
+    for (number, _) in devices {
         match maps.redirect(number)? {
             0 => {}
             index => found.push((number, index)),
@@ -362,7 +368,7 @@ fn flows<W: Way>(buckets: &[FlowLine<W>], names: &Names) -> Vec<Row> {
             "service_port" => key.service_port(),
             "backend" => names.backend(state.backend()),
             "phase" => phase,
-            "silent_ticks" => state.silent(now),
+            "silent_ticks" => state.silence(now),
         }
     });
     rows.collect()
@@ -377,8 +383,8 @@ fn fragments(maps: &Maps, names: &Names) -> Vec<Row> {
             "way" => way,
             "digest" => format!("{:016x}", record.key.get()),
             "backend" => names.backend(state.backend()),
-            "silent_ticks" => state.silent(now),
-            "believed" => state.silent(now) <= FRAGMENT_TICKS,
+            "silent_ticks" => state.silence(now),
+            "believed" => state.silence(now) <= FRAGMENT_TICKS,
         }
     });
     rows.collect()

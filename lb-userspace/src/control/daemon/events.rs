@@ -13,7 +13,8 @@ use super::{
         actual::Op,
         execute::Done,
         failure::{Failed, fail},
-        knowledge::{Neighbour, PortState},
+        knowledge::Neighbour,
+        ports::PortState,
         report, startup,
     },
     Cause, Daemon, Touched, unix_ms,
@@ -220,6 +221,9 @@ impl Daemon {
         match event {
             NetworkEvent::Neighbour(_) => {}
             NetworkEvent::Link(event) => {
+                if self.is_vlan(&event.link) {
+                    return self.on_vlan().await;
+                }
                 let Some(port) = self
                     .knowledge
                     .ports
@@ -246,8 +250,11 @@ impl Daemon {
                 self.knowledge.facts = neighbour::host_facts()
                     .await
                     .context("reading the interfaces")?;
+                self.widen_features();
+                self.number_vlans()?;
                 let cause = Cause::new(ApplyKind::Host, "addresses of the director");
                 self.change(&cause, Touched::All)?;
+                self.narrow_features();
                 // Another way to a backend: other neighbours to follow.
                 self.follow_all();
                 self.prepare_network().await;

@@ -209,7 +209,7 @@ impl Daemon {
         }
         // A program that knows what is new is there before the maps use it.
         let known = self.running.executor.maps.features();
-        let wanted = features::features(&file.config);
+        let wanted = features::features(&file.config, &facts);
         if let Err(error) =
             startup::load_features(&file.config, known.with(wanted), &mut self.running)
         {
@@ -217,6 +217,7 @@ impl Daemon {
         }
         self.knowledge.facts = facts;
         let before = self.knowledge.take(file.config);
+        self.number_vlans()?;
         match self.change(&cause, Touched::All) {
             Ok(changes) => {
                 self.narrow_features();
@@ -229,6 +230,7 @@ impl Daemon {
             }
             Err(error) if error.is::<TooSmall>() => {
                 self.knowledge.take_back(before);
+                self.number_vlans()?;
                 self.narrow_features();
                 refused(format!("{error}; nothing was changed"))
             }
