@@ -5,9 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use lb_tests::testbed::scene::{HTTP_PROBE, SEED, Scene, tcp_service, tcp_service6};
-use lb_tests::testbed::{
-    DEADLINE, Download, INTERFACE, LARGE_BYTES, ReplySniffer, StatusExt, Testbed, VIP6,
-};
+use lb_tests::testbed::{DEADLINE, Download, INTERFACE, LARGE_BYTES, ReplySniffer, Testbed, VIP6};
 use lb_userspace::api::{BackendStatus, Status};
 use serde_json::Value;
 

@@ -1,11 +1,12 @@
-//! `xdp-lb flows`: the flows that are recorded, which are those that a change has met.
+//! `xdp-lb flows`: the flows that are recorded, which are those that a change has met, unless a service tracks always; and the
+//! clients (`affinity_timeout`).
 
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::bail;
 use ipnet::IpNet;
 use lb_common::{
-    abi::text,
+    abi::{ServiceInfo, text},
     flow::{FlowLine, FlowName, FlowState, Key as _, Phase, TICK_NS, Way},
     hash::Seed,
 };
@@ -88,7 +89,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     if report.flows.is_empty() {
         context
             .screen
-            .line("no flow is recorded: only flows that a change has met are")?;
+            .line("no flow is recorded: only flows that a change has met are, unless a service says `track = \"always\"`")?;
         return Ok(Exit::Done);
     }
     context
@@ -147,7 +148,7 @@ fn report(args: &Args, mut flows: Vec<Flow>, names: &Names, now: u16) -> Report 
         is(service.map(|info| &info.name), &args.service)
             && is(backend.map(|info| &info.name), &args.backend)
             && args.client.is_none_or(|net| net.contains(&flow.key.client))
-            && (args.all || lives(flow, service.map(|info| info.flow_idle_ms), now))
+            && (args.all || service.is_none_or(|info| lives(flow, info, now)))
     });
     flows.sort_by_key(|flow| (flow.state.silence(now), flow.key));
     let total = flows.len();
@@ -163,10 +164,20 @@ fn report(args: &Args, mut flows: Vec<Flow>, names: &Names, now: u16) -> Report 
     }
 }
 
-/// Whether a flow has neither ended nor been silent for too long.
-fn lives(flow: &Flow, flow_idle_ms: Option<u64>, now: u16) -> bool {
+/// Whether a flow has neither ended nor been silent for too long; of a client (`affinity_timeout`), whether it would still be
+/// sent where it was.
+fn lives(flow: &Flow, service: &ServiceInfo, now: u16) -> bool {
     let silent = silent_ns(flow, now) / 1_000_000;
-    flow.state.phase() != Phase::Ended && flow_idle_ms.is_none_or(|idle| silent <= idle)
+    if is_client(flow) {
+        silent <= u64::from(service.affinity_timeout_ms)
+    } else {
+        flow.state.phase() != Phase::Ended && silent <= service.flow_idle_ms
+    }
+}
+
+/// Whether the record is no flow's, but of all that a client does.
+fn is_client(flow: &Flow) -> bool {
+    flow.key.ports == 0
 }
 
 fn silent_ns(flow: &Flow, now: u16) -> u64 {
@@ -176,17 +187,33 @@ fn silent_ns(flow: &Flow, now: u16) -> u64 {
 fn flow_row(flow: &Flow, names: &Names, now: u16) -> Row {
     let service = flow.key.service;
     let (client_port, port) = ((flow.key.ports >> 16) as u16, flow.key.ports as u16);
-    let vip = names
-        .vip(service)
-        .map_or(Value::Null, |vip| json!(SocketAddr::new(vip, port)));
+    let client = is_client(flow);
+    let vip = names.vip(service).map_or(Value::Null, |vip| {
+        if client {
+            json!(vip)
+        } else {
+            json!(SocketAddr::new(vip, port))
+        }
+    });
+    let protocol = match (client, flow.key.udp) {
+        (true, _) => Value::Null,
+        (false, true) => json!("udp"),
+        (false, false) => json!("tcp"),
+    };
     let phase = match flow.state.phase() {
+        _ if client => "client",
         Phase::Opening => "opening",
         Phase::Open => "open",
         Phase::Closing => "closing",
         Phase::Ended => "ended",
     };
     row! {
-        "client" => SocketAddr::new(flow.key.client, client_port),
+        "client" => if client {
+            json!(flow.key.client)
+        } else {
+            json!(SocketAddr::new(flow.key.client, client_port))
+        },
+        "protocol" => protocol,
         "vip" => vip,
         "service" => names.service(service),
         "backend" => names.backend(flow.state.backend()),
@@ -202,7 +229,7 @@ mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr};
 
     use lb_common::{
-        abi::{BackendInfo, ServiceInfo, text_field},
+        abi::{BackendInfo, text_field},
         address::Ipv6,
         flow::{FlowBucket, FlowBucket6, FlowKey},
     };
@@ -312,10 +339,37 @@ mod tests {
         let report = ask(&["--client", "2001:db8:aa::7"], &buckets);
         assert_eq!(
             serde_json::to_string(&report).expect("serializes"),
-            r#"{"flows":[{"client":"[2001:db8:aa::7]:40000","vip":"[2001:db8::10]:443","service":"web6","backend":"b2","phase":"open","silent_s":5}],"total":1}"#
+            r#"{"flows":[{"client":"[2001:db8:aa::7]:40000","protocol":"tcp","vip":"[2001:db8::10]:443","service":"web6","backend":"b2","phase":"open","silent_s":5}],"total":1}"#
         );
         assert_eq!(ask(&["--client", "2001:db8:aa::/48"], &buckets).total, 2);
         assert_eq!(ask(&["--client", "10.0.0.0/8"], &buckets).total, 0);
+    }
+
+    #[test]
+    fn clients_are_no_flows() {
+        let mut names = names();
+        let web = names.services.get_mut(&1).expect("web");
+        web.affinity_timeout_ms = 600_000;
+        let row = |silent: u16| {
+            let bucket = FlowBucket::default();
+            let key = FlowKey::tcp(0x0a00_0007, 0, 1);
+            let state = FlowState::new(5, key.owner(), 1000 - silent, key.hash(SEED), Phase::Open);
+            key.write(&bucket.ways[0]);
+            bucket.ways[0].state.set(state.0);
+            let Command::Flows(args) = Cli::try_parse_from(["xdp-lb", "flows"])
+                .expect("right usage")
+                .command
+            else {
+                panic!("another command");
+            };
+            let report = report(&args, recorded(&[bucket], SEED), &names, 1000);
+            serde_json::to_string(&report.flows).expect("serializes")
+        };
+        // 268 s, which is more than `flow_idle`.
+        assert_eq!(
+            row(500),
+            r#"[{"client":"10.0.0.7","protocol":null,"vip":"192.0.2.10","service":"web","backend":"b1","phase":"client","silent_s":268}]"#
+        );
     }
 
     #[test]
@@ -330,7 +384,7 @@ mod tests {
         let report = ask(&[], &table(&[(7, 1, 5, 20, Phase::Open)]));
         assert_eq!(
             serde_json::to_string(&report).expect("serializes"),
-            r#"{"flows":[{"client":"10.0.0.7:40000","vip":"192.0.2.10:80","service":"web","backend":"b1","phase":"open","silent_s":10}],"total":1}"#
+            r#"{"flows":[{"client":"10.0.0.7:40000","protocol":"tcp","vip":"192.0.2.10:80","service":"web","backend":"b1","phase":"open","silent_s":10}],"total":1}"#
         );
     }
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use lb_common::{
-    abi::{BackendInfo, ServiceInfo, text},
+    abi::{BackendInfo, PROTO_TCP_UDP, ServiceInfo, text},
     pick::Affinity,
     service::ServiceValue,
     wire::{PROTO_TCP, PROTO_UDP},
@@ -115,6 +115,7 @@ pub(crate) fn protocol(number: u8) -> String {
     match number {
         PROTO_TCP => "tcp".to_owned(),
         PROTO_UDP => "udp".to_owned(),
+        PROTO_TCP_UDP => "tcp+udp".to_owned(),
         other => format!("protocol {other}"),
     }
 }

@@ -65,7 +65,8 @@ impl Config {
             needs.services += 1;
             needs.backends += weights.len() as u64;
             needs.slots += table_slots(&weights);
-            needs.ports += u64::from(service.ports.entries());
+            needs.ports +=
+                u64::from(service.ports.entries()) * service.protocol.each().len() as u64;
         }
         needs
     }
@@ -81,6 +82,7 @@ impl Config {
             slots,
             backends,
             ports,
+            fragments: _,
         } = self.limits;
         Capacities {
             flows,

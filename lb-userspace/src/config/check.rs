@@ -200,25 +200,30 @@ fn overlaps(services: &[RawService], sink: &Sink) {
         else {
             continue;
         };
-        let claims = claims.entry((*vip.get_ref(), protocol)).or_default();
-        let mut claim = |first, last| {
-            claims.push(Claim {
-                first,
-                last,
-                ports,
-                service: number,
-            });
-        };
-        match ports.get_ref() {
-            Ports::Any => claim(0, u16::MAX),
-            Ports::Ranges(ranges) => ranges
-                .iter()
-                .for_each(|range| claim(*range.start(), *range.end())),
+        for protocol in protocol.each() {
+            let claims = claims.entry((*vip.get_ref(), *protocol)).or_default();
+            let mut claim = |first, last| {
+                claims.push(Claim {
+                    first,
+                    last,
+                    ports,
+                    service: number,
+                });
+            };
+            match ports.get_ref() {
+                Ports::Any => claim(0, u16::MAX),
+                Ports::Ranges(ranges) => ranges
+                    .iter()
+                    .for_each(|range| claim(*range.start(), *range.end())),
+            }
         }
     }
+    // Two services of both protocols overlap in both, which is one mistake.
+    let mut reported = std::collections::HashSet::new();
+    let mut claims: Vec<_> = claims.into_iter().collect();
+    claims.sort_by_key(|((vip, protocol), _)| (*vip, protocol.has_udp()));
     for ((vip, protocol), mut claims) in claims {
         claims.sort_by_key(|claim| (claim.first, claim.service));
-        let mut reported = std::collections::HashSet::new();
         let mut reach: Option<&Claim<'_>> = None;
         for claim in &claims {
             if let Some(before) = reach
@@ -229,10 +234,7 @@ fn overlaps(services: &[RawService], sink: &Sink) {
                     false => (claim, before),
                 };
                 if reported.insert(late.service) {
-                    let protocol = match protocol {
-                        Protocol::Tcp => "TCP",
-                        Protocol::Udp => "UDP",
-                    };
+                    let protocol = if protocol.has_tcp() { "TCP" } else { "UDP" };
                     // Port 0 stands for the beginning of "any" and is no port.
                     let port = claim.first.max(1);
                     sink.push(
@@ -292,11 +294,14 @@ fn sizes(config: &RawConfig, sink: &Sink) {
         help: Some("or use `ports = \"any\"`, which counts as one"),
     }
     .check(
-        config
-            .services
-            .iter()
-            .filter_map(|service| service.ports.as_ref())
-            .map(|ports| (u64::from(ports.get_ref().entries()), ports.span())),
+        config.services.iter().filter_map(|service| {
+            let ports = service.ports.as_ref()?;
+            let protocols = service.protocol.map_or(1, |p| p.each().len() as u64);
+            Some((
+                protocols * u64::from(ports.get_ref().entries()),
+                ports.span(),
+            ))
+        }),
         sink,
     );
     Total {

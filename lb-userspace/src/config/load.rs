@@ -150,6 +150,8 @@ fn finish_service(raw: RawService) -> Option<Service> {
         affinity: raw.affinity?,
         network_prefix: raw.network_prefix?,
         flow_idle: raw.flow_idle?,
+        track: raw.track?,
+        affinity_timeout: raw.affinity_timeout?,
         failback: raw.failback?,
         probe: raw.probe?,
         backends: raw

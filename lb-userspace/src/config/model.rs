@@ -145,11 +145,16 @@ pub struct Limits {
     /// it has ports.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ports: Option<u32>,
+    /// Fragmented packets on their way at one time whose later fragments are followed. 0: fragments of packets for a VIP are
+    /// dropped.
+    pub fragments: u32,
 }
 
 impl Limits {
     /// The default of `limits.flows` and of `limits.flows6`.
     pub const FLOWS: u32 = 65_536;
+    /// The default of `limits.fragments`: 64 KiB.
+    pub const FRAGMENTS: u32 = 4_096;
 }
 
 impl Default for Limits {
@@ -160,6 +165,7 @@ impl Default for Limits {
             slots: None,
             backends: None,
             ports: None,
+            fragments: Self::FRAGMENTS,
         }
     }
 }
@@ -171,7 +177,7 @@ pub struct Service {
     pub name: String,
     /// The address clients connect to, IPv4 or IPv6.
     pub vip: IpAddr,
-    /// TCP or UDP.
+    /// TCP, UDP, or both.
     pub protocol: Protocol,
     /// The ports that share this service's pick.
     pub ports: Ports,
@@ -184,6 +190,15 @@ pub struct Service {
     /// How long a flow may be silent before it counts as ended, 1 s to 8 h.
     #[serde(serialize_with = "as_text")]
     pub flow_idle: Duration,
+    /// Which flows are recorded, so that they stay where they are.
+    pub track: Track,
+    /// For how long a client that is silent keeps its backend across changes, 1 s to 8 h. `None`: connections keep it, clients
+    /// do not.
+    #[serde(
+        serialize_with = "optional_text",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub affinity_timeout: Option<Duration>,
     /// What becomes of new flows when a better priority is up again.
     pub failback: Failback,
     /// How the backends are probed. `None`: not at all; a backend counts as up once its MAC address is known.
@@ -205,12 +220,55 @@ impl Service {
 
 /// A service's transport protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// TCP.
+    #[serde(rename = "tcp")]
     Tcp,
     /// UDP.
+    #[serde(rename = "udp")]
     Udp,
+    /// The same ports in both.
+    #[serde(rename = "tcp+udp")]
+    TcpUdp,
+}
+
+impl Protocol {
+    /// The transport protocols it means: [`Self::Tcp`], [`Self::Udp`] or both.
+    #[must_use]
+    pub const fn each(self) -> &'static [Self] {
+        match self {
+            Self::Tcp => &[Self::Tcp],
+            Self::Udp => &[Self::Udp],
+            Self::TcpUdp => &[Self::Tcp, Self::Udp],
+        }
+    }
+
+    /// Whether TCP is one of them.
+    #[must_use]
+    pub const fn has_tcp(self) -> bool {
+        !matches!(self, Self::Udp)
+    }
+
+    /// Whether UDP is one of them.
+    #[must_use]
+    pub const fn has_udp(self) -> bool {
+        !matches!(self, Self::Tcp)
+    }
+}
+
+/// Which flows of a service are recorded (`service.track`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Track {
+    /// TCP flows while a change is under way; of UDP none, every change is at once.
+    #[default]
+    Changes,
+    /// Every flow, all the time.
+    Always,
+    /// None: every change is at once, for TCP as well.
+    Never,
+    /// UDP flows are QUIC's, and recorded while a change is under way, like TCP's.
+    Quic,
 }
 
 /// A service's ports.
@@ -405,6 +463,16 @@ impl Backend {
 
 fn as_text<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&humantime::format_duration(*duration))
+}
+
+fn optional_text<S: serde::Serializer>(
+    duration: &Option<Duration>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match duration {
+        Some(duration) => as_text(duration, serializer),
+        None => serializer.serialize_none(),
+    }
 }
 
 fn address_or_off<S: serde::Serializer>(

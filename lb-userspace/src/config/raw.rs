@@ -9,8 +9,8 @@ use super::{
     capacity::{BACKENDS_MAX, FLOWS_MAX, PORTS_MAX, SLOTS_MAX},
     error::{ConfigError, ErrorKind, visible},
     model::{
-        Affinity, Backend, Control, Failback, Limits, Node, Ports, Probe, Protocol, Unserved,
-        XdpMode,
+        Affinity, Backend, Control, Failback, Limits, Node, Ports, Probe, Protocol, Track,
+        Unserved, XdpMode,
     },
     reader::{Field, Fields, Sink},
     sections, service, values,
@@ -55,6 +55,8 @@ pub(super) struct RawService {
     pub(super) affinity: Option<Affinity>,
     pub(super) network_prefix: Option<Option<u8>>,
     pub(super) flow_idle: Option<std::time::Duration>,
+    pub(super) track: Option<Track>,
+    pub(super) affinity_timeout: Option<Option<std::time::Duration>>,
     pub(super) failback: Option<Failback>,
     pub(super) probe: Option<Option<Probe>>,
     pub(super) backends: Vec<RawBackend>,
@@ -249,6 +251,9 @@ fn read_limits(field: &Field<'_, '_>, sink: &Sink) -> Option<RawLimits> {
     let slots = read("slots", 1_024..=SLOTS_MAX);
     let backends = read("backends", 1..=BACKENDS_MAX);
     let ports = read("ports", 1..=PORTS_MAX);
+    let fragments = fields.read_or("fragments", default.fragments, |field| {
+        values::number(field, 0..=1 << 20, sink)
+    });
     Some(RawLimits {
         limits: Limits {
             flows: flows?,
@@ -256,6 +261,7 @@ fn read_limits(field: &Field<'_, '_>, sink: &Sink) -> Option<RawLimits> {
             slots: slots?,
             backends: backends?,
             ports: ports?,
+            fragments: fragments?,
         },
         slots: fields.get("slots").map(|field| field.span),
         backends: fields.get("backends").map(|field| field.span),

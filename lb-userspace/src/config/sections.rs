@@ -55,7 +55,7 @@ pub(super) static LIMITS: Section = Section {
     key: "limits",
     title: "[limits]",
     header: "[limits]",
-    keys: &["flows", "flows6", "slots", "backends", "ports"],
+    keys: &["flows", "flows6", "slots", "backends", "ports", "fragments"],
     later: &[],
     advice: "",
 };
@@ -72,11 +72,13 @@ pub(super) static SERVICE: Section = Section {
         "affinity",
         "network_prefix",
         "flow_idle",
+        "track",
+        "affinity_timeout",
         "failback",
         "probe",
         "backend",
     ],
-    later: &["track", "affinity_timeout"],
+    later: &[],
     advice: "add a service; if there was one, the file may have been cut short",
 };
 

@@ -6,7 +6,7 @@ use toml::Spanned;
 
 use super::{
     error::{ConfigError, ErrorKind},
-    model::{Affinity, Backend, Failback, Ports, Probe, ProbeKind, Protocol, Service, Via},
+    model::{Affinity, Backend, Failback, Ports, Probe, ProbeKind, Protocol, Service, Track, Via},
     ports,
     raw::{RawBackend, RawService},
     reader::{Field, Fields, Sink, nearest, one_of},
@@ -38,7 +38,11 @@ pub(super) fn read(fields: &Fields<'_, '_>, sink: &Sink) -> RawService {
         .and_then(|field| {
             values::choice(
                 &field,
-                &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)],
+                &[
+                    ("tcp", Protocol::Tcp),
+                    ("udp", Protocol::Udp),
+                    ("tcp+udp", Protocol::TcpUdp),
+                ],
                 sink,
             )
         });
@@ -61,6 +65,8 @@ pub(super) fn read(fields: &Fields<'_, '_>, sink: &Sink) -> RawService {
         let ways = [("auto", Failback::Auto), ("manual", Failback::Manual)];
         values::choice(field, &ways, sink)
     });
+    let track = read_track(fields, protocol, sink);
+    let affinity_timeout = read_affinity_timeout(fields, affinity, track, sink);
     let probe = read_probe(fields, protocol, listed.as_ref(), sink);
     let backends = fields.tables(&sections::BACKEND, sink).unwrap_or_default();
     RawService {
@@ -72,6 +78,8 @@ pub(super) fn read(fields: &Fields<'_, '_>, sink: &Sink) -> RawService {
         affinity,
         network_prefix,
         flow_idle,
+        track,
+        affinity_timeout,
         failback,
         probe,
         backends: backends
@@ -79,6 +87,67 @@ pub(super) fn read(fields: &Fields<'_, '_>, sink: &Sink) -> RawService {
             .map(|fields| read_backend(fields, sink))
             .collect(),
     }
+}
+
+fn read_track(fields: &Fields<'_, '_>, protocol: Option<Protocol>, sink: &Sink) -> Option<Track> {
+    let Some(field) = fields.get("track") else {
+        return Some(Track::default());
+    };
+    let tracks = [
+        ("changes", Track::Changes),
+        ("always", Track::Always),
+        ("never", Track::Never),
+        ("quic", Track::Quic),
+    ];
+    let track = values::choice(&field, &tracks, sink)?;
+    if track == Track::Quic && protocol? == Protocol::Tcp {
+        sink.push(
+            field
+                .error(ErrorKind::Conflict, "is for UDP, and the service is TCP")
+                .expected("\"changes\", \"always\" or \"never\"")
+                .help("TCP flows stay where they are with `track = \"changes\"`, the default"),
+        );
+        return None;
+    }
+    Some(track)
+}
+
+fn read_affinity_timeout(
+    fields: &Fields<'_, '_>,
+    affinity: Option<Affinity>,
+    track: Option<Track>,
+    sink: &Sink,
+) -> Option<Option<Duration>> {
+    let Some(field) = fields.get("affinity_timeout") else {
+        return Some(None);
+    };
+    let timeout = values::duration(&field, FLOW_IDLE, sink)?;
+    // Compared only with what was read: what is wrong has its own error.
+    if affinity? == Affinity::None {
+        sink.push(
+            ConfigError::new(
+                ErrorKind::Conflict,
+                "`affinity_timeout` has no meaning with the affinity \"none\"",
+            )
+            .at(field.key_span)
+            .expected("it only with `affinity = \"client\"` or \"network\"")
+            .help("without an affinity every connection picks anew, and no client stays anywhere"),
+        );
+        return None;
+    }
+    if track? == Track::Never {
+        sink.push(
+            ConfigError::new(
+                ErrorKind::Conflict,
+                "`affinity_timeout` contradicts `track = \"never\"`",
+            )
+            .at(field.key_span)
+            .expected("one of the two")
+            .help("\"never\" moves clients and connections at once with every change"),
+        );
+        return None;
+    }
+    Some(Some(timeout))
 }
 
 /// How long a network is that picks; `Some(None)` where networks don't.
@@ -158,7 +227,9 @@ fn read_probe(
         // A misspelt [service.probe] gets here too; its own error stands already.
         return match protocol? {
             Protocol::Udp => Some(None),
-            Protocol::Tcp => default_port(None, listed?, sink).map(|port| Some(Probe::tcp(port))),
+            Protocol::Tcp | Protocol::TcpUdp => {
+                default_port(None, listed?, sink).map(|port| Some(Probe::tcp(port)))
+            }
         };
     };
     let fields = Fields::open(&sections::PROBE, field.value, field.span.clone(), sink)?;

@@ -14,6 +14,7 @@ use lb_common::{
 
 use super::{
     directory::{Entries, Layout},
+    following::Following,
     regions::Regions,
     retarget::Track,
 };
@@ -89,6 +90,8 @@ pub struct ActualService {
     pub affinity: Affinity,
     /// Whether its flows are tracked through a change.
     pub track: Track,
+    /// `track` and `affinity_timeout`.
+    pub following: Following,
     /// After which silence a flow counts as ended.
     pub flow_idle: Duration,
     /// First slot of its table.
@@ -108,7 +111,8 @@ impl ActualService {
     /// Its value in the lookup.
     #[must_use]
     pub fn value(&self, id: u16) -> ServiceValue {
-        ServiceValue::new(id, self.offset, self.bits, self.affinity)
+        self.following
+            .marked(ServiceValue::new(id, self.offset, self.bits, self.affinity))
     }
 }
 

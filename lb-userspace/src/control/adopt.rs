@@ -7,19 +7,19 @@ use std::{
 };
 
 use lb_common::{
-    abi::{self, BackendState},
+    abi::{self, BackendState, PROTO_TCP_UDP},
     address::Ipv6,
     flow::{FlowLine, FlowState, Way},
     pick::Slot,
     service::{Directory, ServiceKey, ServiceValue},
-    wire::PROTO_UDP,
 };
 
 use super::{
     actual::{Actual, ActualBackend, ActualService, Millis, Retired},
     directory::Entries,
+    following::Following,
+    fragments,
     memory::Memory,
-    retarget::Track,
 };
 use crate::dataplane::DataplaneError;
 
@@ -52,8 +52,8 @@ pub fn adopt(maps: &impl Memory, now: Millis) -> Result<Actual, DataplaneError> 
     let mut ports: BTreeMap<u16, (ServiceValue, Vec<ServiceKey>)> = BTreeMap::new();
     for way in in_use.iter().flat_map(|bucket| &bucket.ways) {
         let key = ServiceKey(way.key.get());
-        if key.0 != 0 && key.protocol() != 0 {
-            let value = ServiceValue(way.value.get());
+        let value = ServiceValue(way.value.get());
+        if key.0 != 0 && key.protocol() != 0 && !value.is_for_fragments() {
             ports
                 .entry(value.id())
                 .or_insert((value, Vec::new()))
@@ -65,6 +65,8 @@ pub fn adopt(maps: &impl Memory, now: Millis) -> Result<Actual, DataplaneError> 
         let Some(info) = maps.service_info(id)? else {
             continue;
         };
+        let following = Following::pinned(value, &info);
+        let protocol = protocol(&keys);
         let size = 1u32 << value.bits();
         let slots: Vec<Slot> = (0..size)
             .map(|i| maps.slot(value.offset() + i).unwrap_or_default())
@@ -75,15 +77,12 @@ pub fn adopt(maps: &impl Memory, now: Millis) -> Result<Actual, DataplaneError> 
                 name: abi::text(&info.name).to_owned(),
                 entries: Entries {
                     vip: vip(maps, directory, id, keys[0], info.vip),
-                    protocol: keys[0].protocol(),
+                    protocol,
                     ports: ranges(&keys),
                 },
                 affinity: value.affinity(),
-                track: if keys[0].protocol() == PROTO_UDP {
-                    Track::Nothing
-                } else {
-                    Track::Flows
-                },
+                track: following.changes(protocol),
+                following,
                 flow_idle: Duration::from_millis(info.flow_idle_ms),
                 offset: value.offset(),
                 bits: value.bits() as u8,
@@ -129,6 +128,9 @@ pub fn adopt(maps: &impl Memory, now: Millis) -> Result<Actual, DataplaneError> 
 fn orphans(maps: &impl Memory, actual: &Actual) -> Retired {
     let mut retired = Retired::default();
     let records = states(maps.flow_buckets()).chain(states(maps.flow6_buckets()));
+    retired
+        .backends
+        .extend(fragments::look(maps.fragment_buckets(), 0).named);
     for state in records {
         retired.services.insert(state.service());
         retired.backends.insert(state.backend());
@@ -185,10 +187,22 @@ fn vip(
     compared.addr().into()
 }
 
+/// The protocol of a service's keys.
+fn protocol(keys: &[ServiceKey]) -> u8 {
+    let first = keys[0].protocol();
+    if keys.iter().all(|key| key.protocol() == first) {
+        first
+    } else {
+        PROTO_TCP_UDP
+    }
+}
+
 /// Ports as merged ranges; empty for all of them.
 fn ranges(keys: &[ServiceKey]) -> Vec<std::ops::RangeInclusive<u16>> {
     let mut ports: Vec<u16> = keys.iter().map(|key| key.port()).collect();
     ports.sort_unstable();
+    // One key for each protocol.
+    ports.dedup();
     if ports.first() == Some(&0) {
         return Vec::new();
     }
@@ -274,5 +288,10 @@ mod tests {
         );
         assert_eq!(ranges(&[key(65535), key(65534)]), [65534..=65535]);
         assert!(ranges(&[ServiceKey::ipv4_any_port(1, 6)]).is_empty());
+        let udp = |port| ServiceKey::ipv4(1, 17, port);
+        let both = [key(80), udp(80), udp(81), key(81)];
+        assert_eq!(ranges(&both), [80..=81]);
+        assert_eq!(protocol(&both), PROTO_TCP_UDP);
+        assert_eq!(protocol(&both[1..3]), 17);
     }
 }

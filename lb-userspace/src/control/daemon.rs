@@ -28,6 +28,7 @@ use super::{
     announce::announce,
     decisions::Decisions,
     execute::Done,
+    features,
     knowledge::Knowledge,
     orders, probe_routes,
     reconcile::{Scope, reconcile},
@@ -106,6 +107,7 @@ pub async fn run(options: Options) -> Result<()> {
         prober: Prober::new(reports),
         netlink: Netlink::open().context("opening netlink")?,
         sweeper: Sweeper::default(),
+        fragments_swept: Instant::now(),
         followed: Follow::default(),
         reports: VecDeque::new(),
         started,
@@ -127,6 +129,7 @@ pub async fn run(options: Options) -> Result<()> {
         daemon.sweep_all()?;
     }
     daemon.change(&Cause::new(ApplyKind::Start, "start"), Touched::All)?;
+    daemon.narrow_features();
     daemon.follow_all();
     undo.pin_path = None;
     daemon.prepare_network().await;
@@ -213,6 +216,7 @@ struct Daemon {
     prober: Prober,
     netlink: Netlink,
     sweeper: Sweeper,
+    fragments_swept: Instant,
     followed: Follow,
     /// Each status that is being put together, and for whom.
     reports: VecDeque<(Report, oneshot::Sender<Response>)>,
@@ -277,6 +281,32 @@ impl Daemon {
     async fn prepare_network(&self) {
         probe_routes::prepare(&self.netlink, &self.knowledge).await;
         vip_groups::prepare(&self.netlink, &self.knowledge).await;
+    }
+
+    /// What the host has come to use, the program learns before the maps use it.
+    fn widen_features(&mut self) {
+        let config = self.knowledge.config();
+        let wanted = features::features(config, &self.knowledge.facts);
+        let known = self.running.executor.maps.features();
+        if let Err(error) = startup::load_features(config, known.with(wanted), &mut self.running) {
+            error!(
+                error = format!("{error:#}"),
+                "the program does not know what is used of it now"
+            );
+        }
+    }
+
+    /// What the maps do not use any more, the program need not know. That it knows it does no harm, so this is no reason to
+    /// end.
+    fn narrow_features(&mut self) {
+        let config = self.knowledge.config();
+        let wanted = features::features(config, &self.knowledge.facts);
+        if let Err(error) = startup::load_features(config, wanted, &mut self.running) {
+            error!(
+                error = format!("{error:#}"),
+                "the program still knows features that are not used any more"
+            );
+        }
     }
 
     fn now(&self) -> Millis {

@@ -4,7 +4,7 @@ use std::{net::IpAddr, time::Duration};
 
 use lb_common::{abi::BackendState, pick::Affinity};
 
-use super::{directory::Entries, retarget::Track};
+use super::{directory::Entries, following::Following, retarget::Track};
 
 /// A service as it should be.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,6 +17,8 @@ pub struct DesiredService {
     pub affinity: Affinity,
     /// Whether its flows are tracked through a change.
     pub track: Track,
+    /// `track` and `affinity_timeout`.
+    pub following: Following,
     /// After which silence a flow counts as ended.
     pub flow_idle: Duration,
     /// The priority that new flows stay on as long as anybody there takes them; `None`: the best.
@@ -64,6 +66,12 @@ impl DesiredBackend {
     #[must_use]
     pub fn takes_new_flows(&self) -> bool {
         self.state == BackendState::Up && self.weight > 0
+    }
+
+    /// Whether known clients open their new flows elsewhere: a drain, or a weight of 0, overrides `affinity_timeout`.
+    #[must_use]
+    pub fn is_closed_to_new(&self) -> bool {
+        !self.has_failed() && (self.state != BackendState::Up || self.weight == 0)
     }
 
     /// Whether its flows have to move. The time of a drain that is up ends flows in the same way as a failure does: the

@@ -6,9 +6,10 @@ use std::{
 };
 
 use lb_common::{
-    abi::WAYS,
+    abi::{PROTO_TCP_UDP, WAYS},
     address::{Address, Ipv6},
     service::{Directory, ServiceKey, ServiceValue},
+    wire::{PROTO_TCP, PROTO_UDP},
 };
 
 /// A layout of the lookup: the directory word, and each bucket's entries.
@@ -70,13 +71,25 @@ const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 pub struct Entries {
     /// The VIP.
     pub vip: IpAddr,
-    /// IP protocol number.
+    /// IP protocol number, or [`PROTO_TCP_UDP`].
     pub protocol: u8,
     /// The ports; empty for all of them.
     pub ports: Vec<std::ops::RangeInclusive<u16>>,
 }
 
-/// All entries of the lookup and their values: one for each port, and one for each VIP.
+impl Entries {
+    /// The numbers of its protocols.
+    #[must_use]
+    pub fn protocols(&self) -> &[u8] {
+        match self.protocol {
+            PROTO_TCP_UDP => &[PROTO_TCP, PROTO_UDP],
+            _ => std::slice::from_ref(&self.protocol),
+        }
+    }
+}
+
+/// All entries of the lookup and their values: one for each port, one for each VIP, and one for the fragments of a VIP's
+/// protocol of which a single service has all the ports that are served, and picks without them.
 #[must_use]
 pub fn entries<'a>(
     services: impl Iterator<Item = (&'a Entries, ServiceValue)>,
@@ -85,19 +98,39 @@ pub fn entries<'a>(
     // Of each VIP, any service of it.
     let mut vips = BTreeMap::new();
     let mut any = BTreeSet::new();
+    // Of each protocol of a VIP: the service, as long as it is the only one.
+    let mut alone: BTreeMap<(IpAddr, u8), Option<ServiceValue>> = BTreeMap::new();
     for (service, value) in services {
-        let key = |port| EntryKey {
-            vip: service.vip,
-            protocol: service.protocol,
-            port,
-        };
         vips.entry(service.vip).or_insert(value.id());
         if service.ports.is_empty() {
             any.insert(service.vip);
-            keys.insert(key(0), value);
         }
-        for port in service.ports.iter().cloned().flatten() {
-            keys.insert(key(port), value);
+        for protocol in service.protocols() {
+            let key = |port| EntryKey {
+                vip: service.vip,
+                protocol: *protocol,
+                port,
+            };
+            if service.ports.is_empty() {
+                keys.insert(key(0), value);
+            }
+            for port in service.ports.iter().cloned().flatten() {
+                keys.insert(key(port), value);
+            }
+            alone
+                .entry((service.vip, *protocol))
+                .and_modify(|known| *known = None)
+                .or_insert(Some(value));
+        }
+    }
+    for ((vip, protocol), value) in alone {
+        if let Some(value) = value.filter(|value| !value.affinity().ports) {
+            let key = EntryKey {
+                vip,
+                protocol,
+                port: 0,
+            };
+            keys.entry(key).or_insert(value.for_fragments());
         }
     }
     for (vip, id) in vips {
@@ -210,11 +243,55 @@ mod tests {
             ports: vec![],
         };
         let keys = entries([(&web, value(1)), (&all, value(2))].into_iter());
-        assert_eq!(keys.len(), 4 + 1 + 2);
+        assert_eq!(keys.len(), 4 + 1 + 2 + 1);
         assert_eq!(keys[&key(ONE, 6, 8001)], value(1));
         assert_eq!(keys[&key(TWO, 17, 0)], value(2));
         assert!(!keys[&key(ONE, 0, 0)].has_any_port());
         assert!(keys[&key(TWO, 0, 0)].has_any_port());
+    }
+
+    #[test]
+    fn one_value_for_both_protocols() {
+        let sip = Entries {
+            vip: ONE,
+            protocol: PROTO_TCP_UDP,
+            ports: vec![5060..=5061],
+        };
+        let keys = entries([(&sip, value(1))].into_iter());
+        assert_eq!(keys.len(), 4 + 1 + 2);
+        for protocol in [6, 17] {
+            for port in [5060, 5061] {
+                assert_eq!(keys[&key(ONE, protocol, port)], value(1));
+            }
+        }
+    }
+
+    /// A fragment without ports is some service's only where no other could be meant and the pick needs no ports.
+    #[test]
+    fn fragments_without_ports_have_an_entry_where_one_service_has_them_all() {
+        let of = |protocol, port| Entries {
+            vip: ONE,
+            protocol,
+            ports: vec![port..=port],
+        };
+        let (web, dns, more) = (of(6, 80), of(17, 53), of(6, 443));
+        let keys = entries([(&web, value(1)), (&dns, value(2)), (&more, value(3))].into_iter());
+        let fragments = key(ONE, 17, 0);
+        assert_eq!(keys[&fragments], value(2).for_fragments());
+        assert!(!keys.contains_key(&key(ONE, 6, 0)));
+        assert!(
+            !keys[&key(ONE, 0, 0)].has_any_port(),
+            "packets with ports don't find it"
+        );
+        let by_ports = ServiceValue::new(2, 0, 8, Affinity::NONE_IPV4);
+        let keys = entries([(&dns, by_ports)].into_iter());
+        assert!(!keys.contains_key(&fragments));
+        let any = Entries {
+            ports: vec![],
+            ..dns
+        };
+        let keys = entries([(&any, value(2))].into_iter());
+        assert_eq!(keys[&fragments], value(2), "serves all packets anyway");
     }
 
     #[test]
@@ -299,7 +376,11 @@ mod tests {
             .map(|(key, _)| *key)
             .filter(|key| *key != 0)
             .collect();
-        assert_eq!(words.len(), 4, "a port and an own entry of each");
+        assert_eq!(
+            words.len(),
+            6,
+            "a port, an own entry and one for fragments of each"
+        );
     }
 
     #[test]
@@ -314,7 +395,7 @@ mod tests {
         assert_eq!(
             error,
             DirectoryFull {
-                entries: 101,
+                entries: 102,
                 buckets: 16
             }
         );

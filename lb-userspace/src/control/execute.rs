@@ -277,7 +277,11 @@ fn service_info(id: u16, service: &ActualService) -> ServiceInfo {
         value: service.value(id).0,
         flow_idle_ms: u64::try_from(service.flow_idle.as_millis()).unwrap_or(u64::MAX),
         protocol: service.entries.protocol,
-        reserved: [0; 7],
+        track: service.following.track as u8,
+        reserved: [0; 2],
+        affinity_timeout_ms: service.following.affinity_timeout.map_or(0, |timeout| {
+            u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX)
+        }),
     }
 }
 

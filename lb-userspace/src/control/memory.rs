@@ -24,6 +24,8 @@ pub trait Memory {
     fn set_directory(&self, directory: Directory);
     /// The flow table.
     fn flow_buckets(&self) -> &[FlowBucket];
+    /// The fragment table.
+    fn fragment_buckets(&self) -> &[FlowBucket];
     /// The IPv6 clients' flow table.
     fn flow6_buckets(&self) -> &[FlowBucket6];
     /// The IPv6 VIP that the data path compares for this service id; all zeros where there never was one.
@@ -153,6 +155,10 @@ impl Memory for Maps {
 
     fn flow_buckets(&self) -> &[FlowBucket] {
         self.flow_buckets()
+    }
+
+    fn fragment_buckets(&self) -> &[FlowBucket] {
+        self.fragment_buckets()
     }
 
     fn flow6_buckets(&self) -> &[FlowBucket6] {

@@ -285,6 +285,8 @@ impl Plan<'_> {
                 .any(|slot| is_failed(slot.current()) || is_failed(slot.previous()))
         };
         let stale = table_is_new
+            // Where nothing is tracked any more, nothing stays in transition.
+            || old.is_some_and(|old| old.track != desired.track)
             || old.is_none_or(|old| old.built_for.as_ref() != Some(&built_for))
             || (!failed.is_empty() && names_failed());
         let slots = if stale {
@@ -298,6 +300,7 @@ impl Plan<'_> {
             entries: desired.entries.clone(),
             affinity: desired.affinity,
             track: desired.track,
+            following: desired.following,
             flow_idle: desired.flow_idle,
             offset,
             bits,
@@ -336,10 +339,13 @@ impl Plan<'_> {
             && (old.entries != desired.entries
                 || old.affinity != desired.affinity
                 || old.track != desired.track
+                || old.following != desired.following
                 || old.flow_idle != desired.flow_idle)
         {
             // The table is written already; the service keeps it.
-            self.swap |= old.entries != desired.entries || old.affinity != desired.affinity;
+            self.swap |= old.entries != desired.entries
+                || old.affinity != desired.affinity
+                || old.following.marked(old.value(id)) != desired.following.marked(old.value(id));
             let mut changed = changed.into_owned();
             for ((slot, old), changed) in slots.iter().zip(&*before).zip(&mut changed) {
                 if slot != old {
@@ -457,7 +463,8 @@ impl Plan<'_> {
                 old.entry.port(),
                 old.entry.failed() || fails_now,
             ),
-        };
+        }
+        .closed_to_new(true);
         ActualBackend {
             state: BackendState::Leaving,
             reason,
@@ -491,7 +498,8 @@ impl Plan<'_> {
                 wanted.mac.map_or(0, mac_word),
                 wanted.port,
                 wanted.has_failed(),
-            ),
+            )
+            .closed_to_new(wanted.is_closed_to_new()),
             state,
             reason: wanted.reason.clone(),
             since_ms: old

@@ -9,7 +9,7 @@ use std::{
 
 use jiff::Timestamp;
 use lb_common::{
-    abi::{ABI_VERSION, BackendState, Counter},
+    abi::{ABI_VERSION, BackendState, Counter, PROTO_TCP_UDP},
     tables::Event,
     verdict::Verdict,
     wire::{PROTO_TCP, PROTO_UDP, mac_bytes},
@@ -227,6 +227,7 @@ fn service_status(
         protocol: match service.entries.protocol {
             PROTO_TCP => "tcp".into(),
             PROTO_UDP => "udp".into(),
+            PROTO_TCP_UDP => "tcp+udp".into(),
             other => other.to_string(),
         },
         ports: if service.entries.ports.is_empty() {
@@ -248,6 +249,11 @@ fn service_status(
             (false, _) => "network".into(),
         },
         flow_idle_s: service.flow_idle.as_secs_f64(),
+        track: service.following.track.name().into(),
+        affinity_timeout_s: service
+            .following
+            .affinity_timeout
+            .map(|timeout| timeout.as_secs_f64()),
         slots: service.slots.len() as u64,
         slots_in_transition: in_transition.into(),
         failback: match standing.map(|standing| standing.failback) {
@@ -343,6 +349,7 @@ mod tests {
             pin_path: String::new(),
             config: String::new(),
             abi: ABI,
+            features: Vec::new(),
             generation: 0,
             interfaces: Vec::new(),
             last_apply: None,

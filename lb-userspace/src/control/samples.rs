@@ -19,6 +19,7 @@ use super::{
     desired::{DesiredBackend, DesiredService},
     directory::Entries,
     execute::Executor,
+    following::Following,
     memory::{Grace, Memory},
     reconcile::{Scope, TooSmall, reconcile},
     retarget::Track,
@@ -135,6 +136,10 @@ impl Memory for PlainMemory {
 
     fn flow_buckets(&self) -> &[FlowBucket] {
         &self.tables.flows
+    }
+
+    fn fragment_buckets(&self) -> &[FlowBucket] {
+        &self.tables.fragments
     }
 
     fn flow6_buckets(&self) -> &[FlowBucket6] {
@@ -310,6 +315,7 @@ impl Bench {
         View {
             buckets: self.executor.maps.flow_buckets(),
             buckets6: self.executor.maps.flow6_buckets(),
+            fragments: self.executor.maps.fragment_buckets(),
             actual: self.actual(),
             seed: SEED,
             ticks: self.tick(),
@@ -468,6 +474,7 @@ pub(super) fn service(name: &str, vip: u8, backends: &[DesiredBackend]) -> Desir
         },
         affinity: Affinity::CLIENT_IPV4,
         track: Track::Flows,
+        following: Following::default(),
         flow_idle: IDLE,
         held: None,
         backends: backends.to_vec(),

@@ -19,7 +19,10 @@ use lb_common::{
     pick::{Slot, hash_of, slot_index},
 };
 
-use super::actual::{Actual, ActualBackend, ActualService, Millis, Op, Retired};
+use super::{
+    actual::{Actual, ActualBackend, ActualService, Millis, Op, Retired},
+    fragments,
+};
 
 /// After this long without a packet, a flow whose client has sent FIN counts as ended: a closing connection's last
 /// acknowledgements come within a few round trips, but a server may think for a while about a half-closed one (RFC 9293
@@ -36,7 +39,7 @@ pub const OPENING_SILENCE: Duration = Duration::from_secs(75);
 pub const ENDED_KEPT: Duration = Duration::from_secs(60);
 
 /// Whole ticks that fit no more than `duration` of silence, as far as the 16-bit time can tell.
-fn ticks(duration: Duration) -> u16 {
+pub(super) fn ticks(duration: Duration) -> u16 {
     let ticks = duration.as_nanos().div_ceil(u128::from(TICK_NS));
     // One more, because the moment of the last packet is rounded down.
     u16::try_from(ticks + 1)
@@ -69,6 +72,8 @@ pub struct View<'a> {
     pub buckets: &'a [FlowBucket],
     /// The IPv6 clients' flow table, looked at after the other one.
     pub buckets6: &'a [FlowBucket6],
+    /// The fragment table, looked at whole at the end of the pass.
+    pub fragments: &'a [FlowBucket],
     /// The picture of the other maps.
     pub actual: &'a Actual,
     /// The hash's secret.
@@ -131,6 +136,8 @@ pub struct Piece {
     pub ops: Vec<Op>,
     /// Records to clear.
     pub clear: Vec<Record>,
+    /// Records of fragments to clear: see [`fragments::Fragments::clear`].
+    pub fragments: Vec<(usize, usize, u64)>,
 }
 
 /// What a whole pass found.
@@ -218,10 +225,6 @@ pub struct Pass {
     found: Sweep,
 }
 
-fn idle_ms(service: &ActualService) -> Millis {
-    Millis::try_from(service.flow_idle.as_millis()).unwrap_or(Millis::MAX)
-}
-
 impl Pass {
     /// Begins.
     #[must_use]
@@ -292,15 +295,22 @@ impl Pass {
             quiet: self.found.used == 0
                 && actual.unsettled().next().is_none()
                 && actual.retired().is_empty()
+                // What such a service will record is not known beforehand.
+                && !actual.services().values().any(ActualService::records_always)
                 && actual.ending().next().is_none(),
             ..self.found.clone()
         })
     }
 
     /// Whether a slot was due when the pass began.
-    fn due(&self, service: &ActualService, slot: usize) -> bool {
-        service.slots[slot].in_transition()
-            && service.changed[slot].saturating_add(idle_ms(service)) <= self.started
+    fn due(&self, actual: &Actual, service: &ActualService, slot: usize) -> bool {
+        let (changed, slot) = (service.changed[slot], service.slots[slot]);
+        if !slot.in_transition() {
+            return false;
+        }
+        let previous = actual.backends().get(&slot.previous()).map(|b| b.entry);
+        let rests = service.rests(slot, previous).as_millis();
+        changed.saturating_add(Millis::try_from(rests).unwrap_or(Millis::MAX)) <= self.started
     }
 
     /// Looks at the ways of the bucket of this number.
@@ -326,47 +336,45 @@ impl Pass {
                 piece.clear.push((bucket, way, word));
                 continue;
             };
-            let slot_index = slot_of(service, record.flow(), view.seed) as usize;
+            let key = record.flow();
+            let client = key.is_client();
+            let slot_index = slot_of(service, key, view.seed) as usize;
             let slot = service.slots[slot_index];
+            let needed = slot.in_transition() || service.records_always() && !client;
             let backend = actual
                 .backends()
                 .get(&state.backend())
                 .filter(|backend| backend.service == state.service());
-            let Some(backend) = backend.filter(|_| slot.in_transition()) else {
+            let Some(backend) = backend.filter(|_| needed) else {
                 piece.clear.push((bucket, way, word));
                 continue;
             };
-            let due = self.due(service, slot_index);
+            let due = self.due(actual, service, slot_index);
             // A table that has grown since the pass began has other slots: none of them settles in this one.
             let watch = self
                 .watched
                 .get_mut(&state.service())
                 .filter(|watch| watch.bits == service.bits);
-            let keep = if is_live(state, view.ticks, service.flow_idle) {
+            let worth = service.worth(state, client, view.ticks);
+            if worth.live {
                 // On a failed backend there are no flows to wait for. The record stays all the same: by it the data path
                 // knows that the flow is none of the previous backend's and belongs to the current one.
-                if !backend.entry.failed() {
+                if !client && !backend.entry.failed() {
                     *self.found.flows.entry(state.backend()).or_default() += 1;
-                    if state.backend() != slot.current()
-                        && let Some(watch) = watch
-                    {
-                        watch.busy.resize(service.slots.len(), false);
-                        watch.busy[slot_index] = true;
-                        continue;
-                    }
                 }
-                true
-            } else {
-                let stays = match state.phase() {
-                    Phase::Open => service.flow_idle,
-                    Phase::Opening => OPENING_SILENCE.min(service.flow_idle),
-                    Phase::Closing | Phase::Ended => ENDED_KEPT.min(service.flow_idle),
-                };
-                state.silence(view.ticks) < ticks(stays)
-            };
-            if !keep {
+                if service.waits_for(backend.entry, client)
+                    && state.backend() != slot.current()
+                    && let Some(watch) = watch
+                {
+                    watch.busy.resize(service.slots.len(), false);
+                    watch.busy[slot_index] = true;
+                    continue;
+                }
+            }
+            if !worth.kept {
                 piece.clear.push((bucket, way, word));
             } else if due
+                && (client || !service.records_always())
                 && let Some(watch) = self.watched.get_mut(&state.service())
                 && watch.bits == service.bits
                 && let Ok(place) = u32::try_from(number * WAYS + way)
@@ -410,8 +418,16 @@ impl Pass {
             let slots = (group as usize) << shift..(group as usize + 1) << shift;
             let changes: Vec<(u32, Slot)> = slots
                 .clone()
-                .filter(|slot| self.due(service, *slot) && !watch.is_busy(*slot))
-                .map(|slot| (slot as u32, Slot::settled(service.slots[slot].current())))
+                .filter(|slot| self.due(view.actual, service, *slot))
+                .filter_map(|slot| {
+                    let now = service.slots[slot];
+                    let rested = if watch.is_busy(slot) {
+                        service.turned(now)?
+                    } else {
+                        Slot::settled(now.current())
+                    };
+                    Some((slot as u32, rested))
+                })
                 .collect();
             spent += slots.len();
             if !changes.is_empty() {
@@ -429,12 +445,13 @@ impl Pass {
                     }
                     if changes
                         .binary_search_by_key(&slot, |(index, _)| *index)
-                        .is_ok()
+                        .is_ok_and(|found| !changes[found].1.in_transition())
                     {
                         piece.clear.push((bucket, way, word));
                     }
                 }
-                self.found.settled += changes.len() as u64;
+                let settled = changes.iter().filter(|(_, slot)| !slot.in_transition());
+                self.found.settled += settled.count() as u64;
                 self.rested.extend(
                     changes
                         .iter()
@@ -478,9 +495,14 @@ impl Pass {
                 Op::RemoveBackend { number }
             });
         }
+        let in_fragments = fragments::look(view.fragments, view.ticks);
         let mut free = self.unnamed.clone();
-        free.backends
-            .retain(|number| !self.rested.contains(number) && !actual.is_named(*number));
+        free.backends.retain(|number| {
+            !self.rested.contains(number)
+                && !actual.is_named(*number)
+                && !in_fragments.named.contains(number)
+        });
+        piece.fragments = in_fragments.clear;
         if !free.is_empty() {
             piece.ops.push(Op::Release(free));
         }

@@ -30,15 +30,20 @@ pub enum Kind {
     TcpOpens,
     /// TCP ACK: belongs to a flow that is there.
     TcpContinues,
-    /// UDP.
+    /// UDP; where a service speaks QUIC, a packet of a connection that is there.
     Udp,
+    /// A QUIC Initial packet: opens a connection.
+    QuicOpens,
 }
+
+/// The start of a QUIC version 1 Initial packet (RFC 9000 section 17.2.2): long header, fixed bit, type 0, version.
+const QUIC_INITIAL: [u8; 5] = [0xc0, 0, 0, 0, 1];
 
 impl Kind {
     const fn protocol(self) -> u8 {
         match self {
             Self::TcpOpens | Self::TcpContinues => PROTO_TCP,
-            Self::Udp => PROTO_UDP,
+            Self::Udp | Self::QuicOpens => PROTO_UDP,
         }
     }
 }
@@ -142,7 +147,7 @@ pub fn explain(maps: &Maps, question: &Question) -> Result<Explained, DataplaneE
     })
 }
 
-/// The frame of the packet, on its way to `own_mac`: no payload, no checksums, which the data path does not look at.
+/// The frame of the packet, on its way to `own_mac`: no payload but what opens a QUIC connection, no checksums, which the data path does not look at.
 #[must_use]
 pub fn frame(question: &Question, own_mac: [u8; 6]) -> Vec<u8> {
     /// A locally administered address: the client's router, whoever that is.
@@ -153,6 +158,7 @@ pub fn frame(question: &Question, own_mac: [u8; 6]) -> Vec<u8> {
         Kind::TcpOpens => (TCP_LEN, Some(TCP_SYN)),
         Kind::TcpContinues => (TCP_LEN, Some(TCP_ACK)),
         Kind::Udp => (UDP_LEN, None),
+        Kind::QuicOpens => (UDP_LEN + QUIC_INITIAL.len(), None),
     };
     let mut frame = Vec::with_capacity(ETH_LEN + IPV6_LEN + TCP_LEN);
     frame.extend(own_mac);
@@ -193,7 +199,11 @@ pub fn frame(question: &Question, own_mac: [u8; 6]) -> Vec<u8> {
             frame[transport + TCP_FLAGS] = flags;
         }
         None => {
-            frame[transport + 4..transport + 6].copy_from_slice(&(UDP_LEN as u16).to_be_bytes());
+            let length = (transport_len as u16).to_be_bytes();
+            frame[transport + 4..transport + 6].copy_from_slice(&length);
+            if question.kind == Kind::QuicOpens {
+                frame[transport + UDP_LEN..].copy_from_slice(&QUIC_INITIAL);
+            }
         }
     }
     frame
@@ -276,7 +286,7 @@ impl Tables for Thought<'_> {
     }
 
     fn features(&self) -> Features {
-        Features::ALL_FORWARDING
+        self.maps.features()
     }
 
     fn cluster_mac(&self) -> u64 {
@@ -320,6 +330,7 @@ mod tests {
             (Kind::TcpOpens, Signal::Opens),
             (Kind::TcpContinues, Signal::Continues),
             (Kind::Udp, Signal::Unknown),
+            (Kind::QuicOpens, Signal::Unknown),
         ];
         for (kind, expected) in cases {
             let mut bytes = frame(&question(kind), [2, 0, 0, 0, 0, 9]);

@@ -80,6 +80,18 @@ impl Sizes {
     }
 }
 
+impl Sizes {
+    /// Buckets of the fragment table for so many fragmented packets on their way: four ways each, and a few even where the
+    /// feature is not used, because a map can't be empty.
+    #[must_use]
+    pub fn fragment_buckets(packets: u32) -> u32 {
+        packets
+            .div_ceil(abi::WAYS as u32)
+            .clamp(16, 1 << 20)
+            .next_power_of_two()
+    }
+}
+
 /// What is fixed in one loaded program: it belongs to one interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Instance {

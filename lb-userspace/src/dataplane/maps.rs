@@ -16,6 +16,7 @@ use lb_common::{
         ServiceInfo, SlotLine, Vip6, map,
     },
     address::Ipv6,
+    features::Features,
     flow::{FlowBucket, FlowBucket6},
     memory::Word64,
     pick::{Backend, Slot},
@@ -238,6 +239,18 @@ impl Maps {
     #[must_use]
     pub fn control(&self) -> &Control {
         &self.control.get()[0]
+    }
+
+    /// What the attached programs know.
+    #[must_use]
+    pub fn features(&self) -> Features {
+        Features(self.control().features.get() as u32)
+    }
+
+    /// Says what they know, so that `where` and the next controller think likewise.
+    pub fn set_features(&self, features: Features) {
+        assert!(self.control.writable(), "maps opened for reading");
+        self.control().features.set(u64::from(features.0));
     }
 
     /// The service lookup, both halves.

@@ -49,7 +49,15 @@ golden! {
     unknown_key_with_control_characters: UnknownKey, "weight = 50" => "\"a\\u001b[31mb\" = 1";
     unknown_table: UnknownKey, "[node]" => "[contrl]\n[node]";
     unknown_table_hides_the_missing_one: UnknownKey, "[node]" => "[nodes]";
-    key_of_a_later_version: UnknownKey, "ports = [80, 443]" => "ports = [80, 443]\naffinity_timeout = \"1h\"";
+    key_of_a_later_version: UnknownKey, "name = \"lb1\"" => "name = \"lb1\"\nmode = \"pick\"";
+    conflict_quic_over_tcp: Conflict, "ports = [80, 443]" => "ports = [80, 443]\ntrack = \"quic\"";
+    conflict_affinity_timeout_without_affinity: Conflict,
+        "ports = [80, 443]" => "ports = [80, 443]\naffinity_timeout = \"1h\"";
+    conflict_affinity_timeout_and_never: Conflict,
+        "ports = [80, 443]" => "ports = [80, 443]\naffinity = \"client\"\ntrack = \"never\"\naffinity_timeout = \"1h\"";
+    value_track: BadValue, "ports = [80, 443]" => "ports = [80, 443]\ntrack = \"alway\"";
+    range_affinity_timeout: OutOfRange,
+        "ports = [80, 443]" => "ports = [80, 443]\naffinity = \"client\"\naffinity_timeout = \"9h\"";
 
     missing_key_in_node: MissingKey, "interfaces = [\"eth0\"]\n" => "";
     missing_key_in_service: MissingKey, "vip = \"192.0.2.10\"\n" => "";
@@ -174,6 +182,14 @@ fn duplicate_service_name() {
 fn overlapping_ports() {
     let text = second("mail", "[25, \"400-500\"]", "mx1", "192.0.2.31");
     one("overlapping_ports", ErrorKind::Overlap, &text);
+}
+
+#[test]
+fn both_protocols_overlap_each() {
+    let both = second("sip", "[80]", "sip1", "192.0.2.31");
+    let (first, rest) = both.rsplit_once("protocol = \"tcp\"").expect("a protocol");
+    let text = format!("{first}protocol = \"tcp+udp\"{rest}");
+    one("both_protocols_overlap_each", ErrorKind::Overlap, &text);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, time::Duration};
 
 use lb_userspace::config::{
     Affinity, Backend, Config, ConfigErrors, Control, Failback, Limits, Node, Ports, Probe,
-    ProbeKind, Protocol, Service, Unserved, Via, XdpMode,
+    ProbeKind, Protocol, Service, Track, Unserved, Via, XdpMode,
 };
 use proptest::prelude::*;
 
@@ -239,6 +239,15 @@ fn ports() -> impl Strategy<Value = Ports> {
     prop_oneof![1 => Just(Ports::Any), 6 => ranges]
 }
 
+fn protocol_and_track() -> impl Strategy<Value = (Protocol, Track)> {
+    let protocol = prop::sample::select(&[Protocol::Tcp, Protocol::Udp, Protocol::TcpUdp][..]);
+    let track =
+        prop::sample::select(&[Track::Changes, Track::Always, Track::Never, Track::Quic][..]);
+    (protocol, track).prop_filter("QUIC is UDP", |(protocol, track)| {
+        protocol.has_udp() || *track != Track::Quic
+    })
+}
+
 /// Services are IPv4 and IPv6 in turn.
 fn vip(service: u8) -> IpAddr {
     match service % 2 {
@@ -268,7 +277,7 @@ fn config() -> impl Strategy<Value = Config> {
     let backends = prop::collection::vec((1..=65_535_u32, 1..=255_u32), 1..8);
     let service = (
         name(),
-        prop::bool::ANY,
+        protocol_and_track(),
         ports(),
         (
             prop::sample::select(&[Affinity::None, Affinity::Client, Affinity::Network][..]),
@@ -277,6 +286,7 @@ fn config() -> impl Strategy<Value = Config> {
         (
             millis(1_000, 8 * 3_600_000),
             prop::sample::select(&[Failback::Auto, Failback::Manual][..]),
+            prop::option::of(millis(1_000, 8 * 3_600_000)),
         ),
         prop::option::of(probe()),
         backends,
@@ -287,15 +297,19 @@ fn config() -> impl Strategy<Value = Config> {
         // Five services of the largest tables there can be.
         prop::option::of(5_u32 << 18..=1_u32 << 26),
         prop::option::of(100..=65_535_u32),
-        prop::option::of(5_u32 << 16..=1_u32 << 24),
+        prop::option::of(5_u32 << 17..=1_u32 << 24),
+        0..=1_u32 << 20,
     )
-        .prop_map(|(flows, flows6, slots, backends, ports)| Limits {
-            flows,
-            flows6,
-            slots,
-            backends,
-            ports,
-        });
+        .prop_map(
+            |(flows, flows6, slots, backends, ports, fragments)| Limits {
+                flows,
+                flows6,
+                slots,
+                backends,
+                ports,
+                fragments,
+            },
+        );
     (
         node(),
         control(),
@@ -312,10 +326,10 @@ fn config() -> impl Strategy<Value = Config> {
                     |(
                         (
                             name,
-                            tcp,
+                            (protocol, track),
                             ports,
                             (affinity, prefix),
-                            (flow_idle, failback),
+                            (flow_idle, failback, timeout),
                             probe,
                             backends,
                         ),
@@ -323,11 +337,14 @@ fn config() -> impl Strategy<Value = Config> {
                     )| Service {
                         name,
                         vip: vip(number),
-                        protocol: if tcp { Protocol::Tcp } else { Protocol::Udp },
+                        protocol,
                         ports,
                         affinity,
                         network_prefix: (affinity == Affinity::Network).then_some(prefix),
                         flow_idle,
+                        track,
+                        affinity_timeout: timeout
+                            .filter(|_| affinity != Affinity::None && track != Track::Never),
                         failback,
                         probe,
                         backends: backends

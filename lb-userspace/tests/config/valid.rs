@@ -8,7 +8,7 @@ use std::{
 
 use lb_userspace::config::{
     Affinity, Backend, Config, Control, Failback, Limits, Node, Ports, Probe, ProbeKind, Protocol,
-    Service, Unserved, Via, XdpMode,
+    Service, Track, Unserved, Via, XdpMode,
 };
 
 use crate::{BASE, changed};
@@ -75,6 +75,7 @@ fn the_example_of_the_design_means_what_it_says() {
             slots: None,
             backends: None,
             ports: None,
+            fragments: 4_096,
         },
         services: vec![Service {
             name: "mail".into(),
@@ -84,6 +85,8 @@ fn the_example_of_the_design_means_what_it_says() {
             affinity: Affinity::Client,
             network_prefix: None,
             flow_idle: Duration::from_secs(900),
+            track: Track::Changes,
+            affinity_timeout: None,
             failback: Failback::Auto,
             probe: Some(Probe {
                 kind: ProbeKind::Tcp,
@@ -197,6 +200,31 @@ fn a_udp_service_may_be_probed_over_tcp() {
     let text = changed("protocol = \"tcp\"", "protocol = \"udp\"");
     let probe = parse(&text).services[0].probe.clone().expect("a probe");
     assert_eq!(probe.port, 80);
+}
+
+#[test]
+fn both_protocols_are_probed_over_tcp_and_count_twice() {
+    let text = changed("protocol = \"tcp\"", "protocol = \"tcp+udp\"")
+        .replace("[service.probe]\ntype = \"http\"\ninterval = \"1s\"\n", "");
+    let config = parse(&text);
+    assert_eq!(config.services[0].protocol, Protocol::TcpUdp);
+    assert_eq!(config.services[0].probe, Some(Probe::tcp(80)));
+    let limited = |ports| format!("{text}\n[limits]\nports = {ports}\n");
+    parse(&limited(4));
+    assert!(Config::parse("config.toml", &limited(3)).is_err());
+}
+
+#[test]
+fn a_client_may_stay_and_flows_be_recorded_always() {
+    let text = changed(
+        "ports = [80, 443]",
+        "ports = [80, 443]\naffinity = \"network\"\ntrack = \"always\"\naffinity_timeout = \"10m\"",
+    );
+    let service = &parse(&text).services[0];
+    assert_eq!(service.track, Track::Always);
+    assert_eq!(service.affinity_timeout, Some(Duration::from_secs(600)));
+    let quic = changed("protocol = \"tcp\"", "protocol = \"udp\"\ntrack = \"quic\"");
+    assert_eq!(parse(&quic).services[0].track, Track::Quic);
 }
 
 #[test]

@@ -16,6 +16,7 @@
 
 mod director;
 mod download;
+mod echo;
 mod error;
 mod flood;
 mod host;
@@ -43,6 +44,7 @@ use std::path::{Path, PathBuf};
 
 pub use director::{DEADLINE, XdpLb};
 pub use download::{Download, DownloadReport};
+pub use echo::{UdpClient, UdpEcho};
 pub use error::{Error, Result};
 pub use flood::SynFlood;
 pub use host::Host;

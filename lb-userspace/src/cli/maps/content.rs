@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use jiff::Timestamp;
 use lb_common::{
-    abi::{BackendState, Bucket, WAYS, map, text},
+    abi::{BackendState, Bucket, InfoTrack, WAYS, map, text},
     address::Ipv6,
     flow::{FlowLine, FlowState, Phase, Way},
     fragment::FRAGMENT_TICKS,
@@ -239,6 +239,7 @@ fn services(buckets: &[Bucket], names: &Names) -> Vec<Row> {
         // A VIP's own entry names no service: it says that the address is ours.
         let (what, port) = match (key.protocol(), key.port()) {
             (0, _) => return vip_row(vip, value),
+            (number, 0) if value.is_for_fragments() => (protocol(number), json!("fragments")),
             (number, 0) => (protocol(number), json!("any")),
             (number, port) => (protocol(number), json!(port)),
         };
@@ -440,6 +441,8 @@ fn service_info(names: &Names) -> Vec<Row> {
             "slots" => 1_u64 << value.bits(),
             "first_slot" => value.offset(),
             "flow_idle_ms" => info.flow_idle_ms,
+            "track" => InfoTrack::from_number(info.track).map(InfoTrack::name),
+            "affinity_timeout_ms" => info.affinity_timeout_ms,
         }
     });
     rows.collect()

@@ -7,7 +7,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::bail;
 use clap::ValueEnum;
-use lb_common::tables::Step;
+use lb_common::{
+    service::{ServiceValue, Track},
+    tables::Step,
+};
 use serde::Serialize;
 
 use self::words::{Line, Narrator};
@@ -116,7 +119,7 @@ struct Answer {
     /// The interface it came in on.
     arrived: Option<String>,
     steps: Vec<Line>,
-    /// In a slot in transition: the packet of a TCP flow that is there already. The outer answer is the one for a
+    /// Where that may be another: the packet of a TCP flow or QUIC connection that is there already. The outer answer is the one for a
     /// packet that opens a flow.
     #[serde(skip_serializing_if = "Option::is_none")]
     established: Option<Box<Answer>>,
@@ -147,22 +150,19 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         };
         explain(&pinned.maps, &question)
     };
-    let kind = match args.protocol {
-        Protocol::Tcp => Kind::TcpOpens,
-        Protocol::Udp => Kind::Udp,
+    let (opens, continues) = match args.protocol {
+        Protocol::Tcp => (Kind::TcpOpens, Kind::TcpContinues),
+        Protocol::Udp => (Kind::QuicOpens, Kind::Udp),
     };
-    let explained = ask(kind)?;
+    // Where nobody looks into it, it does not matter what a UDP packet says.
+    let explained = ask(opens)?;
     needs_port(args, &explained)?;
 
     let mut answer = answer(&explained, args, arrival, &pinned);
-    let in_transition = explained
-        .steps
-        .iter()
-        .any(|step| matches!(step, Step::Slot { slot, .. } if slot.in_transition()));
-    if in_transition && args.protocol == Protocol::Tcp {
+    if differs(&explained.steps, args.protocol) {
         match args.client.port {
             Some(_) => {
-                let established = self::answer(&ask(Kind::TcpContinues)?, args, arrival, &pinned);
+                let established = self::answer(&ask(continues)?, args, arrival, &pinned);
                 answer.established = Some(Box::new(established));
             }
             None => answer.steps.push(Line::new(
@@ -178,6 +178,22 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     };
     context.screen.line(&text)?;
     Ok(Exit::Done)
+}
+
+/// Whether a packet that opens a flow and one of a flow that is there may go different ways.
+fn differs(steps: &[Step], protocol: Protocol) -> bool {
+    let service = steps.iter().find_map(|step| match step {
+        Step::Service { found, .. } => *found,
+        _ => None,
+    });
+    let in_transition = steps
+        .iter()
+        .any(|step| matches!(step, Step::Slot { slot, .. } if slot.in_transition()));
+    match (service.map(ServiceValue::track), protocol) {
+        (None, _) | (Some(Track::Changes | Track::Always), Protocol::Udp) => false,
+        (Some(Track::Always), Protocol::Tcp) => true,
+        (Some(Track::Changes), Protocol::Tcp) | (Some(Track::Quic), _) => in_transition,
+    }
 }
 
 /// Refuses to answer where the answer would be about port 0.

@@ -250,9 +250,11 @@ impl Daemon {
                 self.knowledge.facts = neighbour::host_facts()
                     .await
                     .context("reading the interfaces")?;
+                self.widen_features();
                 self.number_vlans()?;
                 let cause = Cause::new(ApplyKind::Host, "addresses of the director");
                 self.change(&cause, Touched::All)?;
+                self.narrow_features();
                 // Another way to a backend: other neighbours to follow.
                 self.follow_all();
                 self.prepare_network().await;

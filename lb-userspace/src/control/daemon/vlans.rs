@@ -32,9 +32,11 @@ impl Daemon {
         self.knowledge.facts = neighbour::host_facts()
             .await
             .context("reading the interfaces")?;
+        self.widen_features();
         self.number_vlans()?;
         let cause = Cause::new(ApplyKind::Host, "VLANs of the director");
         self.change(&cause, Touched::All)?;
+        self.narrow_features();
         self.follow_all();
         self.prepare_network().await;
         Ok(())

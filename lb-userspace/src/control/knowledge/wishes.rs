@@ -6,7 +6,7 @@ use std::{
 };
 
 use lb_common::{
-    abi::BackendState,
+    abi::{BackendState, InfoTrack, PROTO_TCP_UDP},
     pick::{Affinity, Backend},
     wire::{PROTO_TCP, PROTO_UDP, mac_word},
 };
@@ -19,7 +19,7 @@ use super::{
         directory::Entries,
         failback::{self, Standing},
         failure::Failed,
-        retarget::Track,
+        following::Following,
     },
     Knowledge,
 };
@@ -57,6 +57,7 @@ const fn protocol_number(protocol: Protocol) -> u8 {
     match protocol {
         Protocol::Tcp => PROTO_TCP,
         Protocol::Udp => PROTO_UDP,
+        Protocol::TcpUdp => PROTO_TCP_UDP,
     }
 }
 
@@ -135,6 +136,15 @@ impl Knowledge {
 
     fn desired_service(&self, service: &Service, actual: &Actual) -> DesiredService {
         let id = actual.service_id(&service.name);
+        let following = Following {
+            track: match service.track {
+                config::Track::Changes => InfoTrack::Changes,
+                config::Track::Always => InfoTrack::Always,
+                config::Track::Never => InfoTrack::Never,
+                config::Track::Quic => InfoTrack::Quic,
+            },
+            affinity_timeout: service.affinity_timeout,
+        };
         DesiredService {
             name: service.name.clone(),
             entries: Entries {
@@ -146,10 +156,8 @@ impl Knowledge {
                 },
             },
             affinity: affinity(service),
-            track: match service.protocol {
-                Protocol::Tcp => Track::Flows,
-                Protocol::Udp => Track::Nothing,
-            },
+            track: following.changes(protocol_number(service.protocol)),
+            following,
             flow_idle: service.flow_idle,
             held: failback::held(service, self.decisions.held.get(&service.name)),
             backends: service

@@ -350,7 +350,7 @@ fn what_does_not_fit_changes_nothing_and_says_which_number() {
     assert_eq!(
         refused(&[wide]),
         TooSmall::Directory(DirectoryFull {
-            entries: 1001,
+            entries: 1002,
             buckets: 32
         })
     );
