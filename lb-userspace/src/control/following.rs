@@ -146,7 +146,7 @@ impl ActualService {
     /// opens its next one elsewhere, whatever its record says.
     #[must_use]
     pub fn waits_for(&self, backend: Backend, client: bool) -> bool {
-        !backend.failed() && !(client && backend.is_closed_to_new())
+        !(backend.failed() || client && backend.is_closed_to_new())
     }
 
     /// The slot of which nothing unrecorded can belong to the previous backend any more, though something recorded may. Where
