@@ -167,7 +167,7 @@ impl Knowledge {
         };
         DesiredBackend {
             name: name.to_owned(),
-            address: address,
+            address,
             weight: 0,
             priority: config::Backend::PRIORITY,
             state: BackendState::Leaving,
