@@ -247,7 +247,7 @@ mod tests {
         let keys = entries([(&web, value(1)), (&all, value(2))].into_iter());
         assert_eq!(keys.len(), 4 + 1 + 2 + 1);
         assert_eq!(keys[&key(ONE, 6, 8001)], value(1));
-        assert_eq!(keys[&key(TWO, 17, 0)], value(2));
+        assert_eq!(keys[&key(TWO, 17, 0)], value(2).with_fragments());
         assert!(!keys[&key(ONE, 0, 0)].has_any_port());
         assert!(keys[&key(TWO, 0, 0)].has_any_port());
     }
