@@ -126,8 +126,8 @@ fn packets_per_verdict_add_up_to_the_packets_sent() {
     });
     send("fragment", 4, &|wire, n| {
         let mut frame = wire.udp(to, nobody(n), (vip, 53));
-        // More fragments follow (RFC 791 section 3.1).
-        frame[14 + 6] |= 0x20;
+        // The last fragment of a packet whose first one was never sent: offset 16 (RFC 791 section 3.1).
+        frame[14 + 7] = 2;
         frame
     });
     send("malformed", 6, &|wire, n| {

@@ -322,6 +322,7 @@ impl Family {
             ("one with all bits that are protected", long(0xcf, 1)),
             ("one of version 2 (RFC 9369)", long(0xd0, 0x6b33_43cf)),
             ("one of a draft", long(0xc3, 0xff00_001d)),
+            ("one whose fixed bit is greased (RFC 9287)", long(0x80, 1)),
             (
                 "one of a version that nobody knows",
                 long(0xc3, 0x1a2a_3a4a),
@@ -354,7 +355,6 @@ impl Family {
                 long(0xc0, 0x6b33_43cf),
             ),
             ("a Version Negotiation packet", long(0xc0, 0)),
-            ("a long header without the fixed bit", long(0x80, 1)),
             ("something else", vec![0x00; 30]),
         ] {
             cases.push(
