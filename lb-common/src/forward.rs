@@ -5,10 +5,11 @@ use crate::address::{Address, Ipv6};
 use crate::features::Features;
 use crate::flow::FlowKey;
 use crate::fragment::{self, FragmentKey};
+use crate::hot::{self, HotState};
 use crate::icmp::{self, Message};
 use crate::packet::Packet;
 use crate::parse::{self, Flow, Fragment, Frame, Icmp, Ip, Link, Part, Unfit};
-use crate::pick::{self, Backend, Slot};
+use crate::pick::{self, Affinity, Backend, Slot};
 use crate::service::{Directory, ServiceValue, Track, lookup};
 use crate::tables::{Step, Tables};
 use crate::transition::{backend_of_flow, has_failed};
@@ -183,9 +184,15 @@ fn pick<P: Packet, T: Tables, A: Address>(
     from_somebody(flow.client, flow.destination)?;
 
     let seed = control.seed();
-    let slot = slot_of(tables, service, flow.client, flow.ports, control)?;
+    if features.has(Features::SPREAD) && service.spreads() {
+        hot::sample(tables, service, flow.client);
+    }
+    let Place {
+        slot,
+        in_transition,
+    } = place_of(tables, service, flow.client, flow.ports, control)?;
     let always = features.has(Features::TRACK_ALWAYS) && service.track() == Track::Always;
-    let number = if slot.in_transition() || always {
+    let number = if in_transition || always {
         let track = recorded_track(features, service);
         let signal = parse::signal(packet, flow, track)?;
         let udp = flow.protocol == PROTO_UDP;
@@ -195,8 +202,7 @@ fn pick<P: Packet, T: Tables, A: Address>(
             service: service.id(),
             udp,
         };
-        let client = if features.has(Features::CLIENTS) && service.clients() && slot.in_transition()
-        {
+        let client = if features.has(Features::CLIENTS) && service.clients() && in_transition {
             Some(FlowKey {
                 client: flow.client.network(service.affinity().prefix),
                 ports: 0,
@@ -242,17 +248,88 @@ fn recorded_track(features: Features, service: ServiceValue) -> Track {
     }
 }
 
-/// The slot that a source picks.
+/// Where a flow's packets go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The slot, or what stands for it.
+    pub slot: Slot,
+    /// Whether the flow table decides.
+    pub in_transition: bool,
+}
+
+/// The slot of a flow, or what stands for it where its source is hot.
+///
+/// # Errors
+/// [`Verdict::Inconsistent`] where the maps do not fit together.
 #[inline(always)]
-fn slot_of<A: Address, T: Tables>(
+pub fn place_of<A: Address, T: Tables>(
     tables: &T,
     service: ServiceValue,
     client: A,
     ports: u32,
     control: &Control,
+) -> Result<Place, Verdict> {
+    let hot = hot_of(tables, service, client, control);
+    let affinity = |spread| {
+        if spread { A::NONE } else { service.affinity() }
+    };
+    let slot = slot_of(
+        tables,
+        service,
+        affinity(hot.spreads()),
+        client,
+        ports,
+        control,
+    )?;
+    if !hot.in_transition() {
+        return Ok(Place {
+            slot,
+            in_transition: slot.in_transition(),
+        });
+    }
+    let before = affinity(hot.spread_before());
+    let before = slot_of(tables, service, before, client, ports, control)?;
+    let slot = hot::joined(slot, before);
+    tables.note(Step::HotSlot { slot });
+    Ok(Place {
+        slot,
+        in_transition: true,
+    })
+}
+
+/// Whether a client is one of a source that is spread by its ports, or was until lately.
+#[inline(always)]
+fn hot_of<A: Address, T: Tables>(
+    tables: &T,
+    service: ServiceValue,
+    client: A,
+    control: &Control,
+) -> HotState {
+    if !tables.features().has(Features::SPREAD) || !service.spreads() {
+        return HotState::COLD;
+    }
+    let state = hot::find(tables, service, client, control.seed());
+    if state != HotState::COLD {
+        tables.note(Step::Hot {
+            source: client.network(service.affinity().prefix).addr(),
+            state,
+        });
+    }
+    state
+}
+
+/// The slot that a source picks.
+#[inline(always)]
+fn slot_of<A: Address, T: Tables>(
+    tables: &T,
+    service: ServiceValue,
+    affinity: Affinity,
+    client: A,
+    ports: u32,
+    control: &Control,
 ) -> Result<Slot, Verdict> {
     let seed = control.seed();
-    let source = client.source(service.affinity(), ports, seed);
+    let source = client.source(affinity, ports, seed);
     let hash = crate::hash::mix(source, seed);
     tables.note(Step::Hash { source, hash });
     let index = pick::slot_index(hash, service.bits());
@@ -368,7 +445,18 @@ fn alone<A: Address, T: Tables>(
     if service.affinity().ports || recorded_track(tables.features(), service) == Track::Always {
         return Err(Verdict::Fragment);
     }
-    let slot = slot_of(tables, service, fragment.client, 0, control)?;
+    if hot_of(tables, service, fragment.client, control) != HotState::COLD {
+        // Its pick needs the ports, or did for older flows.
+        return Err(Verdict::Fragment);
+    }
+    let slot = slot_of(
+        tables,
+        service,
+        service.affinity(),
+        fragment.client,
+        0,
+        control,
+    )?;
     // Of UDP that is not QUIC no flow is recorded: it goes to the new pick at once, unless its client is recorded.
     let unrecorded = fragment.protocol != PROTO_TCP
         && recorded_track(tables.features(), service) == Track::Changes

@@ -2,11 +2,12 @@
 
 use core::net::IpAddr;
 
-use crate::abi::{Bucket, Control, Port, Vip6};
+use crate::abi::{Bucket, Control, HotLine, Port, SampleRing, Vip6};
 use crate::address::Ipv6;
 use crate::features::Features;
 use crate::flow::{self, FlowBucket, FlowBucket6, FlowKey, FlowName, FlowState, Put};
 use crate::fragment::FragmentKey;
+use crate::hot::HotState;
 use crate::pick::{Backend, Slot};
 use crate::service::ServiceValue;
 use crate::verdict::Verdict;
@@ -51,6 +52,18 @@ pub enum Step {
         port: u16,
         /// What was found.
         found: Option<ServiceValue>,
+    },
+    /// The source is hot (`spread_hot_sources`): its new flows are picked by address and ports, or older ones were.
+    Hot {
+        /// The address, or the first one of the network, that picks.
+        source: IpAddr,
+        /// How its flows are picked.
+        state: HotState,
+    },
+    /// The source is in transition: what stands for its slot, of the picks of now and of before.
+    HotSlot {
+        /// The pick of now, and where flows go that are older than the change.
+        slot: Slot,
     },
     /// The hash of the affinity's part of the packet.
     Hash {
@@ -155,6 +168,10 @@ pub trait Tables {
     fn fragment_bits(&self) -> u32;
     /// The IPv6 VIP of a service.
     fn vip(&self, service: u16) -> Option<&Vip6>;
+    /// A line of the hot sources.
+    fn hot_line(&self, index: u32) -> Option<&HotLine>;
+    /// Where this processor writes down the sources of sampled packets.
+    fn sample_ring(&self) -> Option<&SampleRing>;
     /// The time in units of [`crate::flow::TICK_NS`], wrapping.
     fn now(&self) -> u16;
     /// The MAC address of the interface the packet came in on, as [`crate::wire::mac_word`].

@@ -10,7 +10,8 @@ pub mod server;
 mod status;
 
 pub use status::{
-    BackendStatus, FlowTableStatus, InterfaceStatus, LastApply, NodeStatus, ServiceStatus, Status,
+    BackendStatus, FlowTableStatus, HotSourceStatus, InterfaceStatus, LastApply, NodeStatus,
+    ServiceStatus, Status,
 };
 
 use serde::{Deserialize, Serialize};

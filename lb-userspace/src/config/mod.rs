@@ -22,5 +22,5 @@ pub use host::{HostFacts, InterfaceFacts, check_host};
 pub use load::ConfigFile;
 pub use model::{
     Affinity, Backend, Config, Control, Limits, Node, Ports, Probe, ProbeKind, Protocol, Service,
-    Unserved, Via, XdpMode,
+    Share, Unserved, Via, XdpMode,
 };

@@ -166,6 +166,10 @@ pub struct Service {
     pub ports: Ports,
     /// Which part of a packet picks.
     pub affinity: Affinity,
+    /// The share of the service's packets above which a source is spread by its ports. `None`: none is. Never set with
+    /// [`Affinity::None`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spread_hot_sources: Option<Share>,
     /// How long a flow may be silent before it counts as ended, 1 s to 8 h.
     #[serde(serialize_with = "as_text")]
     pub flow_idle: Duration,
@@ -180,6 +184,34 @@ pub struct Service {
 impl Service {
     /// The default of `service.flow_idle`.
     pub const FLOW_IDLE: Duration = Duration::from_secs(15 * 60);
+}
+
+/// A share of a whole, in millionths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Share(pub u32);
+
+impl Share {
+    /// The whole.
+    pub const WHOLE: Self = Self(1_000_000);
+}
+
+/// As the file has it: `"5%"`.
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (whole, rest) = (self.0 / 10_000, self.0 % 10_000);
+        if rest == 0 {
+            write!(f, "{whole}%")
+        } else {
+            let rest = format!("{rest:04}");
+            write!(f, "{whole}.{}%", rest.trim_end_matches('0'))
+        }
+    }
+}
+
+impl Serialize for Share {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
 }
 
 /// A service's transport protocol.

@@ -7,7 +7,9 @@ use toml::{Spanned, de::DeTable};
 
 use super::{
     error::{ConfigError, ErrorKind, visible},
-    model::{Affinity, Backend, Control, Limits, Node, Ports, Probe, Protocol, Unserved, XdpMode},
+    model::{
+        Affinity, Backend, Control, Limits, Node, Ports, Probe, Protocol, Share, Unserved, XdpMode,
+    },
     reader::{Field, Fields, Sink},
     sections, service, values,
 };
@@ -52,6 +54,7 @@ pub(super) struct RawService {
     pub(super) protocol: Option<Protocol>,
     pub(super) ports: Option<Spanned<Ports>>,
     pub(super) affinity: Option<Affinity>,
+    pub(super) spread_hot_sources: Option<Option<Spanned<Share>>>,
     pub(super) flow_idle: Option<std::time::Duration>,
     pub(super) probe: Option<Option<Probe>>,
     pub(super) backends: Vec<RawBackend>,

@@ -70,6 +70,7 @@ pub(super) static SERVICE: Section = Section {
         "protocol",
         "ports",
         "affinity",
+        "spread_hot_sources",
         "flow_idle",
         "probe",
         "backend",

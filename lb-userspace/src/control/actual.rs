@@ -14,6 +14,7 @@ use lb_common::{
 
 use super::{
     directory::{Entries, Layout},
+    hot::{HotSource, Source},
     regions::Regions,
     retarget::Track,
 };
@@ -36,6 +37,7 @@ pub struct Actual {
     /// Services with a slot in transition.
     unsettled: BTreeSet<u16>,
     retired: Retired,
+    hot: BTreeMap<Source, HotSource>,
     directory: Directory,
     /// Where the tables lie.
     pub(super) regions: Regions,
@@ -76,6 +78,8 @@ pub struct ActualService {
     pub affinity: Affinity,
     /// Whether its flows are tracked through a change.
     pub track: Track,
+    /// Whether a source may be hot (`spread_hot_sources`), or one still is.
+    pub spreads: bool,
     /// After which silence a flow counts as ended.
     pub flow_idle: Duration,
     /// First slot of its table.
@@ -95,7 +99,7 @@ impl ActualService {
     /// Its value in the lookup.
     #[must_use]
     pub fn value(&self, id: u16) -> ServiceValue {
-        ServiceValue::new(id, self.offset, self.bits, self.affinity)
+        ServiceValue::new(id, self.offset, self.bits, self.affinity).spreading(self.spreads)
     }
 
     /// How many slots are in transition.
@@ -179,6 +183,13 @@ pub enum Op {
         /// Its number.
         number: u16,
     },
+    /// A source is spread from now on, or no more; or that change is over.
+    Hot {
+        /// Whose.
+        source: Source,
+        /// What it is from now on; `None` where it is as any other.
+        entry: Option<HotSource>,
+    },
     /// No slot and no record names these any more: they can have new owners.
     Release(Retired),
 }
@@ -194,6 +205,7 @@ impl Actual {
             members: BTreeMap::new(),
             unsettled: BTreeSet::new(),
             retired: Retired::default(),
+            hot: BTreeMap::new(),
             directory: Directory(0),
             regions: Regions::new(slots),
             service_capacity: services,
@@ -219,6 +231,18 @@ impl Actual {
         self.unsettled
             .iter()
             .filter_map(|id| Some((*id, self.services.get(id)?)))
+    }
+
+    /// The sources that are spread by their ports, or were until lately.
+    #[must_use]
+    pub const fn hot(&self) -> &BTreeMap<Source, HotSource> {
+        &self.hot
+    }
+
+    /// Whether a source of this service is hot, or was until lately.
+    #[must_use]
+    pub fn has_hot(&self, service: u16) -> bool {
+        self.hot.keys().any(|source| source.service == service)
     }
 
     /// What may not have a new owner yet.
@@ -268,7 +292,9 @@ impl Actual {
     /// Whether a new service may get this id.
     #[must_use]
     pub fn is_free_id(&self, id: u16) -> bool {
-        !self.services.contains_key(&id) && !self.retired.services.contains(&id)
+        !self.services.contains_key(&id)
+            && !self.retired.services.contains(&id)
+            && !self.has_hot(id)
     }
 
     /// Whether a new backend may get this number.
@@ -308,6 +334,19 @@ impl Actual {
                 self.retired.services.insert(*id);
             }
             Op::SwapDirectory { layout } => self.directory = layout.directory,
+            Op::Hot {
+                source,
+                entry: Some(entry),
+            } => {
+                let changed = now;
+                self.hot.insert(*source, HotSource { changed, ..*entry });
+            }
+            Op::Hot {
+                source,
+                entry: None,
+            } => {
+                self.hot.remove(source);
+            }
             Op::RemoveBackend { number } => {
                 self.forget_backend(*number);
                 self.retired.backends.insert(*number);
@@ -325,6 +364,10 @@ impl Actual {
 
     /// Dates what changed at `began` or later to `ended`: until its last store was done, packets saw the state before.
     pub fn redate(&mut self, service: u16, began: Millis, ended: Millis) {
+        let hot = self.hot.iter_mut().filter(|(of, _)| of.service == service);
+        for (_, hot) in hot.filter(|(_, hot)| hot.changed >= began) {
+            hot.changed = ended;
+        }
         if let Some(service) = self.services.get_mut(&service) {
             for changed in service.changed.iter_mut().filter(|c| **c >= began) {
                 *changed = ended;
@@ -336,6 +379,17 @@ impl Actual {
     pub(super) fn take_over(&mut self, directory: Directory, retired: Retired) {
         self.directory = directory;
         self.retired = retired;
+    }
+
+    /// Notes a hot source's share as measured last.
+    pub fn set_share(&mut self, source: Source, share_ppm: u32) {
+        if let Some(hot) = self.hot.get_mut(&source) {
+            hot.share_ppm = share_ppm;
+        }
+    }
+
+    pub(super) fn insert_hot(&mut self, source: Source, hot: HotSource) {
+        self.hot.insert(source, hot);
     }
 
     pub(super) fn insert_service(&mut self, id: u16, service: ActualService) {

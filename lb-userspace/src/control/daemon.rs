@@ -20,10 +20,14 @@ use tracing::{error, info, warn};
 
 use super::{
     actual::{Millis, Op},
-    announce::announce,
+    announce::{announce, announce_hot},
     decisions::Decisions,
     execute::Done,
     fixed::fixed_while_running,
+    hot::{
+        turn,
+        watch::{Judgement, Watch},
+    },
     knowledge::{Knowledge, Neighbour, PortState},
     orders::{self, Order},
     probe_routes,
@@ -95,8 +99,10 @@ pub async fn run(options: Options) -> Result<()> {
         facts,
         opening: !running.adopted,
     };
+    let watch = Watch::from_now_on(running.executor.maps.sample_rings());
     let mut daemon = Daemon {
         options,
+        watch,
         running,
         knowledge,
         resolver,
@@ -184,6 +190,7 @@ struct Daemon {
     prober: Prober,
     netlink: Netlink,
     swept: Sweep,
+    watch: Watch,
     started: Instant,
     started_at: SystemTime,
     last_apply: Option<LastApply>,
@@ -229,7 +236,10 @@ impl Daemon {
                     Response::Refused { message } => error!(%message, "reload refused; everything stays as it is"),
                     _ => info!("reloaded"),
                 },
-                _ = sweeping.tick() => self.sweep()?,
+                _ = sweeping.tick() => {
+                    self.watch()?;
+                    self.sweep()?;
+                }
             }
             self.end_opening()?;
         }
@@ -312,7 +322,7 @@ impl Daemon {
                         || backend.state == BackendState::Leaving
                 }),
             Op::Service { .. } | Op::RemoveService { .. } | Op::RemoveBackend { .. } => true,
-            Op::Slots { .. } | Op::SwapDirectory { .. } | Op::Release(_) => false,
+            Op::Slots { .. } | Op::SwapDirectory { .. } | Op::Hot { .. } | Op::Release(_) => false,
         }
     }
 
@@ -500,6 +510,73 @@ impl Daemon {
         Ok(())
     }
 
+    /// Looks at the sampled sources: who is hot is spread from now on, who is calm no more.
+    fn watch(&mut self) -> Result<()> {
+        let now = self.now();
+        let executor = &mut self.running.executor;
+        self.watch.read(executor.maps.sample_rings(), now);
+        let (config, actual) = (&self.knowledge.config, &executor.actual);
+        let threshold = |id: u16| {
+            let name = &actual.services().get(&id)?.name;
+            let service = config.services.iter().find(|s| &s.name == name)?;
+            service.spread_hot_sources.map(|share| share.0)
+        };
+        let judgements = self.watch.judge(actual.hot(), threshold, now);
+        let seed = executor.maps.control().seed();
+        let mut ops = Vec::new();
+        for judgement in judgements {
+            let Judgement {
+                source,
+                share_ppm,
+                spread,
+            } = judgement;
+            executor.set_share(source, share_ppm)?;
+            match turn(&executor.actual, source, spread, share_ppm, seed, unix_ms()) {
+                Ok(None) => {}
+                Ok(Some(op)) => {
+                    announce_hot(&executor.actual, &op);
+                    // One by one: the next needs a place that this one has not taken.
+                    ops.push(op.clone());
+                    let started = self.started;
+                    executor.execute(&[op], now, || millis_since(started))?;
+                }
+                Err(problem) => warn!(
+                    source = %source.address.addr().to_canonical(),
+                    %problem,
+                    "a hot source can't be spread"
+                ),
+            }
+        }
+        if !ops.is_empty() {
+            self.swept.quiet = false;
+        }
+        self.forget_spreading()
+    }
+
+    /// Services whose last hot source has returned after the configuration had ceased to spread any: the data path needs
+    /// not look for them any more.
+    fn forget_spreading(&mut self) -> Result<()> {
+        let actual = &self.running.executor.actual;
+        let configured = |name: &str| {
+            let mut services = self.knowledge.config.services.iter();
+            services.any(|s| s.name == name && s.spread_hot_sources.is_some())
+        };
+        let done: BTreeSet<String> = actual
+            .services()
+            .iter()
+            .filter(|(id, s)| s.spreads && !actual.has_hot(**id) && !configured(&s.name))
+            .map(|(_, s)| s.name.clone())
+            .collect();
+        if !done.is_empty() {
+            self.change(
+                "hot sources have returned",
+                Instant::now(),
+                Touched::Only(&done),
+            )?;
+        }
+        Ok(())
+    }
+
     async fn on_request(&mut self, request: Request) -> Result<Response> {
         match request {
             Request::Status => Ok(Response::Status(Box::new(self.status()?))),
@@ -624,6 +701,11 @@ impl Daemon {
                 .collect(),
             last_apply: self.last_apply.clone(),
         };
+        let thresholds = config
+            .services
+            .iter()
+            .filter_map(|s| Some((s.name.clone(), s.spread_hot_sources?)))
+            .collect();
         let order: Vec<String> = config.services.iter().map(|s| s.name.clone()).collect();
         let executor = &self.running.executor;
         Ok(report::status(
@@ -631,6 +713,7 @@ impl Daemon {
             &executor.maps,
             &executor.actual,
             &order,
+            &thresholds,
             &self.swept,
             self.now(),
         )?)

@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
-    abi::{self, BackendInfo, ServiceInfo},
+    abi::{self, BackendInfo, HotInfo, ServiceInfo},
+    hot::{HotWord, digest},
     pick::Backend,
 };
 
 use super::{
     actual::{Actual, ActualBackend, ActualService, Millis, Op},
     directory::Layout,
+    hot::Source,
     memory::Memory,
 };
 use crate::dataplane::{DataplaneError, Maps};
@@ -45,6 +47,7 @@ impl<M: Memory> Executor<M> {
         let mut backends = BTreeSet::new();
         let mut services = BTreeSet::new();
         let mut retabled = BTreeSet::new();
+        let mut places = BTreeSet::new();
         let mut taken_away = false;
         for op in ops {
             match op {
@@ -106,6 +109,23 @@ impl<M: Memory> Executor<M> {
                     backends.insert(*number);
                     taken_away = true;
                 }
+                Op::Hot { source, entry } => {
+                    let old = self.actual.hot().get(source);
+                    let place = entry.as_ref().or(old).map(|hot| hot.place);
+                    if let (Some(place), Some(entry)) = (place, entry) {
+                        if old.is_none() {
+                            // A controller killed in the middle of this leaves no source that nobody can name.
+                            self.maps.set_hot_info(place, entry.info(*source))?;
+                        }
+                        let seed = self.maps.control().seed();
+                        let digest = digest(source.service, source.address, seed);
+                        self.maps.set_hot(place, HotWord::new(digest, entry.state));
+                    } else if let Some(place) = place {
+                        self.maps.set_hot(place, HotWord::default());
+                    }
+                    places.extend(place);
+                    retabled.insert(source.service);
+                }
                 Op::Release(_) => {}
             }
             self.actual.apply(op, began);
@@ -137,6 +157,11 @@ impl<M: Memory> Executor<M> {
                 .map_or_else(ServiceInfo::default, |s| service_info(id, s));
             self.maps.set_service_info(id, info)?;
         }
+        for place in places {
+            let owner = self.actual.hot().iter().find(|(_, hot)| hot.place == place);
+            let info = owner.map_or_else(HotInfo::default, |(source, hot)| hot.info(*source));
+            self.maps.set_hot_info(place, info)?;
+        }
         let generation = &self.maps.control().generation;
         generation.set(generation.get() + 1);
         Ok(done)
@@ -149,6 +174,18 @@ impl<M: Memory> Executor<M> {
             if let Some(record) = buckets.get(*bucket).and_then(|b| b.ways.get(*way)) {
                 record.state.replace_if(*seen, 0);
             }
+        }
+    }
+
+    /// Notes a hot source's share as measured last.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    pub fn set_share(&mut self, source: Source, share_ppm: u32) -> Result<(), DataplaneError> {
+        self.actual.set_share(source, share_ppm);
+        match self.actual.hot().get(&source) {
+            Some(hot) => self.maps.set_hot_info(hot.place, hot.info(source)),
+            None => Ok(()),
         }
     }
 

@@ -155,6 +155,8 @@ impl Knowledge {
                 Protocol::Tcp => Track::Flows,
                 Protocol::Udp => Track::Nothing,
             },
+            spreads: service.spread_hot_sources.is_some()
+                || id.is_some_and(|id| actual.has_hot(id)),
             flow_idle: service.flow_idle,
             backends: service
                 .backends

@@ -1,8 +1,9 @@
 //! The maps as the controller reaches them, so that the controller can be tried over plain memory.
 
 use lb_common::{
-    abi::{BackendInfo, Bucket, Control, Counter, ServiceInfo},
+    abi::{BackendInfo, Bucket, Control, Counter, HotInfo, HotLine, ServiceInfo},
     flow::FlowBucket,
+    hot::HotWord,
     pick::{Backend, Slot},
     service::Directory,
     tables::Event,
@@ -70,6 +71,20 @@ pub trait Memory {
     /// # Errors
     /// [`DataplaneError::Map`].
     fn set_backend_info(&mut self, number: u16, info: BackendInfo) -> Result<(), DataplaneError>;
+    /// The hot sources.
+    fn hot_lines(&self) -> &[HotLine];
+    /// Writes the place of a hot source, counted over all lines, with one store.
+    fn set_hot(&self, place: u32, word: HotWord);
+    /// A hot source as people know it.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    fn hot_info(&self, place: u32) -> Result<Option<HotInfo>, DataplaneError>;
+    /// Writes it.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    fn set_hot_info(&mut self, place: u32, info: HotInfo) -> Result<(), DataplaneError>;
     /// Returns when every packet that was being processed has left the program.
     fn wait_for_packets(&self);
 }
@@ -145,6 +160,22 @@ impl Memory for Maps {
 
     fn set_backend_info(&mut self, number: u16, info: BackendInfo) -> Result<(), DataplaneError> {
         self.set_backend_info(number, info)
+    }
+
+    fn hot_lines(&self) -> &[HotLine] {
+        self.hot_lines()
+    }
+
+    fn set_hot(&self, place: u32, word: HotWord) {
+        self.set_hot(place, word);
+    }
+
+    fn hot_info(&self, place: u32) -> Result<Option<HotInfo>, DataplaneError> {
+        self.hot_info(place)
+    }
+
+    fn set_hot_info(&mut self, place: u32, info: HotInfo) -> Result<(), DataplaneError> {
+        self.set_hot_info(place, info)
     }
 
     /// `membarrier(MEMBARRIER_CMD_GLOBAL)` is `synchronize_rcu()` (`kernel/sched/membarrier.c`), and an XDP program runs

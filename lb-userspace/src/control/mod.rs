@@ -12,6 +12,7 @@ pub mod desired;
 pub mod directory;
 pub mod execute;
 pub mod fixed;
+pub mod hot;
 pub mod knowledge;
 pub mod memory;
 pub mod orders;

@@ -243,6 +243,7 @@ impl Plan<'_> {
             entries: desired.entries.clone(),
             affinity: desired.affinity,
             track: desired.track,
+            spreads: desired.spreads,
             flow_idle: desired.flow_idle,
             offset,
             bits,
@@ -281,10 +282,13 @@ impl Plan<'_> {
             && (old.entries != desired.entries
                 || old.affinity != desired.affinity
                 || old.track != desired.track
+                || old.spreads != desired.spreads
                 || old.flow_idle != desired.flow_idle)
         {
             // The table is written already; the service keeps it.
-            self.swap |= old.entries != desired.entries || old.affinity != desired.affinity;
+            self.swap |= old.entries != desired.entries
+                || old.affinity != desired.affinity
+                || old.spreads != desired.spreads;
             let mut changed = changed;
             for ((slot, old), changed) in slots.iter().zip(&before).zip(&mut changed) {
                 if slot != old {

@@ -1,6 +1,7 @@
 //! The state of everything as `status` tells it.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, HashMap},
     net::Ipv4Addr,
     time::SystemTime,
@@ -17,12 +18,14 @@ use lb_common::{
 use super::{
     actual::{Actual, ActualBackend, ActualService, Millis},
     execute::slot_shares,
+    hot::source_text,
     memory::Memory,
     retarget::Track,
     sweep::Sweep,
 };
 use crate::{
-    api::{BackendStatus, FlowTableStatus, NodeStatus, ServiceStatus, Status},
+    api::{BackendStatus, FlowTableStatus, HotSourceStatus, NodeStatus, ServiceStatus, Status},
+    config::Share,
     dataplane::DataplaneError,
 };
 
@@ -54,6 +57,7 @@ pub fn status(
     maps: &impl Memory,
     actual: &Actual,
     order: &[String],
+    thresholds: &HashMap<String, Share>,
     sweep: &Sweep,
     now: Millis,
 ) -> Result<Status, DataplaneError> {
@@ -104,7 +108,8 @@ pub fn status(
                     )
                 })
                 .collect();
-            service_status(service, backends)
+            let threshold = thresholds.get(&service.name).copied();
+            service_status(service, threshold, hot_sources(actual, id), backends)
         })
         .collect();
     let events = maps.events()?;
@@ -126,7 +131,28 @@ pub fn status(
 /// The layouts' version, for [`NodeStatus::abi`].
 pub const ABI: u32 = ABI_VERSION;
 
-fn service_status(service: &ActualService, backends: Vec<BackendStatus>) -> ServiceStatus {
+/// The hot sources of a service, the largest share first.
+fn hot_sources(actual: &Actual, service: u16) -> Vec<HotSourceStatus> {
+    let of_service = actual.hot().iter().filter(|(of, _)| of.service == service);
+    let mut sources: Vec<_> = of_service.collect();
+    sources.sort_by_key(|(source, hot)| (Reverse(hot.share_ppm), **source));
+    sources
+        .into_iter()
+        .map(|(source, hot)| HotSourceStatus {
+            source: source_text(&hot.info(*source)),
+            share: f64::from(hot.share_ppm) / 1e6,
+            since: rfc3339_ms(hot.since_ms),
+            state: hot.state.name().into(),
+        })
+        .collect()
+}
+
+fn service_status(
+    service: &ActualService,
+    threshold: Option<Share>,
+    hot_sources: Vec<HotSourceStatus>,
+    backends: Vec<BackendStatus>,
+) -> ServiceStatus {
     let affinity = service.affinity;
     ServiceStatus {
         name: service.name.clone(),
@@ -154,6 +180,8 @@ fn service_status(service: &ActualService, backends: Vec<BackendStatus>) -> Serv
             (false, 32) => "client".into(),
             (false, _) => "network".into(),
         },
+        spread_hot_sources: threshold.map(|share| f64::from(share.0) / 1e6),
+        hot_sources,
         flow_idle_s: service.flow_idle.as_secs_f64(),
         slots: service.slots.len() as u64,
         slots_in_transition: service.in_transition() as u64,
@@ -240,7 +268,16 @@ mod tests {
     fn status_of(bench: &Bench, sweep: &Sweep) -> Status {
         let order = ["web".to_owned(), "mail".to_owned()];
         let maps = &bench.executor.maps;
-        status(node(), maps, bench.actual(), &order, sweep, bench.now).unwrap()
+        status(
+            node(),
+            maps,
+            bench.actual(),
+            &order,
+            &HashMap::new(),
+            sweep,
+            bench.now,
+        )
+        .unwrap()
     }
 
     #[test]

@@ -12,9 +12,9 @@ use std::{
 use lb_common::{
     abi::BackendState,
     flow::TICK_NS,
-    forward::process,
+    forward::{place_of, process},
     packet::Buffer,
-    pick::{hash_of, slot_index},
+    pick::Affinity,
     service::{Directory, lookup},
     tables::{Event, Tables as _},
     verdict::Verdict,
@@ -29,6 +29,7 @@ use proptest::{
 use super::{
     adopt::adopt,
     desired::{DesiredBackend, DesiredService, Knowledge, state},
+    hot::{Source, turn},
     samples::{Bench, PlainMemory, SEED, service},
     sweep::CLOSING_SILENCE,
 };
@@ -36,6 +37,9 @@ use super::{
 const SERVICES: usize = 2;
 const BACKENDS: usize = 5;
 const FLOWS: usize = 300;
+/// The service whose sources may be hot, and how many it has.
+const HOT_SERVICE: usize = 1;
+const SOURCES: usize = 12;
 /// Fewer than all services and backends with all their addresses need: numbers are used again soon.
 const NUMBERS: u32 = 18;
 const WEIGHTS: [u32; 4] = [0, 5, 50, 100];
@@ -60,6 +64,12 @@ enum Step {
     Killed(usize, usize, Change, u32),
     /// A service is taken out of the configuration, or put back.
     ToggleService(usize),
+    /// A source of the second service is found hot, or calm again.
+    Turn(usize, bool),
+    /// The same, but the controller is killed after that many writes.
+    KilledTurn(usize, bool, u32),
+    /// The configuration of the second service ceases to spread hot sources, or begins to.
+    ToggleSpread,
     /// Time passes, in milliseconds, without a sweep.
     Pass(u64),
     /// The controller sweeps.
@@ -102,6 +112,7 @@ struct ModelBackend {
 #[derive(Clone, Debug)]
 struct ModelService {
     listed: bool,
+    spreads: bool,
     backends: Vec<ModelBackend>,
 }
 
@@ -178,6 +189,7 @@ impl World {
             model: vec![
                 ModelService {
                     listed: true,
+                    spreads: true,
                     backends,
                 };
                 SERVICES
@@ -191,6 +203,13 @@ impl World {
 
     fn service_of(flow: usize) -> usize {
         flow % SERVICES
+    }
+
+    /// Whether the data path looks for hot sources of a service: as long as there are any, whatever the configuration says.
+    fn spreads(&self, service: usize) -> bool {
+        let id = self.bench.actual().service_id(&service_name(service));
+        service == HOT_SERVICE && self.model[service].spreads
+            || id.is_some_and(|id| self.bench.actual().has_hot(id))
     }
 
     fn server(&self, service: usize, backend: usize) -> Server {
@@ -231,6 +250,7 @@ impl World {
                     .collect();
                 DesiredService {
                     flow_idle: idle(s),
+                    spreads: self.spreads(s),
                     ..service(&service_name(s), vip(s), &backends)
                 }
             })
@@ -272,12 +292,10 @@ impl World {
         let Some(service) = lookup(tables, directory, vip, PROTO_TCP, 80) else {
             return false;
         };
-        let hash = hash_of(service.affinity(), client(flow), ports(flow), SEED);
-        let index = slot_index(hash, service.bits());
-        tables
-            .slot(service.offset() + index)
+        let control = tables.control().unwrap();
+        place_of(tables, service, client(flow), ports(flow), control)
             .unwrap()
-            .in_transition()
+            .in_transition
     }
 
     /// Sends one packet through the real data path: who got it.
@@ -409,6 +427,39 @@ impl World {
         }
     }
 
+    /// A source is spread from now on, or no more.
+    fn turn(&mut self, source: usize, spread: bool, writes: Option<u32>) {
+        let Some(id) = self.bench.actual().service_id(&service_name(HOT_SERVICE)) else {
+            return;
+        };
+        if spread && !self.model[HOT_SERVICE].spreads {
+            return;
+        }
+        let source = Source::of(id, Affinity::CLIENT_IPV4, source_of(source));
+        let unix_ms = 1_700_000_000_000 + self.bench.now;
+        let op = turn(self.bench.actual(), source, spread, 400_000, SEED, unix_ms).unwrap();
+        let Some(op) = op else {
+            return;
+        };
+        self.bench.executor.maps.writes_left.set(writes);
+        self.bench.execute(&[op]);
+        match writes {
+            None => self.bench.check(),
+            Some(_) => self.headless = true,
+        }
+    }
+
+    /// Packets of every flow while nobody controls; then another controller takes over.
+    fn take_over(&mut self) {
+        let listed = |w: &Self, f| w.model[Self::service_of(f)].listed;
+        self.each(0, FLOWS, |w, f| {
+            if listed(w, f) && w.lives[f].is_some() {
+                w.go_on(f, TCP_ACK);
+            }
+        });
+        self.restart();
+    }
+
     fn is_listed(&self, server: Server) -> bool {
         let backend = &self.model[server.0].backends[server.1];
         backend.listed && backend.address_version == server.2
@@ -456,6 +507,11 @@ impl World {
                     .backends
                     .is_subset(&kept.retired().backends)
             );
+            let mut hot = kept.hot().clone();
+            for source in hot.values_mut() {
+                source.changed = self.bench.now;
+            }
+            assert_eq!(*adopted.hot(), hot);
             assert_eq!(adopted.services().len(), kept.services().len());
             for (id, service) in kept.services() {
                 let mut expected = service.clone();
@@ -541,14 +597,24 @@ impl World {
             Step::Killed(service, backend, change, writes) => {
                 self.apply(service, backend, change, Some(writes));
                 if self.headless {
-                    let listed = |w: &Self, f| w.model[Self::service_of(f)].listed;
-                    self.each(0, FLOWS, |w, f| {
-                        if listed(w, f) && w.lives[f].is_some() {
-                            w.go_on(f, TCP_ACK);
-                        }
-                    });
-                    self.restart();
+                    self.take_over();
                 }
+            }
+            Step::Turn(source, spread) => self.turn(source, spread, None),
+            Step::KilledTurn(source, spread, writes) => {
+                self.turn(source, spread, Some(writes));
+                if self.headless {
+                    self.take_over();
+                }
+            }
+            Step::ToggleSpread => {
+                let before = self.model.clone();
+                let spreads = &mut self.model[HOT_SERVICE].spreads;
+                *spreads = !*spreads;
+                if !*spreads {
+                    (0..SOURCES).for_each(|source| self.turn(source, false, None));
+                }
+                self.reconcile(before, None);
             }
             Step::ToggleService(service) => {
                 let before = self.model.clone();
@@ -582,12 +648,24 @@ impl World {
                 backend.state
             );
         }
+        let spread = actual.hot().values().all(|hot| !hot.state.in_transition());
+        assert!(spread, "{:?}", actual.hot());
         assert!(self.bench.sweep().quiet);
     }
 }
 
+/// A source of the second service.
+fn source_of(source: usize) -> u32 {
+    Ipv4Addr::new(203, 0, 200, 0).to_bits() + (source % SOURCES) as u32
+}
+
+/// Clients of the first service have an address each, those of the second share a few.
 fn client(flow: usize) -> u32 {
-    Ipv4Addr::new(203, 0, 113, 0).to_bits() + flow as u32
+    if World::service_of(flow) == HOT_SERVICE {
+        source_of(flow / SERVICES)
+    } else {
+        Ipv4Addr::new(203, 0, 113, 0).to_bits() + flow as u32
+    }
 }
 
 fn ports(flow: usize) -> u32 {
@@ -630,6 +708,9 @@ fn step() -> impl Strategy<Value = Step> {
         9 => (0..SERVICES, 0..BACKENDS, change()).prop_map(|(s, b, c)| Step::Change(s, b, c)),
         2 => (0..SERVICES, 0..BACKENDS, change(), prop_oneof![0u32..12, 0u32..3000])
             .prop_map(|(s, b, c, writes)| Step::Killed(s, b, c, writes)),
+        5 => (0..SOURCES, any::<bool>()).prop_map(|(s, spread)| Step::Turn(s, spread)),
+        1 => (0..SOURCES, any::<bool>(), 0u32..4).prop_map(|(s, spread, w)| Step::KilledTurn(s, spread, w)),
+        1 => Just(Step::ToggleSpread),
         1 => (0..SERVICES).prop_map(Step::ToggleService),
         2 => (0u64..4000).prop_map(Step::Pass),
         3 => Just(Step::Sweep),

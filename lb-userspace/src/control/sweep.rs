@@ -1,16 +1,22 @@
 //! Which recorded flows have ended, and which slots may settle: design.md section 3. Pure.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
 
 use lb_common::{
     abi::BackendState,
-    address::Address,
-    flow::{FlowBucket, FlowKey, FlowState, LONGEST_SILENCE, Phase, TICK_NS},
+    flow::{FlowBucket, FlowState, LONGEST_SILENCE, Phase, TICK_NS},
     hash::Seed,
-    pick::{Slot, hash_of, slot_index},
+    hot::HotState,
+    pick::Slot,
 };
 
-use super::actual::{Actual, ActualBackend, ActualService, Millis, Op, Retired};
+use super::{
+    actual::{Actual, ActualBackend, Millis, Op, Retired},
+    hot::{Belongs, HotSource, Keeper, Source, belongs, is_stale},
+};
 
 /// After this long without a packet, a flow whose client has sent FIN counts as ended: a closing connection's last
 /// acknowledgements come within a few round trips, but a server may think for a while about a half-closed one (RFC 9293
@@ -37,6 +43,10 @@ pub struct Sweep {
     pub clear: Vec<(usize, usize, u64)>,
     /// Slots that settle, by service.
     pub settle: BTreeMap<u16, Vec<(u32, Slot)>>,
+    /// Hot sources whose transition is over.
+    pub settle_hot: Vec<Source>,
+    /// Hot sources that nobody picks by any more.
+    pub stale_hot: Vec<Source>,
     /// What is retired and named by no record any more.
     pub unnamed: Retired,
     /// Nothing was found that could change by itself: until the next operation, no other look is needed.
@@ -64,12 +74,6 @@ pub fn is_live(state: FlowState, now: u16, flow_idle: Duration) -> bool {
     }
 }
 
-/// The slot of a recorded flow in its service's table.
-fn slot_of<A: Address>(service: &ActualService, key: FlowKey<A>, seed: Seed) -> u32 {
-    let hash = hash_of(service.affinity, key.client, key.ports, seed);
-    slot_index(hash, u32::from(service.bits))
-}
-
 /// Looks at every record and every slot in transition.
 ///
 /// `ticks_now` is the data path's coarse time, `now` the clock of [`ActualService::changed`].
@@ -90,8 +94,9 @@ pub fn sweep(
         .unsettled()
         .map(|(id, service)| (id, vec![false; service.slots.len()]))
         .collect();
-    // Records that stay as long as their slot is in transition.
-    let mut kept: Vec<(u16, usize, (usize, usize, u64))> = Vec::new();
+    let mut busy_hot: HashSet<Source> = HashSet::new();
+    // Records that stay as long as their slot, or their source, is in transition.
+    let mut kept: Vec<(u16, Keeper, (usize, usize, u64))> = Vec::new();
     for (index, bucket) in buckets.iter().enumerate() {
         for (way, record) in bucket.ways.iter().enumerate() {
             let word = record.state.get();
@@ -103,17 +108,20 @@ pub fn sweep(
             found.unnamed.services.remove(&state.service());
             found.unnamed.backends.remove(&state.backend());
             let service = actual.services().get(&state.service());
-            let (Some(service), Some(busy)) = (service, busy.get_mut(&state.service())) else {
+            let Some(service) = service else {
                 found.clear.push((index, way, word));
                 continue;
             };
-            let slot_index = slot_of(service, record.key(), seed) as usize;
-            let slot = service.slots[slot_index];
+            let Belongs {
+                slot,
+                in_transition,
+                keeper,
+            } = belongs(actual, service, record.key(), seed);
             let backend = actual
                 .backends()
                 .get(&state.backend())
                 .filter(|backend| backend.service == state.service());
-            let Some(backend) = backend.filter(|_| slot.in_transition()) else {
+            let Some(backend) = backend.filter(|_| in_transition) else {
                 found.clear.push((index, way, word));
                 continue;
             };
@@ -122,7 +130,18 @@ pub fn sweep(
                 // knows that the flow is none of the previous backend's and belongs to the current one.
                 if !backend.entry.failed() {
                     *found.flows.entry(state.backend()).or_default() += 1;
-                    busy[slot_index] |= state.backend() != slot.current();
+                    if state.backend() != slot.current() {
+                        match keeper {
+                            Keeper::Slot(index) => {
+                                if let Some(busy) = busy.get_mut(&state.service()) {
+                                    busy[index as usize] = true;
+                                }
+                            }
+                            Keeper::Source(source, _) => {
+                                busy_hot.insert(source);
+                            }
+                        }
+                    }
                 }
                 true
             } else {
@@ -134,7 +153,7 @@ pub fn sweep(
                 state.silent(ticks_now) < ticks(stays)
             };
             if keep {
-                kept.push((state.service(), slot_index, (index, way, word)));
+                kept.push((state.service(), keeper, (index, way, word)));
             } else {
                 found.clear.push((index, way, word));
             }
@@ -157,20 +176,44 @@ pub fn sweep(
             found.settle.insert(id, settle);
         }
     }
+    for (source, hot) in actual.hot() {
+        if is_stale(actual, *source, hot) {
+            found.stale_hot.push(*source);
+        } else if hot.state.in_transition() && !busy_hot.contains(source) {
+            let idle = actual.services()[&source.service].flow_idle;
+            let idle = u64::try_from(idle.as_millis()).unwrap_or(u64::MAX);
+            if now.saturating_sub(hot.changed) >= idle {
+                found.settle_hot.push(*source);
+            }
+        }
+    }
     // A record that outlived its slot's transition would be believed in the next one, when its flow may long live elsewhere.
-    for (service, slot, record) in kept {
-        let settles = found.settle.get(&service).is_some_and(|settle| {
-            settle
-                .binary_search_by_key(&slot, |(index, _)| *index as usize)
-                .is_ok()
-        });
-        if settles {
+    for (service, keeper, record) in kept {
+        let settles = |slot: u32| {
+            found.settle.get(&service).is_some_and(|settle| {
+                settle
+                    .binary_search_by_key(&slot, |(index, _)| *index)
+                    .is_ok()
+            })
+        };
+        let goes = match keeper {
+            Keeper::Slot(slot) => settles(slot),
+            // It may go on to be a record of a slot in transition.
+            Keeper::Source(source, slot) => {
+                found.settle_hot.binary_search(&source).is_ok()
+                    && (settles(slot)
+                        || !actual.services()[&service].slots[slot as usize].in_transition())
+            }
+        };
+        if goes {
             found.clear.push(record);
         }
     }
     found.quiet = found.used == 0
         && actual.unsettled().next().is_none()
         && actual.retired().is_empty()
+        && found.stale_hot.is_empty()
+        && !actual.hot().values().any(|hot| hot.state.in_transition())
         && !actual
             .backends()
             .values()
@@ -193,6 +236,20 @@ impl Sweep {
                 built_for: None,
             })
             .collect();
+        ops.extend(self.stale_hot.iter().map(|source| Op::Hot {
+            source: *source,
+            entry: None,
+        }));
+        for source in &self.settle_hot {
+            let settled = actual.hot().get(source).map(|hot| HotSource {
+                state: hot.state.settled(),
+                ..*hot
+            });
+            ops.push(Op::Hot {
+                source: *source,
+                entry: settled.filter(|hot| hot.state != HotState::COLD),
+            });
+        }
         let ending: Vec<(u16, &ActualBackend)> = actual
             .backends()
             .iter()

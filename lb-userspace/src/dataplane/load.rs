@@ -106,6 +106,7 @@ pub fn load(
     let fragment_bits = instance.fragment_buckets.ilog2() as u8;
     let cluster_mac = lb_common::wire::mac_word(instance.cluster_mac);
     let dir = pin_path.map(maps_dir);
+    let processors = super::maps::processors()?;
     let mut loader = EbpfLoader::new();
     loader
         .verifier_log_level(VerifierLogLevel::STATS)
@@ -126,7 +127,8 @@ pub fn load(
         .map_max_entries(map::VIPS, sizes.services)
         .map_max_entries(map::COUNTERS, sizes.backends)
         .map_max_entries(map::SERVICE_INFO, sizes.services)
-        .map_max_entries(map::BACKEND_INFO, sizes.backends);
+        .map_max_entries(map::BACKEND_INFO, sizes.backends)
+        .map_max_entries(map::SAMPLES, processors);
     if let Some(dir) = &dir {
         for name in map::ALL {
             loader.map_pin_path(name, dir.join(name));

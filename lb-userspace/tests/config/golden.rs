@@ -69,6 +69,7 @@ golden! {
     type_text_for_list: WrongType, "[\"eth0\"]" => "\"eth0\"";
     type_number_for_ports: WrongType, "[80, 443]" => "80";
     type_table_for_value: WrongType, "name = \"web1\"" => "name = { first = 1 }";
+    type_number_for_hot_share: WrongType, "ports = [80, 443]" => "ports = [80]\naffinity = \"client\"\nspread_hot_sources = 5";
     type_entry_of_interfaces: WrongType, "[\"eth0\"]" => "[\"eth0\", 1]";
     type_seed: WrongType, "name = \"lb1\"" => "name = \"lb1\"\nseed = 12345678";
 
@@ -83,6 +84,7 @@ golden! {
     range_priority: OutOfRange, "weight = 50" => "priority = 0";
     range_interval: OutOfRange, "interval = \"1s\"" => "interval = \"50ms\"";
     range_flow_idle: OutOfRange, "ports = [80, 443]" => "ports = [80]\nflow_idle = \"1day\"";
+    range_hot_share: OutOfRange, "ports = [80, 443]" => "ports = [80]\naffinity = \"client\"\nspread_hot_sources = \"0.5%\"";
     range_rise: OutOfRange, "interval = \"1s\"" => "rise = 0";
     range_probe_port: OutOfRange, "interval = \"1s\"" => "port = 0";
     range_port_zero: OutOfRange, "[80, 443]" => "[80, 0]";
@@ -96,6 +98,7 @@ golden! {
     value_protocol: BadValue, "protocol = \"tcp\"" => "protocol = \"tpc\"";
     value_case: BadValue, "protocol = \"tcp\"" => "protocol = \"TCP\"";
     value_affinity: BadValue, "ports = [80, 443]" => "ports = [80]\naffinity = \"source-ip\"";
+    value_hot_share_without_unit: BadValue, "ports = [80, 443]" => "ports = [80]\naffinity = \"client\"\nspread_hot_sources = \"5\"";
     value_probe_type_later: BadValue, "type = \"http\"" => "type = \"https\"";
     value_probe_type_unknown: BadValue, "type = \"http\"" => "type = \"htp\"";
     value_duration: BadValue, "interval = \"1s\"" => "interval = \"1 parsec\"";

@@ -9,7 +9,7 @@ use std::{
 
 use lb_userspace::config::{
     Affinity, Backend, Config, ConfigErrors, Control, Limits, Node, Ports, Probe, ProbeKind,
-    Protocol, Service, Unserved, Via, XdpMode,
+    Protocol, Service, Share, Unserved, Via, XdpMode,
 };
 use proptest::prelude::*;
 
@@ -253,6 +253,7 @@ fn config() -> impl Strategy<Value = Config> {
         prop::bool::ANY,
         ports(),
         prop::sample::select(&[Affinity::None, Affinity::Client, Affinity::Network][..]),
+        prop::option::of((10_000..=1_000_000_u32).prop_map(Share)),
         millis(1_000, 8 * 3_600_000),
         prop::option::of(probe()),
         backends,
@@ -282,24 +283,27 @@ fn config() -> impl Strategy<Value = Config> {
                 .zip(0_u8..)
                 .filter(|((name, ..), _)| names.insert(name.clone()))
                 .map(
-                    |((name, tcp, ports, affinity, flow_idle, probe, backends), number)| Service {
-                        name,
-                        vip: IpAddr::V4(Ipv4Addr::new(192, 0, 2, number + 1)),
-                        protocol: if tcp { Protocol::Tcp } else { Protocol::Udp },
-                        ports,
-                        affinity,
-                        flow_idle,
-                        probe,
-                        backends: backends
-                            .into_iter()
-                            .zip(0_u8..)
-                            .map(|((weight, priority), own)| Backend {
-                                name: format!("b{number}-{own}"),
-                                address: IpAddr::V4(Ipv4Addr::new(10, 0, number, own + 1)),
-                                weight,
-                                priority,
-                            })
-                            .collect(),
+                    |((name, tcp, ports, affinity, hot, flow_idle, probe, backends), number)| {
+                        Service {
+                            name,
+                            vip: IpAddr::V4(Ipv4Addr::new(192, 0, 2, number + 1)),
+                            protocol: if tcp { Protocol::Tcp } else { Protocol::Udp },
+                            ports,
+                            affinity,
+                            spread_hot_sources: hot.filter(|_| affinity != Affinity::None),
+                            flow_idle,
+                            probe,
+                            backends: backends
+                                .into_iter()
+                                .zip(0_u8..)
+                                .map(|((weight, priority), own)| Backend {
+                                    name: format!("b{number}-{own}"),
+                                    address: IpAddr::V4(Ipv4Addr::new(10, 0, number, own + 1)),
+                                    weight,
+                                    priority,
+                                })
+                                .collect(),
+                        }
                     },
                 )
                 .collect();

@@ -1,10 +1,14 @@
 //! The steps of the data path, in words.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::{
+    collections::VecDeque,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+};
 
 use lb_common::{
     abi::{BackendState, text},
     flow::FlowName,
+    hot::HotState,
     pick::{Affinity, Slot},
     service::ServiceValue,
     tables::Step,
@@ -13,7 +17,10 @@ use lb_common::{
 };
 use serde::Serialize;
 
-use crate::cli::pinned::{Names, affinity, ipv4, mac, protocol};
+use crate::{
+    cli::pinned::{Names, affinity, ipv4, mac, protocol},
+    control::hot::network_text,
+};
 
 /// One step: its kind, for programs, and what happened, for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -34,6 +41,8 @@ impl Narrator<'_> {
         let mut lines = Vec::new();
         let mut service: Option<ServiceValue> = None;
         let mut in_slot: Option<Slot> = None;
+        // Of a hot source, which of the hashes to come are of address and ports.
+        let mut spread: VecDeque<bool> = VecDeque::new();
         let taken = steps.iter().find_map(|step| match step {
             Step::Backend { number, .. } => Some(*number),
             _ => None,
@@ -52,10 +61,11 @@ impl Narrator<'_> {
                 }
                 Step::Hash { source, hash } => {
                     if let Some(service) = service {
-                        lines.push(Line::new(
-                            "affinity",
-                            self.affinity(service.affinity(), source),
-                        ));
+                        let picks = match spread.pop_front() {
+                            Some(true) => Affinity::NONE_IPV4,
+                            _ => service.affinity(),
+                        };
+                        lines.push(Line::new("affinity", self.affinity(picks, source)));
                     }
                     let text = format!(
                         "{hash:#018x}, keyed with the secret seed that all directors share"
@@ -64,6 +74,19 @@ impl Narrator<'_> {
                 }
                 Step::Slot { index, slot } => {
                     lines.push(Line::new("slot", self.slot(index, slot, service)));
+                    in_slot = Some(slot);
+                }
+                Step::Hot { source, state } => {
+                    spread = [state.spreads(), state.spread_before()].into();
+                    lines.push(Line::new("hot_source", hot(source, service, state)));
+                }
+                Step::HotSlot { slot } => {
+                    let text = format!(
+                        "new flows go to the pick of now, {}; those that are older than the change went by the pick of before, to {}",
+                        self.names.backend(slot.current()),
+                        self.names.backend(slot.previous())
+                    );
+                    lines.push(Line::new("hot_source", text));
                     in_slot = Some(slot);
                 }
                 Step::Backend { number, backend } => {
@@ -197,6 +220,8 @@ impl Narrator<'_> {
             }
             // The other steps are not about a transition.
             Step::Service { .. }
+            | Step::Hot { .. }
+            | Step::HotSlot { .. }
             | Step::Hash { .. }
             | Step::Slot { .. }
             | Step::Fragment { .. }
@@ -220,6 +245,24 @@ impl Narrator<'_> {
         }
         words
     }
+}
+
+/// How the flows of a hot source are picked.
+fn hot(source: IpAddr, service: Option<ServiceValue>, state: HotState) -> String {
+    let source = match service {
+        Some(service) => network_text(source, service.affinity().prefix),
+        None => source.to_string(),
+    };
+    let spreads = match (state.spreads(), state.in_transition()) {
+        (true, false) => "its flows are picked by address and ports",
+        (true, true) => {
+            "its new flows are picked by address and ports, those that are there already stay where they are"
+        }
+        (false, _) => {
+            "it was, and no more: its new flows are picked by the affinity again, those that are there already stay where they are"
+        }
+    };
+    format!("{source} is a hot source: {spreads}")
 }
 
 /// A flow by its client.
@@ -400,6 +443,38 @@ mod tests {
         transition: the flow table does not have the client 10.1.2.99: it may be older than the change and stays on the previous backend, b1
         transition: every flow of the service is recorded, but the flow table does not have the flow from 10.1.2.99:40000: it is new, and goes to the current backend, b2
         ");
+    }
+
+    #[test]
+    fn a_hot_source() {
+        let ports = 40_000 << 16 | 80;
+        let spread = CLIENT.source(Affinity::NONE_IPV4, ports, Seed([1, 2]));
+        let client = CLIENT.source(Affinity::CLIENT_IPV4, ports, Seed([1, 2]));
+        let hot = |state| Step::Hot {
+            source: CLIENT.addr(),
+            state,
+        };
+        let slot = |current| Step::Slot {
+            index: 7,
+            slot: Slot::settled(current),
+        };
+        insta::assert_snapshot!(told(&[
+            service(Affinity::CLIENT_IPV4),
+            hot(HotState::SPREAD),
+            Step::Hash { source: spread, hash: 1 },
+            slot(2),
+        ]), @"");
+        insta::assert_snapshot!(told(&[
+            service(Affinity::CLIENT_IPV4),
+            hot(HotState::SPREAD.turned(false)),
+            Step::Hash { source: client, hash: 1 },
+            slot(2),
+            Step::Hash { source: spread, hash: 2 },
+            slot(1),
+            Step::HotSlot { slot: Slot::new(2, 1) },
+            Step::Opens,
+            backend(2),
+        ]), @"");
     }
 
     #[test]

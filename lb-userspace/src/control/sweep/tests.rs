@@ -1,6 +1,9 @@
 //! When a flow counts, when its record goes, and when a slot settles.
 
-use lb_common::flow::Owner;
+use lb_common::{
+    flow::{FlowKey, Owner},
+    pick::{hash_of, slot_index},
+};
 
 use super::*;
 use crate::control::{
