@@ -113,6 +113,8 @@ fn services(status: &Status, registry: &mut Registry) {
     let slots = Family::<ServiceLabels, Gauge>::default();
     let moving = Family::<ServiceLabels, Gauge>::default();
     let hot = Family::<SourceLabels, Gauge<f64, std::sync::atomic::AtomicU64>>::default();
+    let priority = Family::<ServiceLabels, Gauge>::default();
+    let held = Family::<ServiceLabels, Gauge>::default();
     for service in &status.services {
         let labels = ServiceLabels {
             service: service.name.clone(),
@@ -129,6 +131,10 @@ fn services(status: &Status, registry: &mut Registry) {
             };
             hot.get_or_create(&labels).set(source.share);
         }
+        priority
+            .get_or_create(&labels)
+            .set(service.priority.map_or(0, i64::from));
+        held.get_or_create(&labels).set(i64::from(service.held));
     }
     registry.register("service_slots", "Slots of the service's table", slots);
     registry.register("service_slots_in_transition", "Slots in transition", moving);
@@ -136,6 +142,16 @@ fn services(status: &Status, registry: &mut Registry) {
         "hot_source_share",
         "Share of the service's packets, of each source that is spread or was until lately",
         hot,
+    );
+    registry.register(
+        "service_priority",
+        "The priority that new flows go to, 0 where nobody takes any",
+        priority,
+    );
+    registry.register(
+        "service_held",
+        "1 while new flows are held on a later priority than the preferred one",
+        held,
     );
 }
 

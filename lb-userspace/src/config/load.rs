@@ -150,6 +150,7 @@ fn finish_service(raw: RawService) -> Option<Service> {
         affinity: raw.affinity?,
         spread_hot_sources: raw.spread_hot_sources?.map(toml::Spanned::into_inner),
         flow_idle: raw.flow_idle?,
+        failback: raw.failback?,
         probe: raw.probe?,
         backends: raw
             .backends

@@ -21,6 +21,6 @@ pub use error::{ConfigError, ConfigErrors, ErrorKind};
 pub use host::{HostFacts, InterfaceFacts, check_host};
 pub use load::ConfigFile;
 pub use model::{
-    Affinity, Backend, Config, Control, Limits, Node, Ports, Probe, ProbeKind, Protocol, Service,
-    Share, Unserved, Via, XdpMode,
+    Affinity, Backend, Config, Control, Failback, Limits, Node, Ports, Probe, ProbeKind, Protocol,
+    Service, Share, Unserved, Via, XdpMode,
 };

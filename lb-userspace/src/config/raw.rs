@@ -8,7 +8,8 @@ use toml::{Spanned, de::DeTable};
 use super::{
     error::{ConfigError, ErrorKind, visible},
     model::{
-        Affinity, Backend, Control, Limits, Node, Ports, Probe, Protocol, Share, Unserved, XdpMode,
+        Affinity, Backend, Control, Failback, Limits, Node, Ports, Probe, Protocol, Share,
+        Unserved, XdpMode,
     },
     reader::{Field, Fields, Sink},
     sections, service, values,
@@ -56,6 +57,7 @@ pub(super) struct RawService {
     pub(super) affinity: Option<Affinity>,
     pub(super) spread_hot_sources: Option<Option<Spanned<Share>>>,
     pub(super) flow_idle: Option<std::time::Duration>,
+    pub(super) failback: Option<Failback>,
     pub(super) probe: Option<Option<Probe>>,
     pub(super) backends: Vec<RawBackend>,
 }

@@ -72,6 +72,7 @@ pub(super) static SERVICE: Section = Section {
         "affinity",
         "spread_hot_sources",
         "flow_idle",
+        "failback",
         "probe",
         "backend",
     ],

@@ -6,7 +6,7 @@ use toml::Spanned;
 
 use super::{
     error::{ConfigError, ErrorKind},
-    model::{Affinity, Backend, Ports, Probe, ProbeKind, Protocol, Service, Share, Via},
+    model::{Affinity, Backend, Failback, Ports, Probe, ProbeKind, Protocol, Service, Share, Via},
     ports,
     raw::{RawBackend, RawService},
     reader::{Field, Fields, Sink, nearest, one_of},
@@ -61,6 +61,10 @@ pub(super) fn read(fields: &Fields<'_, '_>, sink: &Sink) -> RawService {
     let flow_idle = fields.read_or("flow_idle", Service::FLOW_IDLE, |field| {
         values::duration(field, FLOW_IDLE, sink)
     });
+    let failback = fields.read_or("failback", Failback::default(), |field| {
+        let ways = [("auto", Failback::Auto), ("manual", Failback::Manual)];
+        values::choice(field, &ways, sink)
+    });
     let probe = read_probe(fields, protocol, listed.as_ref(), sink);
     let backends = fields.tables(&sections::BACKEND, sink).unwrap_or_default();
     RawService {
@@ -72,6 +76,7 @@ pub(super) fn read(fields: &Fields<'_, '_>, sink: &Sink) -> RawService {
         affinity,
         spread_hot_sources,
         flow_idle,
+        failback,
         probe,
         backends: backends
             .iter()

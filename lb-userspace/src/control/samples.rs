@@ -391,7 +391,9 @@ pub(super) fn service(name: &str, vip: u8, backends: &[DesiredBackend]) -> Desir
         track: Track::Flows,
         spreads: false,
         flow_idle: IDLE,
+        held: None,
         backends: backends.to_vec(),
+        leaving: Vec::new(),
     }
 }
 
@@ -410,6 +412,7 @@ pub(super) fn backend(name: &str) -> DesiredBackend {
         healthy: true,
         mac: Some([2, 0, 0, 0, 0, last]),
         port: 0,
+        lost: false,
     }
 }
 

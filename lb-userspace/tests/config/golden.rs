@@ -99,6 +99,8 @@ golden! {
     value_case: BadValue, "protocol = \"tcp\"" => "protocol = \"TCP\"";
     value_affinity: BadValue, "ports = [80, 443]" => "ports = [80]\naffinity = \"source-ip\"";
     value_hot_share_without_unit: BadValue, "ports = [80, 443]" => "ports = [80]\naffinity = \"client\"\nspread_hot_sources = \"5\"";
+    value_failback: BadValue, "ports = [80, 443]" => "ports = [80]\nfailback = \"manuel\"";
+    type_failback: WrongType, "ports = [80, 443]" => "ports = [80]\nfailback = true";
     value_probe_type_later: BadValue, "type = \"http\"" => "type = \"https\"";
     value_probe_type_unknown: BadValue, "type = \"http\"" => "type = \"htp\"";
     value_duration: BadValue, "interval = \"1s\"" => "interval = \"1 parsec\"";

@@ -8,8 +8,8 @@ use std::{
 };
 
 use lb_userspace::config::{
-    Affinity, Backend, Config, ConfigErrors, Control, Limits, Node, Ports, Probe, ProbeKind,
-    Protocol, Service, Share, Unserved, Via, XdpMode,
+    Affinity, Backend, Config, ConfigErrors, Control, Failback, Limits, Node, Ports, Probe,
+    ProbeKind, Protocol, Service, Share, Unserved, Via, XdpMode,
 };
 use proptest::prelude::*;
 
@@ -254,7 +254,10 @@ fn config() -> impl Strategy<Value = Config> {
         ports(),
         prop::sample::select(&[Affinity::None, Affinity::Client, Affinity::Network][..]),
         prop::option::of((10_000..=1_000_000_u32).prop_map(Share)),
-        millis(1_000, 8 * 3_600_000),
+        (
+            millis(1_000, 8 * 3_600_000),
+            prop::sample::select(&[Failback::Auto, Failback::Manual][..]),
+        ),
         prop::option::of(probe()),
         backends,
     );
@@ -283,27 +286,29 @@ fn config() -> impl Strategy<Value = Config> {
                 .zip(0_u8..)
                 .filter(|((name, ..), _)| names.insert(name.clone()))
                 .map(
-                    |((name, tcp, ports, affinity, hot, flow_idle, probe, backends), number)| {
-                        Service {
-                            name,
-                            vip: IpAddr::V4(Ipv4Addr::new(192, 0, 2, number + 1)),
-                            protocol: if tcp { Protocol::Tcp } else { Protocol::Udp },
-                            ports,
-                            affinity,
-                            spread_hot_sources: hot.filter(|_| affinity != Affinity::None),
-                            flow_idle,
-                            probe,
-                            backends: backends
-                                .into_iter()
-                                .zip(0_u8..)
-                                .map(|((weight, priority), own)| Backend {
-                                    name: format!("b{number}-{own}"),
-                                    address: IpAddr::V4(Ipv4Addr::new(10, 0, number, own + 1)),
-                                    weight,
-                                    priority,
-                                })
-                                .collect(),
-                        }
+                    |(
+                        (name, tcp, ports, affinity, hot, (flow_idle, failback), probe, backends),
+                        number,
+                    )| Service {
+                        name,
+                        vip: IpAddr::V4(Ipv4Addr::new(192, 0, 2, number + 1)),
+                        protocol: if tcp { Protocol::Tcp } else { Protocol::Udp },
+                        ports,
+                        affinity,
+                        spread_hot_sources: hot.filter(|_| affinity != Affinity::None),
+                        flow_idle,
+                        failback,
+                        probe,
+                        backends: backends
+                            .into_iter()
+                            .zip(0_u8..)
+                            .map(|((weight, priority), own)| Backend {
+                                name: format!("b{number}-{own}"),
+                                address: IpAddr::V4(Ipv4Addr::new(10, 0, number, own + 1)),
+                                weight,
+                                priority,
+                            })
+                            .collect(),
                     },
                 )
                 .collect();

@@ -7,8 +7,8 @@ use std::{
 };
 
 use lb_userspace::config::{
-    Affinity, Backend, Config, Control, Limits, Node, Ports, Probe, ProbeKind, Protocol, Service,
-    Unserved, Via, XdpMode,
+    Affinity, Backend, Config, Control, Failback, Limits, Node, Ports, Probe, ProbeKind, Protocol,
+    Service, Unserved, Via, XdpMode,
 };
 
 use crate::{BASE, changed};
@@ -83,6 +83,7 @@ fn the_example_of_the_design_means_what_it_says() {
             affinity: Affinity::Client,
             spread_hot_sources: None,
             flow_idle: Duration::from_secs(900),
+            failback: Failback::Auto,
             probe: Some(Probe {
                 kind: ProbeKind::Tcp,
                 port: 25,
@@ -149,6 +150,7 @@ fn what_is_not_said_has_its_default() {
     let service = &config.services[0];
     assert_eq!(service.affinity, Affinity::None);
     assert_eq!(service.flow_idle, Duration::from_secs(900));
+    assert_eq!(service.failback, Failback::Auto);
     // The first port listed, not the lowest.
     assert_eq!(service.probe, Some(Probe::tcp(443)));
     assert_eq!(
