@@ -1,11 +1,12 @@
 //! What is in the maps when a packet comes: one description that fills the kernel's maps and plain memory alike.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use lb_common::{
-    abi::{ABI_VERSION, Bucket, Control, MAGIC, Port},
+    abi::{ABI_VERSION, Bucket, Control, HotLine, MAGIC, Port},
     flow::{FlowBucket, FlowKey, FlowState, Key, Phase, bucket_indices},
     hash::Seed,
+    hot::{HotState, HotWord, digest, line_of},
     pick::{Affinity, Backend, Slot},
     plain::{Capacity, PlainTables},
     service::{Directory, ServiceKey, ServiceValue},
@@ -69,6 +70,17 @@ pub struct Flow {
     pub phase: Phase,
 }
 
+/// A source that is spread by its ports, or was until lately.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hot {
+    /// The service's id.
+    pub service: u16,
+    /// The address, or the first one of the network, that picks.
+    pub source: IpAddr,
+    /// How its flows are picked.
+    pub state: HotState,
+}
+
 /// The content of all maps.
 #[derive(Clone, Debug, Default)]
 pub struct Fixture {
@@ -80,6 +92,8 @@ pub struct Fixture {
     pub ports: Vec<(u16, Port)>,
     /// Recorded flows, the first one silent for longest.
     pub flows: Vec<Flow>,
+    /// Hot sources; their services spread them.
+    pub hot: Vec<Hot>,
     /// Whether packets for unserved ports go to the host.
     pub unserved_pass: bool,
     /// Services of the lookup's other half, which is not in use.
@@ -105,6 +119,8 @@ pub trait Store {
     fn set_port(&mut self, number: u16, port: Port) -> Result<(), DataplaneError>;
     /// The flow table.
     fn flow_buckets(&self) -> &[FlowBucket];
+    /// The hot sources.
+    fn hot_lines(&self) -> &[HotLine];
 }
 
 impl Store for PlainTables {
@@ -127,6 +143,9 @@ impl Store for PlainTables {
     fn flow_buckets(&self) -> &[FlowBucket] {
         &self.flows
     }
+    fn hot_lines(&self) -> &[HotLine] {
+        &self.hot
+    }
 }
 
 impl Store for Maps {
@@ -147,6 +166,9 @@ impl Store for Maps {
     }
     fn flow_buckets(&self) -> &[FlowBucket] {
         Self::flow_buckets(self)
+    }
+    fn hot_lines(&self) -> &[HotLine] {
+        Self::hot_lines(self)
     }
 }
 
@@ -217,6 +239,13 @@ impl Fixture {
         self
     }
 
+    /// Adds a hot source.
+    #[must_use]
+    pub fn hot(mut self, hot: Hot) -> Self {
+        self.hot.push(hot);
+        self
+    }
+
     /// Writes all of it, over whatever was there, as of `now` (in units of [`lb_common::flow::TICK_NS`]).
     ///
     /// # Errors
@@ -245,12 +274,13 @@ impl Fixture {
             }
         }
 
+        self.write_hot(store);
         let control = store.control();
         control.magic.set(MAGIC);
         control.abi.set(ABI_VERSION);
         control.seed0.set(SEED.0[0]);
         control.seed1.set(SEED.0[1]);
-        let entries = self.write_tables(store);
+        let entries = self.spreading(self.write_tables(store));
         let stale = lookup_entries(&self.stale, &vec![0; self.stale.len()]);
         if self.blank {
             control.directory.set(0);
@@ -272,6 +302,35 @@ impl Fixture {
             write_flow(store.flow_buckets(), flow, now.wrapping_sub(silent * 4));
         }
         Ok(())
+    }
+
+    /// The services of hot sources are told to look for them.
+    fn spreading(
+        &self,
+        mut entries: Vec<(ServiceKey, ServiceValue)>,
+    ) -> Vec<(ServiceKey, ServiceValue)> {
+        for (key, value) in &mut entries {
+            let spreads = self.hot.iter().any(|hot| hot.service == value.id());
+            *value = value.spreading(spreads && key.protocol() != 0);
+        }
+        entries
+    }
+
+    fn write_hot(&self, store: &impl Store) {
+        let lines = store.hot_lines();
+        for way in lines.iter().flat_map(|line| &line.ways) {
+            way.set(0);
+        }
+        for hot in &self.hot {
+            let source = match hot.source {
+                IpAddr::V4(source) => source.to_ipv6_mapped(),
+                IpAddr::V6(source) => source,
+            };
+            let digest = digest(hot.service, source.into(), SEED);
+            let mut ways = lines[line_of(digest) as usize].ways.iter();
+            let way = ways.find(|way| way.get() == 0).expect("few hot sources");
+            way.set(HotWord::new(digest, hot.state).0);
+        }
     }
 
     fn write_tables(&self, store: &impl Store) -> Vec<(ServiceKey, ServiceValue)> {

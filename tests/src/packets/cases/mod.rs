@@ -3,6 +3,7 @@
 mod addressed;
 mod arp;
 mod cut;
+mod hot;
 mod icmp;
 mod ipv4;
 mod pick;
@@ -33,6 +34,7 @@ pub fn all() -> Vec<Case> {
         cut::cases(),
         pick::cases(),
         transition::cases(),
+        hot::cases(),
     ]
     .concat()
 }
