@@ -69,6 +69,8 @@ pub trait Address: Copy + Eq + Debug {
     fn find_flow<T: Tables>(tables: &T, key: FlowKey<Self>, hash: u64) -> FlowState;
     /// [`crate::flow::put_into_table`], by way of [`Tables`].
     fn put_flow<T: Tables>(tables: &T, key: FlowKey<Self>, hash: u64, state: FlowState) -> Put;
+    /// [`crate::forward::place_of_any`], by way of [`Tables`].
+    fn place_of_any<T: Tables>(tables: &T, service: ServiceValue, client: Self, ports: u32) -> u64;
     /// The address as IPv6, or IPv4 mapped (RFC 4291 section 2.5.5.2).
     fn mapped(self) -> Ipv6;
     /// The address as the standard library writes it.
@@ -143,6 +145,11 @@ impl Address for u32 {
     #[inline(always)]
     fn put_flow<T: Tables>(tables: &T, key: FlowKey<u32>, hash: u64, state: FlowState) -> Put {
         tables.put_flow4(key, hash, state)
+    }
+
+    #[inline(always)]
+    fn place_of_any<T: Tables>(tables: &T, service: ServiceValue, client: Self, ports: u32) -> u64 {
+        tables.place4(service, client, ports)
     }
 
     #[inline(always)]
@@ -249,6 +256,11 @@ impl Address for Ipv6 {
     #[inline(always)]
     fn put_flow<T: Tables>(tables: &T, key: FlowKey<Self>, hash: u64, state: FlowState) -> Put {
         tables.put_flow6(key, hash, state)
+    }
+
+    #[inline(always)]
+    fn place_of_any<T: Tables>(tables: &T, service: ServiceValue, client: Self, ports: u32) -> u64 {
+        tables.place6(service, client, ports)
     }
 
     #[inline(always)]

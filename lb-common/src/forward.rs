@@ -184,12 +184,10 @@ fn pick<P: Packet, T: Tables, A: Address>(
     from_somebody(flow.client, flow.destination)?;
 
     let seed = control.seed();
-    if features.has(Features::SPREAD) && service.spreads() {
-        hot::sample(tables, service, flow.client);
-    }
     let Place {
         slot,
         in_transition,
+        ..
     } = place_of(tables, service, flow.client, flow.ports, control)?;
     let always = features.has(Features::TRACK_ALWAYS) && service.track() == Track::Always;
     let number = if in_transition || always {
@@ -255,6 +253,44 @@ pub struct Place {
     pub slot: Slot,
     /// Whether the flow table decides.
     pub in_transition: bool,
+    /// Whether the source is hot, or was until lately.
+    pub hot: bool,
+}
+
+impl Place {
+    const IN_TRANSITION: u64 = 1 << 32;
+    const HOT: u64 = 1 << 33;
+    const NOWHERE: u64 = 1 << 34;
+
+    /// What [`Self::from_number`] takes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn number(place: Result<Self, Verdict>) -> u64 {
+        match place {
+            Ok(place) => {
+                place.slot.0 as u64
+                    | (place.in_transition as u64) << Self::IN_TRANSITION.ilog2()
+                    | (place.hot as u64) << Self::HOT.ilog2()
+            }
+            Err(_) => Self::NOWHERE,
+        }
+    }
+
+    /// The place of this number.
+    ///
+    /// # Errors
+    /// [`Verdict::Inconsistent`] where the maps do not fit together.
+    #[inline(always)]
+    pub const fn from_number(number: u64) -> Result<Self, Verdict> {
+        if number & Self::NOWHERE != 0 {
+            return Err(Verdict::Inconsistent);
+        }
+        Ok(Self {
+            slot: Slot(number as u32),
+            in_transition: number & Self::IN_TRANSITION != 0,
+            hot: number & Self::HOT != 0,
+        })
+    }
 }
 
 /// The slot of a flow, or what stands for it where its source is hot.
@@ -269,53 +305,63 @@ pub fn place_of<A: Address, T: Tables>(
     ports: u32,
     control: &Control,
 ) -> Result<Place, Verdict> {
-    let hot = hot_of(tables, service, client, control);
-    let affinity = |spread| {
-        if spread { A::NONE } else { service.affinity() }
+    if tables.features().has(Features::SPREAD) && service.spreads() {
+        return Place::from_number(A::place_of_any(tables, service, client, ports));
+    }
+    let affinity = service.affinity();
+    let slot = slot_of(tables, service, affinity, client, ports, control)?;
+    Ok(Place {
+        slot,
+        in_transition: slot.in_transition(),
+        hot: false,
+    })
+}
+
+/// The place of a flow whose source may be hot: [`Place::number`]. The source is sampled on the way.
+#[inline(always)]
+pub fn place_of_any<A: Address, T: Tables>(
+    tables: &T,
+    service: ServiceValue,
+    client: A,
+    ports: u32,
+) -> u64 {
+    Place::number(place_in_tables(tables, service, client, ports))
+}
+
+#[inline(always)]
+fn place_in_tables<A: Address, T: Tables>(
+    tables: &T,
+    service: ServiceValue,
+    client: A,
+    ports: u32,
+) -> Result<Place, Verdict> {
+    let control = tables.control().ok_or(Verdict::Inconsistent)?;
+    let network = client.network(service.affinity().prefix);
+    hot::sample(tables, service.id(), network);
+    let state = hot::find(tables, service.id(), network, control.seed());
+    if state != HotState::COLD {
+        let source = network.addr();
+        tables.note(Step::Hot { source, state });
+    }
+    let slot = |spread| {
+        let affinity = if spread { A::NONE } else { service.affinity() };
+        slot_of(tables, service, affinity, client, ports, control)
     };
-    let slot = slot_of(
-        tables,
-        service,
-        affinity(hot.spreads()),
-        client,
-        ports,
-        control,
-    )?;
-    if !hot.in_transition() {
+    let now = slot(state.spreads())?;
+    if !state.in_transition() {
         return Ok(Place {
-            slot,
-            in_transition: slot.in_transition(),
+            slot: now,
+            in_transition: now.in_transition(),
+            hot: state != HotState::COLD,
         });
     }
-    let before = affinity(hot.spread_before());
-    let before = slot_of(tables, service, before, client, ports, control)?;
-    let slot = hot::joined(slot, before);
+    let slot = hot::joined(now, slot(state.spread_before())?);
     tables.note(Step::HotSlot { slot });
     Ok(Place {
         slot,
         in_transition: true,
+        hot: true,
     })
-}
-
-/// Whether a client is one of a source that is spread by its ports, or was until lately.
-#[inline(always)]
-fn hot_of<A: Address, T: Tables>(
-    tables: &T,
-    service: ServiceValue,
-    client: A,
-    control: &Control,
-) -> HotState {
-    if !tables.features().has(Features::SPREAD) || !service.spreads() {
-        return HotState::COLD;
-    }
-    let state = hot::find(tables, service, client, control.seed());
-    if state != HotState::COLD {
-        tables.note(Step::Hot {
-            source: client.network(service.affinity().prefix).addr(),
-            state,
-        });
-    }
-    state
 }
 
 /// The slot that a source picks.
@@ -445,23 +491,20 @@ fn alone<A: Address, T: Tables>(
     if service.affinity().ports || recorded_track(tables.features(), service) == Track::Always {
         return Err(Verdict::Fragment);
     }
-    if hot_of(tables, service, fragment.client, control) != HotState::COLD {
+    let Place {
+        slot,
+        in_transition,
+        hot,
+    } = place_of(tables, service, fragment.client, 0, control)?;
+    if hot {
         // Its pick needs the ports, or did for older flows.
         return Err(Verdict::Fragment);
     }
-    let slot = slot_of(
-        tables,
-        service,
-        service.affinity(),
-        fragment.client,
-        0,
-        control,
-    )?;
     // Of UDP that is not QUIC no flow is recorded: it goes to the new pick at once, unless its client is recorded.
     let unrecorded = fragment.protocol != PROTO_TCP
         && recorded_track(tables.features(), service) == Track::Changes
         && !(tables.features().has(Features::CLIENTS) && service.clients());
-    if slot.in_transition() && !unrecorded {
+    if in_transition && !unrecorded {
         return Err(Verdict::Fragment);
     }
     tables.note(Step::FragmentAlone);

@@ -10,7 +10,6 @@ use crate::abi::{HOT_LINES, HOT_WAYS, HotLine, SAMPLES_IN_RING};
 use crate::address::{Address, Ipv6};
 use crate::hash::{Seed, fold, mix_flow};
 use crate::pick::Slot;
-use crate::service::ServiceValue;
 use crate::tables::Tables;
 
 /// How the flows of a source are picked: bit 0 whether new ones are spread, 1 whether those were that are older than the
@@ -146,16 +145,10 @@ fn state_in(line: &HotLine, digest: u64) -> HotState {
     HotState(state & HotWord::STATE as u8)
 }
 
-/// How the flows of a client are picked.
+/// How the flows of a source are picked: an address, or the network that picks.
 #[inline(always)]
-pub fn find<A: Address, T: Tables>(
-    tables: &T,
-    service: ServiceValue,
-    client: A,
-    seed: Seed,
-) -> HotState {
-    let source = client.network(service.affinity().prefix).mapped();
-    let digest = digest(service.id(), source, seed);
+pub fn find<A: Address, T: Tables>(tables: &T, service: u16, network: A, seed: Seed) -> HotState {
+    let digest = digest(service, network.mapped(), seed);
     match tables.hot_line(line_of(digest)) {
         Some(line) => state_in(line, digest),
         None => HotState::COLD,
@@ -180,7 +173,7 @@ pub const SAMPLE_SHIFT: u32 = 4;
 
 /// Counts a packet of a service that spreads hot sources, and writes its source down if it is the turn of this one.
 #[inline(always)]
-pub fn sample<A: Address, T: Tables>(tables: &T, service: ServiceValue, client: A) {
+pub fn sample<A: Address, T: Tables>(tables: &T, service: u16, network: A) {
     /// The golden ratio's bits: the packets whose product is small are as many in any stretch of them, but not evenly
     /// apart, so that no regular traffic falls in step with them.
     const TURN: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -196,13 +189,13 @@ pub fn sample<A: Address, T: Tables>(tables: &T, service: ServiceValue, client: 
         return;
     }
     let taken = ring.taken.get().wrapping_add(1);
-    let source = client.network(service.affinity().prefix).mapped();
+    let source = network.mapped();
     let sample = &ring.samples[(taken % SAMPLES_IN_RING) as usize];
     // Nobody takes a sample for whole whose words are of two.
     sample.stamp.set(0);
     sample.high.set(source.high);
     sample.low.set(source.low);
-    sample.stamp.set(taken << 16 | service.id() as u64);
+    sample.stamp.set(taken << 16 | service as u64);
     ring.taken.set(taken);
 }
 
@@ -213,8 +206,11 @@ mod tests {
 
     use super::*;
     use crate::abi::SampleRing;
-    use crate::pick::Affinity;
+    use crate::forward::{Place, place_of};
+    use crate::pick::{Affinity, hash_of, slot_index};
     use crate::plain::{Capacity, Instance, PlainTables};
+    use crate::service::ServiceValue;
+    use crate::verdict::Verdict;
 
     const SEED: Seed = Seed([0x0123_4567_89ab_cdef, 0x1357_9bdf_0246_8ace]);
 
@@ -249,25 +245,24 @@ mod tests {
     #[test]
     fn found_in_any_way_and_nowhere_else() {
         let tables = PlainTables::new(Capacity::default(), Instance::default());
-        let service = |id| ServiceValue::new(id, 0, 1, Affinity::NETWORK_IPV4);
-        let client = 0xc000_0207u32;
-        let of = digest(3, 0xc000_0200u32.mapped(), SEED);
+        let network = 0xc000_0200u32;
+        let of = digest(3, network.mapped(), SEED);
         let line = &tables.hot[line_of(of) as usize];
         for way in 0..HOT_WAYS {
             for state in [HotState::SPREAD, HotState::COLD.turned(true), HotState(7)] {
                 line.ways[way].set(HotWord::new(of, state).0);
                 line.ways[(way + 1) % HOT_WAYS].set(HotWord::new(!of, HotState(7)).0);
-                assert_eq!(find(&tables, service(3), client, SEED), state);
-                assert_eq!(find(&tables, service(4), client, SEED), HotState::COLD);
+                assert_eq!(find(&tables, 3, network, SEED), state);
+                assert_eq!(find(&tables, 4, network, SEED), HotState::COLD);
                 assert_eq!(
-                    find(&tables, service(3), 0xc000_0307u32, SEED),
+                    find(&tables, 3, 0xc000_0300u32, SEED),
                     HotState::COLD,
                     "another network"
                 );
             }
             line.ways[way].set(0);
             line.ways[(way + 1) % HOT_WAYS].set(0);
-            assert_eq!(find(&tables, service(3), client, SEED), HotState::COLD);
+            assert_eq!(find(&tables, 3, network, SEED), HotState::COLD);
         }
     }
 
@@ -282,18 +277,78 @@ mod tests {
         assert_eq!(joined((0, 0), (0, 0)), Slot::new(0, 0));
     }
 
+    /// Both families, in each state: which slot, and whether the flow table decides.
+    #[test]
+    fn places_of_both_families() {
+        let four = |prefix| Affinity {
+            prefix,
+            ports: false,
+        };
+        let client = Ipv6 {
+            high: 0x2001_0db8_0001_0203,
+            low: 0x1234,
+        };
+        places(0xc000_0207u32, four(32));
+        places(0xc000_0207u32, four(24));
+        places(client, Affinity::CLIENT_IPV6);
+        places(client, Affinity::NETWORK_IPV6);
+    }
+
+    fn places<A: Address>(client: A, affinity: Affinity) {
+        const BITS: u8 = 8;
+        let tables = PlainTables::new(Capacity::default(), Instance::default());
+        tables.control.seed0.set(SEED.0[0]);
+        tables.control.seed1.set(SEED.0[1]);
+        let service = ServiceValue::new(3, 16, BITS, affinity).spreading(true);
+        // Ports that lead elsewhere than the affinity, alone and with the network.
+        let index =
+            |affinity, ports| slot_index(hash_of(affinity, client, ports, SEED), u32::from(BITS));
+        let of_client = index(affinity, 0);
+        let ports = (1..)
+            .find(|ports| index(A::NONE, *ports) != of_client)
+            .unwrap();
+        let (before, after) = (Slot::settled(1), Slot::new(2, 3));
+        tables.set_slot(16 + of_client, before);
+        tables.set_slot(16 + index(A::NONE, ports), after);
+        let network = client.network(affinity.prefix);
+        let of = digest(3, network.mapped(), SEED);
+        let place = |state| {
+            tables.hot[line_of(of) as usize].ways[5].set(HotWord::new(of, state).0);
+            place_of(&tables, service, client, ports, &tables.control)
+        };
+        let at = |slot: Slot, in_transition, hot| {
+            Ok(Place {
+                slot,
+                in_transition,
+                hot,
+            })
+        };
+        let going = HotState::COLD.turned(true);
+        assert_eq!(place(HotState::COLD), at(before, false, false));
+        assert_eq!(place(HotState::SPREAD), at(after, true, true));
+        assert_eq!(place(going), at(Slot::new(2, 1), true, true));
+        assert_eq!(place(going.turned(false)), at(Slot::new(1, 1), true, true));
+        assert_eq!(
+            place(HotState::SPREAD.turned(false)),
+            at(Slot::new(1, 3), true, true)
+        );
+        let nowhere = ServiceValue::new(3, 1 << 25, BITS, affinity).spreading(true);
+        let place = place_of(&tables, nowhere, client, ports, &tables.control);
+        assert_eq!(place, Err(Verdict::Inconsistent));
+        assert_eq!(tables.samples[0].packets.get(), 6);
+    }
+
     /// One packet in sixteen in any stretch of them, whatever the traffic's rhythm.
     #[test]
     fn samples_are_fair_to_regular_traffic() {
         let tables = PlainTables::new(Capacity::default(), Instance::default());
-        let service = ServiceValue::new(9, 0, 1, Affinity::CLIENT_IPV4);
         let ring = &tables.samples[0];
         for rhythm in [2u32, 3, 8, 16, 17, 32, 64, 100] {
             let mut counts: BTreeMap<u32, u32> = BTreeMap::new();
             let packets = rhythm * 4000;
             let mut read = ring.taken.get();
             for packet in 0..packets {
-                sample(&tables, service, 0x0a00_0000 + packet % rhythm);
+                sample(&tables, 9, 0x0a00_0000 + packet % rhythm);
                 if ring.taken.get() != read {
                     read += 1;
                     let sample = &ring.samples[(read % SAMPLES_IN_RING) as usize];

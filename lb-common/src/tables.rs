@@ -6,6 +6,7 @@ use crate::abi::{Bucket, Control, HotLine, Port, SampleRing, Vip6};
 use crate::address::Ipv6;
 use crate::features::Features;
 use crate::flow::{self, FlowBucket, FlowBucket6, FlowKey, FlowName, FlowState, Put};
+use crate::forward;
 use crate::fragment::FragmentKey;
 use crate::hot::HotState;
 use crate::pick::{Backend, Slot};
@@ -205,7 +206,7 @@ pub trait Tables {
 
     /// A flow's record.
     ///
-    /// This and the next five are here so that the kernel's tables can make functions of their own of them, which the
+    /// This and the next seven are here so that the kernel's tables can make functions of their own of them, which the
     /// verifier proves once instead of once for every way that leads there.
     #[inline(always)]
     fn find_flow4(&self, key: FlowKey<u32>, hash: u64) -> FlowState
@@ -258,6 +259,24 @@ pub trait Tables {
         Self: Sized,
     {
         flow::put_into_table(self, key, hash, state)
+    }
+
+    /// The place of an IPv4 client's flow whose source may be hot.
+    #[inline(always)]
+    fn place4(&self, service: ServiceValue, client: u32, ports: u32) -> u64
+    where
+        Self: Sized,
+    {
+        forward::place_of_any(self, service, client, ports)
+    }
+
+    /// The place of an IPv6 client's flow whose source may be hot.
+    #[inline(always)]
+    fn place6(&self, service: ServiceValue, client: Ipv6, ports: u32) -> u64
+    where
+        Self: Sized,
+    {
+        forward::place_of_any(self, service, client, ports)
     }
 
     /// Counts a packet of `bytes` bytes that goes to `backend`.

@@ -22,6 +22,7 @@ use lb_common::{
     fragment::FragmentKey,
     memory::Word64,
     pick::{Backend, Slot},
+    service::ServiceValue,
     tables::{Event, Tables},
     verdict::Verdict,
 };
@@ -259,6 +260,17 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn put_fragment(&self, key: FragmentKey, hash: u64, state: FlowState) -> Put {
         Put::from_number(functions::put_fragment(key.digest, hash, state.0))
+    }
+
+    #[inline(always)]
+    fn place4(&self, service: ServiceValue, client: u32, ports: u32) -> u64 {
+        let endpoints = u64::from(client) << 32 | u64::from(ports);
+        functions::place4(service.0, endpoints)
+    }
+
+    #[inline(always)]
+    fn place6(&self, service: ServiceValue, client: Ipv6, ports: u32) -> u64 {
+        functions::place6(service.0, client.high, client.low, ports)
     }
 
     #[inline(always)]

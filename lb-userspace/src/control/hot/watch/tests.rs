@@ -5,7 +5,6 @@ use lb_common::{
     hot::{HotState, sample},
     pick::Affinity,
     plain::{Capacity, Instance, PlainTables},
-    service::ServiceValue,
 };
 
 use super::*;
@@ -41,7 +40,6 @@ impl Scene {
 
     /// Half a second of packets, `percent` of them from one address and the others from a thousand.
     fn half_second(&mut self, packets: u32, percent: u32) -> Vec<Judgement> {
-        let service = ServiceValue::new(SERVICE, 0, 1, Affinity::CLIENT_IPV4);
         for _ in 0..packets {
             self.sent += 1;
             let client = if self.sent * 37 % 100 < percent {
@@ -49,7 +47,7 @@ impl Scene {
             } else {
                 0x0a00_0000 + self.sent % 1000
             };
-            sample(&self.tables, service, client);
+            sample(&self.tables, SERVICE, client);
         }
         self.now += 500;
         self.watch.read(&self.tables.samples, self.now);
@@ -198,9 +196,8 @@ fn what_a_ring_could_not_keep_counts_by_its_newest() {
 #[test]
 fn what_was_there_before_is_not_read() {
     let scene = Scene::new();
-    let service = ServiceValue::new(SERVICE, 0, 1, Affinity::CLIENT_IPV4);
     for _ in 0..10_000 {
-        sample(&scene.tables, service, NAT);
+        sample(&scene.tables, SERVICE, NAT);
     }
     let mut watch = Watch::from_now_on(&scene.tables.samples);
     watch.read(&scene.tables.samples, 1);
