@@ -34,8 +34,12 @@ pub struct Actual {
     ids: HashMap<String, u16>,
     /// Service id -> backend name -> numbers: several where an address changed and the old one is leaving.
     members: BTreeMap<u16, BTreeMap<String, Vec<u16>>>,
-    /// Services with a slot in transition.
-    unsettled: BTreeSet<u16>,
+    /// Service id -> how many of its slots are in transition, where there are any.
+    unsettled: BTreeMap<u16, u32>,
+    /// Backend number -> how many slots name it.
+    named: Vec<Named>,
+    /// Backends that drain or leave.
+    ending: BTreeSet<u16>,
     retired: Retired,
     hot: BTreeMap<Source, HotSource>,
     directory: Directory,
@@ -47,6 +51,15 @@ pub struct Actual {
     pub backend_capacity: u32,
     /// log2 of the buckets in one half of the service lookup.
     pub bucket_bits: u8,
+}
+
+/// How many slots of all tables name a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Named {
+    /// As the current one.
+    pub current: u32,
+    /// As the previous one.
+    pub previous: u32,
 }
 
 /// What has no owner any more, but may still be named by the record of a flow: a new owner would inherit flows that are not
@@ -100,15 +113,6 @@ impl ActualService {
     #[must_use]
     pub fn value(&self, id: u16) -> ServiceValue {
         ServiceValue::new(id, self.offset, self.bits, self.affinity).spreading(self.spreads)
-    }
-
-    /// How many slots are in transition.
-    #[must_use]
-    pub fn in_transition(&self) -> usize {
-        self.slots
-            .iter()
-            .filter(|slot| slot.in_transition())
-            .count()
     }
 }
 
@@ -203,7 +207,9 @@ impl Actual {
             backends: BTreeMap::new(),
             ids: HashMap::new(),
             members: BTreeMap::new(),
-            unsettled: BTreeSet::new(),
+            unsettled: BTreeMap::new(),
+            named: vec![Named::default(); 1 << 16],
+            ending: BTreeSet::new(),
             retired: Retired::default(),
             hot: BTreeMap::new(),
             directory: Directory(0),
@@ -229,8 +235,33 @@ impl Actual {
     /// The services with a slot in transition.
     pub fn unsettled(&self) -> impl Iterator<Item = (u16, &ActualService)> {
         self.unsettled
-            .iter()
+            .keys()
             .filter_map(|id| Some((*id, self.services.get(id)?)))
+    }
+
+    /// How many slots of a service are in transition.
+    #[must_use]
+    pub fn in_transition(&self, service: u16) -> u32 {
+        self.unsettled.get(&service).copied().unwrap_or(0)
+    }
+
+    /// How many slots name a backend.
+    #[must_use]
+    pub fn named(&self, number: u16) -> Named {
+        self.named[usize::from(number)]
+    }
+
+    /// Whether any slot names a backend.
+    #[must_use]
+    pub fn is_named(&self, number: u16) -> bool {
+        self.named(number) != Named::default()
+    }
+
+    /// The backends that drain or leave, by number.
+    pub fn ending(&self) -> impl Iterator<Item = (u16, &ActualBackend)> {
+        self.ending
+            .iter()
+            .filter_map(|number| Some((*number, self.backends.get(number)?)))
     }
 
     /// The sources that are spread by their ports, or were until lately.
@@ -239,10 +270,15 @@ impl Actual {
         &self.hot
     }
 
+    /// The hot sources of a service.
+    pub fn hot_of(&self, service: u16) -> impl Iterator<Item = (&Source, &HotSource)> {
+        self.hot.range(Source::range(service))
+    }
+
     /// Whether a source of this service is hot, or was until lately.
     #[must_use]
     pub fn has_hot(&self, service: u16) -> bool {
-        self.hot.keys().any(|source| source.service == service)
+        self.hot_of(service).next().is_some()
     }
 
     /// What may not have a new owner yet.
@@ -315,14 +351,19 @@ impl Actual {
                 let Some(service) = self.services.get_mut(id) else {
                     return;
                 };
+                let mut unsettled = self.unsettled.get(id).copied().unwrap_or(0);
                 for (index, slot) in changes {
-                    service.slots[*index as usize] = *slot;
+                    let old = std::mem::replace(&mut service.slots[*index as usize], *slot);
                     service.changed[*index as usize] = now;
+                    uncount(&mut self.named, old);
+                    count(&mut self.named, *slot);
+                    unsettled = unsettled + u32::from(slot.in_transition())
+                        - u32::from(old.in_transition());
                 }
                 if built_for.is_some() {
                     service.built_for.clone_from(built_for);
                 }
-                self.index_transitions(*id);
+                self.set_unsettled(*id, unsettled);
             }
             Op::Service { id, service } => self.insert_service(*id, service.clone()),
             Op::RemoveService { id } => {
@@ -330,6 +371,9 @@ impl Actual {
                     self.regions.release(old.offset);
                     self.ids.remove(&old.name);
                     self.unsettled.remove(id);
+                    old.slots
+                        .iter()
+                        .for_each(|slot| uncount(&mut self.named, *slot));
                 }
                 self.retired.services.insert(*id);
             }
@@ -362,23 +406,33 @@ impl Actual {
         }
     }
 
-    /// Dates what changed at `began` or later to `ended`: until its last store was done, packets saw the state before.
-    pub fn redate(&mut self, service: u16, began: Millis, ended: Millis) {
-        let hot = self.hot.iter_mut().filter(|(of, _)| of.service == service);
-        for (_, hot) in hot.filter(|(_, hot)| hot.changed >= began) {
-            hot.changed = ended;
-        }
-        if let Some(service) = self.services.get_mut(&service) {
-            for changed in service.changed.iter_mut().filter(|c| **c >= began) {
-                *changed = ended;
+    /// Dates what an operation changed at `began` or later to `ended`: until its last store was done, packets saw the state
+    /// before.
+    pub fn redate(&mut self, op: &Op, began: Millis, ended: Millis) {
+        match op {
+            Op::Slots {
+                service, changes, ..
+            } => {
+                if let Some(service) = self.services.get_mut(service) {
+                    for (index, _) in changes {
+                        service.changed[*index as usize] = ended;
+                    }
+                }
             }
+            Op::Service { id, .. } => {
+                if let Some(service) = self.services.get_mut(id) {
+                    for changed in service.changed.iter_mut().filter(|c| **c >= began) {
+                        *changed = ended;
+                    }
+                }
+            }
+            Op::Hot { source, .. } => {
+                if let Some(hot) = self.hot.get_mut(source) {
+                    hot.changed = ended;
+                }
+            }
+            _ => {}
         }
-    }
-
-    /// Takes in what is pinned: the words of the lookup, and what must not have a new owner yet.
-    pub(super) fn take_over(&mut self, directory: Directory, retired: Retired) {
-        self.directory = directory;
-        self.retired = retired;
     }
 
     /// Notes a hot source's share as measured last.
@@ -392,17 +446,31 @@ impl Actual {
         self.hot.insert(source, hot);
     }
 
+    /// Takes in what is pinned: the words of the lookup, and what must not have a new owner yet.
+    pub(super) fn take_over(&mut self, directory: Directory, retired: Retired) {
+        self.directory = directory;
+        self.retired = retired;
+    }
+
     pub(super) fn insert_service(&mut self, id: u16, service: ActualService) {
         if let Some(old) = self.services.get(&id) {
             if (old.offset, old.bits) != (service.offset, service.bits) {
                 self.regions.release(old.offset);
             }
             self.ids.remove(&old.name);
+            old.slots
+                .iter()
+                .for_each(|slot| uncount(&mut self.named, *slot));
         }
         self.regions.occupy(service.offset, service.bits);
         self.ids.insert(service.name.clone(), id);
+        let mut unsettled = 0;
+        for slot in &service.slots {
+            count(&mut self.named, *slot);
+            unsettled += u32::from(slot.in_transition());
+        }
         self.services.insert(id, service);
-        self.index_transitions(id);
+        self.set_unsettled(id, unsettled);
     }
 
     pub(super) fn insert_backend(&mut self, number: u16, backend: ActualBackend) {
@@ -413,6 +481,12 @@ impl Actual {
             .entry(backend.name.clone())
             .or_default()
             .push(number);
+        if matches!(
+            backend.state,
+            BackendState::Draining | BackendState::Leaving
+        ) {
+            self.ending.insert(number);
+        }
         self.backends.insert(number, backend);
     }
 
@@ -420,6 +494,7 @@ impl Actual {
         let Some(old) = self.backends.remove(&number) else {
             return;
         };
+        self.ending.remove(&number);
         let Some(names) = self.members.get_mut(&old.service) else {
             return;
         };
@@ -434,15 +509,25 @@ impl Actual {
         }
     }
 
-    fn index_transitions(&mut self, id: u16) {
-        let unsettled = self
-            .services
-            .get(&id)
-            .is_some_and(|service| service.slots.iter().any(|slot| slot.in_transition()));
-        if unsettled {
-            self.unsettled.insert(id);
-        } else {
+    fn set_unsettled(&mut self, id: u16, slots: u32) {
+        if slots == 0 {
             self.unsettled.remove(&id);
+        } else {
+            self.unsettled.insert(id, slots);
         }
+    }
+}
+
+fn count(named: &mut [Named], slot: Slot) {
+    named[usize::from(slot.current())].current += 1;
+    if slot.in_transition() {
+        named[usize::from(slot.previous())].previous += 1;
+    }
+}
+
+fn uncount(named: &mut [Named], slot: Slot) {
+    named[usize::from(slot.current())].current -= 1;
+    if slot.in_transition() {
+        named[usize::from(slot.previous())].previous -= 1;
     }
 }

@@ -1,50 +1,48 @@
 //! The daemon: one loop that takes events in, reconciles, and has the result done.
 
+mod events;
+mod follow;
+mod requests;
+mod sources;
+mod sweeping;
+
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    collections::{BTreeSet, VecDeque},
     path::PathBuf,
-    process,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, anyhow};
-use lb_common::abi::BackendState;
 use tokio::{
     select,
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot},
+    task::yield_now,
     time::{MissedTickBehavior, interval},
 };
 use tracing::{error, info, warn};
 
+use self::follow::Follow;
 use super::{
     actual::{Millis, Op},
-    announce::{announce, announce_hot},
+    announce::announce,
     decisions::Decisions,
     execute::Done,
-    fixed::fixed_while_running,
-    hot::{
-        turn,
-        watch::{Judgement, Watch},
-    },
-    knowledge::{Knowledge, Neighbour, PortState},
-    orders::{self, Order, Refusal, Until},
-    probe_routes,
-    reconcile::{Scope, TooSmall, reconcile},
-    report,
+    hot::watch::Watch,
+    knowledge::Knowledge,
+    orders, probe_routes,
+    reconcile::{Scope, reconcile},
+    report::{self, Report},
     startup::{self, Running},
-    sweep::{Sweep, sweep},
+    sweep::Budget,
+    sweeper::Sweeper,
 };
 use crate::{
-    api::{
-        DrainTimeout, InterfaceStatus, LastApply, NodeStatus, Request, Response, Target, http,
-        server,
-    },
+    api::{ApplyKind, LastApply, Request, Response, http, server},
     config::{ConfigFile, check_host},
-    dataplane::{DataplaneError, attach, clock::coarse_ticks},
+    dataplane::{DataplaneError, attach},
     health::{ProbeReport, Prober},
-    neighbour::{self, Netlink, NetworkEvent, Resolver, Target as NeighbourTarget, vip_route},
+    neighbour::{self, Netlink, NetworkEvent, Resolver, vip_route},
 };
 
 /// How `run` was called.
@@ -97,16 +95,7 @@ pub async fn run(options: Options) -> Result<()> {
         // Nothing is left of the flows that a later priority was held for.
         decisions.held.clear();
     }
-    let knowledge = Knowledge {
-        config: file.config,
-        leaving: BTreeMap::new(),
-        decisions,
-        health: std::collections::HashMap::new(),
-        neighbours: std::collections::HashMap::new(),
-        ports,
-        facts,
-        opening: !running.adopted,
-    };
+    let knowledge = Knowledge::new(file.config, decisions, ports, facts, !running.adopted);
     let watch = Watch::from_now_on(running.executor.maps.sample_rings());
     let mut daemon = Daemon {
         options,
@@ -116,7 +105,9 @@ pub async fn run(options: Options) -> Result<()> {
         resolver,
         prober: Prober::new(reports),
         netlink: Netlink::open().context("opening netlink")?,
-        swept: Sweep::default(),
+        sweeper: Sweeper::default(),
+        followed: Follow::default(),
+        reports: VecDeque::new(),
         started,
         started_at: SystemTime::now(),
         last_apply: None,
@@ -126,15 +117,17 @@ pub async fn run(options: Options) -> Result<()> {
     daemon.knowledge.adopt_leaving(actual);
     let probes = daemon.knowledge.probes(actual);
     daemon.knowledge.keep_health(actual, &probes);
-    // What a killed controller left without an owner is free again before new owners are looked for: the first look clears
-    // its records, the second finds it named nowhere.
-    daemon.sweep()?;
-    daemon.sweep()?;
-    daemon.change("start", Instant::now(), Touched::All)?;
-    daemon.follow();
+    if daemon.running.adopted {
+        // What a killed controller left without an owner is free again before new owners are looked for: the first look
+        // clears its records, the second finds it named nowhere.
+        daemon.sweep_all()?;
+        daemon.sweep_all()?;
+    }
+    daemon.change(&Cause::new(ApplyKind::Start, "start"), Touched::All)?;
+    daemon.follow_all();
     undo.pin_path = None;
     probe_routes::prepare(&daemon.netlink, &daemon.knowledge).await;
-    if let Some(address) = daemon.knowledge.config.control.http {
+    if let Some(address) = daemon.knowledge.config().control.http {
         match http::bind(address).await {
             Ok(listener) => {
                 tokio::spawn(http::serve(listener, questions.clone()));
@@ -149,7 +142,7 @@ pub async fn run(options: Options) -> Result<()> {
     info!(
         version = env!("CARGO_PKG_VERSION"),
         config = %daemon.options.config.display(),
-        services = daemon.knowledge.config.services.len(),
+        services = daemon.knowledge.config().services.len(),
         "running"
     );
     let result = daemon.work(reported, happened, asked).await;
@@ -191,6 +184,24 @@ enum Touched<'a> {
     Only(&'a BTreeSet<String>),
 }
 
+/// Why something is changed, and when that became known.
+#[derive(Clone, Debug)]
+struct Cause {
+    kind: ApplyKind,
+    text: String,
+    since: Instant,
+}
+
+impl Cause {
+    fn new(kind: ApplyKind, text: impl Into<String>) -> Self {
+        Self {
+            kind,
+            text: text.into(),
+            since: Instant::now(),
+        }
+    }
+}
+
 struct Daemon {
     options: Options,
     running: Running,
@@ -198,8 +209,11 @@ struct Daemon {
     resolver: Resolver,
     prober: Prober,
     netlink: Netlink,
-    swept: Sweep,
+    sweeper: Sweeper,
+    followed: Follow,
     watch: Watch,
+    /// Each status that is being put together, and for whom.
+    reports: VecDeque<(Report, oneshot::Sender<Response>)>,
     started: Instant,
     started_at: SystemTime,
     last_apply: Option<LastApply>,
@@ -237,17 +251,22 @@ impl Daemon {
                     self.on_network(events).await?;
                 }
                 Some((request, answer)) = asked.recv() => {
-                    let response = self.on_request(request).await?;
-                    // Whoever asked may have gone.
-                    let _ = answer.send(response);
+                    self.on_request(request, answer).await?;
                 }
                 _ = hangup.recv() => match self.reload().await? {
                     Response::Refused { message } => error!(%message, "reload refused; everything stays as it is"),
                     _ => info!("reloaded"),
                 },
                 _ = sweeping.tick() => {
-                    self.watch()?;
-                    self.sweep()?;
+                    self.watch_sources()?;
+                    self.begin_sweep();
+                }
+                // Last: whatever else has happened comes first. Yielding lets the tasks of probes and clients go on as well.
+                () = yield_now(), if self.sweeper.is_active() || !self.reports.is_empty() => {
+                    self.tell_piece()?;
+                    if self.sweeper.is_active() {
+                        self.sweep_piece(Budget::PIECE)?;
+                    }
                 }
             }
             self.end_opening()?;
@@ -266,7 +285,8 @@ impl Daemon {
                 || self.knowledge.all_judged(&self.running.executor.actual))
         {
             self.knowledge.opening = false;
-            self.change("the first answers", Instant::now(), Touched::All)?;
+            let cause = Cause::new(ApplyKind::Start, "the first answers");
+            self.change(&cause, Touched::All)?;
         }
         Ok(())
     }
@@ -277,21 +297,24 @@ impl Daemon {
         if due.is_empty() {
             return Ok(());
         }
-        let since = Instant::now();
-        // Counted here, and ended by the next thing that is done.
-        self.swept.quiet = false;
-        self.sweep()?;
-        let actual = &self.running.executor.actual;
-        let decisions = orders::end_drains(&self.knowledge.decisions, &due, actual, &self.swept);
-        self.knowledge.decisions = decisions;
-        let services = due.iter().map(|(service, _)| service.clone()).collect();
         let names: BTreeSet<&str> = due.iter().map(|(_, backend)| backend.as_str()).collect();
         let names: Vec<&str> = names.into_iter().collect();
-        let cause = format!("time up for the drain of {}", names.join(", "));
-        self.change(&cause, since, Touched::Only(&services))?;
+        let cause = Cause::new(
+            ApplyKind::Order,
+            format!("time up for the drain of {}", names.join(", ")),
+        );
+        // Counted here, and ended by the next thing that is done.
+        self.sweep_all()?;
+        let actual = &self.running.executor.actual;
+        let swept = self.sweeper.last();
+        let decisions = orders::end_drains(&self.knowledge.decisions, &due, actual, swept);
+        self.knowledge.decisions = decisions;
+        let services = due.iter().map(|(service, _)| service.clone()).collect();
+        self.change(&cause, Touched::Only(&services))?;
         self.save_decisions();
         // What was counted is no more.
-        self.sweep()
+        self.sweep_soon();
+        Ok(())
     }
 
     /// Keeps what was not ordered but follows from orders. It is in force already: a file that can't be written is no
@@ -300,7 +323,7 @@ impl Daemon {
         if let Err(error) = self
             .knowledge
             .decisions
-            .save(&self.knowledge.config.control.state)
+            .save(&self.knowledge.config().control.state)
         {
             error!(%error, "what is in force now would not survive a restart of xdp-lb");
         }
@@ -308,20 +331,19 @@ impl Daemon {
 
     /// Reconciles the services that are touched; tells the probes and neighbours what follows. Gives one line for each
     /// backend whose state changed.
-    fn change(&mut self, cause: &str, since: Instant, touched: Touched<'_>) -> Result<Vec<String>> {
+    fn change(&mut self, cause: &Cause, touched: Touched<'_>) -> Result<Vec<String>> {
+        while self.sweeper.must_finish() {
+            self.sweep_all()?;
+        }
         let now = self.now();
         let actual = &self.running.executor.actual;
         let (desired, scope) = match touched {
-            Touched::All => (self.knowledge.desired(|_| true, actual), Scope::All),
-            Touched::Only(names) => (
-                self.knowledge
-                    .desired(|service| names.contains(&service.name), actual),
-                Scope::Only,
-            ),
+            Touched::All => (self.knowledge.desired(actual), Scope::All),
+            Touched::Only(names) => (self.knowledge.desired_of(names, actual), Scope::Only),
         };
         let ops = reconcile(&desired, scope, actual, unix_ms(), now)?;
         let held = self.knowledge.keep_held(&desired, scope == Scope::All);
-        let lines = self.carry_out(&ops, now, cause, since)?;
+        let lines = self.carry_out(&ops, now, cause)?;
         // After the stores: a failover does not wait for the disk. Killed in between, the next controller finds who is
         // up in the maps, and comes to the same.
         if held != self.knowledge.decisions.held {
@@ -331,551 +353,44 @@ impl Daemon {
         Ok(lines)
     }
 
-    fn carry_out(
-        &mut self,
-        ops: &[Op],
-        now: Millis,
-        cause: &str,
-        since: Instant,
-    ) -> Result<Vec<String>> {
+    fn carry_out(&mut self, ops: &[Op], now: Millis, cause: &Cause) -> Result<Vec<String>> {
         if ops.is_empty() {
             return Ok(Vec::new());
         }
-        let actual = &self.running.executor.actual;
-        let lines = announce(actual, ops);
-        let Done { slots } = self.execute(ops, now)?;
-        let duration = since.elapsed();
-        if slots > 0 || !lines.is_empty() {
-            self.last_apply = Some(LastApply {
-                at: report::rfc3339(SystemTime::now()),
-                cause: cause.to_owned(),
-                duration_us: u64::try_from(duration.as_micros()).unwrap_or(u64::MAX),
-                slots,
-            });
+        let lines = announce(&self.running.executor.actual, ops);
+        let done = self.execute(ops, now)?;
+        if done.slots > 0 || !lines.is_empty() {
+            self.applied(cause, &done);
         }
+        self.follow();
         Ok(lines)
     }
 
     /// Has operations done that were planned at `began`.
     fn execute(&mut self, ops: &[Op], began: Millis) -> Result<Done> {
-        let follow = ops.iter().any(|op| self.changes_probes(op));
+        self.sweeper.note(&self.running.executor.actual, ops);
+        self.followed.note(&self.running.executor.actual, ops);
         let started = self.started;
-        let done = self
+        Ok(self
             .running
             .executor
-            .execute(ops, began, || millis_since(started))?;
-        self.swept.quiet = false;
-        if follow {
-            self.follow();
-        }
-        Ok(done)
+            .execute(ops, began, || millis_since(started))?)
     }
 
-    /// Whether other backends are probed after this operation, or with other marks.
-    fn changes_probes(&self, op: &Op) -> bool {
-        match op {
-            Op::Backend { number, backend } => self
-                .running
-                .executor
-                .actual
-                .backends()
-                .get(number)
-                .is_none_or(|old| {
-                    (old.entry.mac() == 0) != (backend.entry.mac() == 0)
-                        || old.state == BackendState::Leaving
-                        || backend.state == BackendState::Leaving
-                }),
-            Op::Service { .. } | Op::RemoveService { .. } | Op::RemoveBackend { .. } => true,
-            Op::Slots { .. } | Op::SwapDirectory { .. } | Op::Hot { .. } | Op::Release(_) => false,
-        }
-    }
-
-    /// Probes and neighbours as the maps are now.
-    fn follow(&mut self) {
-        let actual = &self.running.executor.actual;
-        self.knowledge.forget_gone(actual);
-        let probes = self.knowledge.probes(actual);
-        self.knowledge.keep_health(actual, &probes);
-        let specs: BTreeMap<_, _> = probes
-            .into_iter()
-            .map(|(id, (spec, _))| (id, spec))
-            .collect();
-        self.prober.apply(&specs);
-        self.resolver.follow(self.knowledge.targets());
-    }
-
-    /// Takes all results in that wait, then changes the services they touch at once.
-    fn on_probes(&mut self, reports: &[ProbeReport]) -> Result<()> {
-        let since = Instant::now();
-        let mut touched = BTreeSet::new();
-        let mut cause = None;
-        for report in reports {
-            if let Some((service, backend)) = self.observe(report) {
-                cause.get_or_insert_with(|| format!("probe of {service}/{backend}"));
-                touched.insert(service);
-            }
-        }
-        if let Some(cause) = cause {
-            self.change(&cause, since, Touched::Only(&touched))?;
-        }
-        Ok(())
-    }
-
-    /// Takes one result in; gives service and backend if something of it changed.
-    fn observe(&mut self, report: &ProbeReport) -> Option<(String, String)> {
-        if !self.prober.is_current(report) {
-            return None;
-        }
-        let number = report.backend.0;
-        let actual = &self.running.executor.actual;
-        let backend = actual.backends().get(&number)?;
-        let service = actual.services().get(&backend.service)?;
-        let health = self.knowledge.health.get_mut(&number)?;
-        let before = (health.state(), health.reason().to_owned());
-        health.observe(&report.result, report.at);
-        let changed = before.0 != health.state() || before.1 != health.reason();
-        if report.result.is_err()
-            && let Some(port) = self.knowledge.port_towards(IpAddr::V4(backend.address))
-        {
-            // The MAC address may be another one by now.
-            self.resolver.confirm(NeighbourTarget {
-                address: IpAddr::V4(backend.address),
-                ifindex: port.ifindex,
-            });
-        }
-        changed.then(|| (service.name.clone(), backend.name.clone()))
-    }
-
-    /// Takes all events in that wait; those about neighbours change the services they touch at once.
-    async fn on_network(&mut self, events: Vec<NetworkEvent>) -> Result<()> {
-        let since = Instant::now();
-        let mut addresses = BTreeSet::new();
-        for event in events {
-            match event {
-                NetworkEvent::Neighbour(event) => {
-                    addresses.insert(event.address);
-                    self.knowledge.neighbours.insert(
-                        NeighbourTarget {
-                            address: event.address,
-                            ifindex: event.ifindex,
-                        },
-                        Neighbour {
-                            mac: event.mac,
-                            reason: event.reason,
-                        },
-                    );
-                }
-                other => self.on_host(other).await?,
-            }
-        }
-        let Some(first) = addresses.first() else {
-            return Ok(());
-        };
-        let cause = match addresses.len() {
-            1 => format!("neighbour {first}"),
-            n => format!("{n} neighbours"),
-        };
-        let touched = self.knowledge.services_with(&addresses);
-        self.change(&cause, since, Touched::Only(&touched))?;
-        Ok(())
-    }
-
-    /// Something of the director itself changed.
-    async fn on_host(&mut self, event: NetworkEvent) -> Result<()> {
-        match event {
-            NetworkEvent::Neighbour(_) => {}
-            NetworkEvent::Link(event) => {
-                let Some(port) = self
-                    .knowledge
-                    .ports
-                    .iter()
-                    .find(|p| p.ifindex == event.link.ifindex)
-                else {
-                    return Ok(());
-                };
-                if !event.exists {
-                    error!(
-                        interface = port.name,
-                        "the interface is gone, and with it the data path on it; restart xdp-lb when it is back"
-                    );
-                } else if let Some(mac) = event.link.mac
-                    && mac != port.mac
-                {
-                    self.adopt_mac(port.number, mac).await?;
-                } else if event.link.up {
-                    // The kernel dropped the probes' routes while it was down.
-                    probe_routes::prepare(&self.netlink, &self.knowledge).await;
-                }
-            }
-            NetworkEvent::Address(_) => {
-                self.knowledge.facts = neighbour::host_facts()
-                    .await
-                    .context("reading the interfaces")?;
-                self.change("addresses of the director", Instant::now(), Touched::All)?;
-                // Another way to a backend: other neighbours to follow.
-                self.follow();
-                probe_routes::prepare(&self.netlink, &self.knowledge).await;
-            }
-        }
-        Ok(())
-    }
-
-    /// The interface has another MAC address: the program that answers ARP with it is loaded anew.
-    async fn adopt_mac(&mut self, number: u16, mac: neighbour::Mac) -> Result<()> {
-        self.knowledge.facts = neighbour::host_facts()
-            .await
-            .context("reading the interfaces")?;
-        if let Some(port) = self.knowledge.ports.iter_mut().find(|p| p.number == number) {
-            info!(
-                interface = port.name,
-                mac = report::mac_text(mac),
-                "the interface's MAC address changed"
-            );
-            port.mac = mac;
-            let port: PortState = port.clone();
-            startup::reload_program(
-                &self.knowledge.config,
-                &self.knowledge.facts,
-                &port,
-                &mut self.running,
-            )?;
-        }
-        Ok(())
-    }
-
-    fn sweep(&mut self) -> Result<()> {
-        if self.swept.quiet {
-            return Ok(());
-        }
-        let executor = &self.running.executor;
-        let actual = &executor.actual;
-        let seed = executor.maps.control().seed();
-        let now = self.now();
-        self.swept = sweep(
-            executor.maps.flow_buckets(),
-            actual,
-            seed,
-            coarse_ticks(),
-            now,
+    /// Keeps what was done for `status`.
+    fn applied(&mut self, cause: &Cause, done: &Done) {
+        let took = done.stored.map_or_else(
+            || cause.since.elapsed(),
+            |at| at.saturating_duration_since(cause.since),
         );
-        let ops = self.swept.operations(actual, unix_ms());
-        if !ops.is_empty() {
-            announce(actual, &ops);
-            self.execute(&ops, now)?;
-        }
-        // After the slots: a record whose slot settles is needed until it has.
-        self.running.executor.clear_flows(&self.swept.clear);
-        Ok(())
-    }
-
-    /// Looks at the sampled sources: who is hot is spread from now on, who is calm no more.
-    fn watch(&mut self) -> Result<()> {
-        let now = self.now();
-        let executor = &mut self.running.executor;
-        self.watch.read(executor.maps.sample_rings(), now);
-        let (config, actual) = (&self.knowledge.config, &executor.actual);
-        let threshold = |id: u16| {
-            let name = &actual.services().get(&id)?.name;
-            let service = config.services.iter().find(|s| &s.name == name)?;
-            service.spread_hot_sources.map(|share| share.0)
-        };
-        let judgements = self.watch.judge(actual.hot(), threshold, now);
-        let seed = executor.maps.control().seed();
-        let mut ops = Vec::new();
-        for judgement in judgements {
-            let Judgement {
-                source,
-                share_ppm,
-                spread,
-            } = judgement;
-            executor.set_share(source, share_ppm)?;
-            match turn(&executor.actual, source, spread, share_ppm, seed, unix_ms()) {
-                Ok(None) => {}
-                Ok(Some(op)) => {
-                    announce_hot(&executor.actual, &op);
-                    // One by one: the next needs a place that this one has not taken.
-                    ops.push(op.clone());
-                    let started = self.started;
-                    executor.execute(&[op], now, || millis_since(started))?;
-                }
-                Err(problem) => warn!(
-                    source = %source.address.addr().to_canonical(),
-                    %problem,
-                    "a hot source can't be spread"
-                ),
-            }
-        }
-        if !ops.is_empty() {
-            self.swept.quiet = false;
-        }
-        self.forget_spreading()
-    }
-
-    /// Services whose last hot source has returned after the configuration had ceased to spread any: the data path needs
-    /// not look for them any more.
-    fn forget_spreading(&mut self) -> Result<()> {
-        let actual = &self.running.executor.actual;
-        let configured = |name: &str| {
-            let mut services = self.knowledge.config.services.iter();
-            services.any(|s| s.name == name && s.spread_hot_sources.is_some())
-        };
-        let done: BTreeSet<String> = actual
-            .services()
-            .iter()
-            .filter(|(id, s)| s.spreads && !actual.has_hot(**id) && !configured(&s.name))
-            .map(|(_, s)| s.name.clone())
-            .collect();
-        if !done.is_empty() {
-            self.change(
-                "hot sources have returned",
-                Instant::now(),
-                Touched::Only(&done),
-            )?;
-        }
-        Ok(())
-    }
-
-    async fn on_request(&mut self, request: Request) -> Result<Response> {
-        match request {
-            Request::Status => Ok(Response::Status(Box::new(self.status()?))),
-            Request::Drain {
-                backend,
-                force,
-                timeout,
-            } => {
-                let until = match timeout {
-                    DrainTimeout::AsBefore => Until::AsBefore,
-                    DrainTimeout::Never => Until::Never,
-                    DrainTimeout::After { ms } => Until::At(unix_ms().saturating_add(ms)),
-                };
-                self.order(&backend, Order::Drain(until), force)
-            }
-            Request::Resume { backend } => self.order(&backend, Order::Resume, true),
-            Request::Fail { backend, force } => self.order(&backend, Order::Fail, force),
-            Request::Weight {
-                backend,
-                weight,
-                force,
-            } => {
-                // Only without any weight does it take no new flow.
-                let harmless = force || weight != Some(0);
-                self.order(&backend, Order::Weight(weight), harmless)
-            }
-            Request::Failback { service } => self.failback(&service),
-            Request::Reload => self.reload().await,
-        }
-    }
-
-    /// New flows of a service go back to the best priority that is up.
-    fn failback(&mut self, name: &str) -> Result<Response> {
-        let since = Instant::now();
-        let refused = |message: String| Ok(Response::Refused { message });
-        let service = match orders::service(&self.knowledge.config, name) {
-            Ok(service) => service,
-            Err(refusal) => return refused(refusal.to_string()),
-        };
-        let standing = self
-            .knowledge
-            .standing(service, &self.running.executor.actual);
-        let (true, Some(priority)) = (standing.held, standing.priority) else {
-            return Ok(Response::Done {
-                changes: Vec::new(),
-            });
-        };
-        if standing.better.is_none() {
-            let service = name.to_owned();
-            return refused(Refusal::NothingBetter { service, priority }.to_string());
-        }
-        let mut decisions = self.knowledge.decisions.clone();
-        decisions.held.remove(name);
-        if let Err(error) = decisions.save(&self.knowledge.config.control.state) {
-            return refused(format!("{error}; nothing was changed"));
-        }
-        let before = std::mem::replace(&mut self.knowledge.decisions, decisions);
-        let services = BTreeSet::from([name.to_owned()]);
-        match self.change(&format!("Failback {name}"), since, Touched::Only(&services)) {
-            Ok(changes) => Ok(Response::Done { changes }),
-            Err(error) if error.is::<TooSmall>() => {
-                self.knowledge.decisions = before;
-                self.save_decisions();
-                refused(format!("{error}; nothing was changed"))
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    fn order(&mut self, target: &Target, order: Order, force: bool) -> Result<Response> {
-        let since = Instant::now();
-        let refused = |message: String| Ok(Response::Refused { message });
-        let services =
-            match orders::resolve(&self.knowledge.config, &self.knowledge.leaving, target) {
-                Ok(services) => services,
-                Err(refusal) => return refused(refusal.to_string()),
-            };
-        if !force
-            && let Err(refusal) =
-                orders::refuse_last(&self.running.executor.actual, &services, &target.backend)
-        {
-            return refused(refusal.to_string());
-        }
-        let decisions =
-            match orders::decide(&self.knowledge.decisions, &services, &target.backend, order) {
-                Ok(decisions) => decisions,
-                Err(refusal) => return refused(refusal.to_string()),
-            };
-        // Kept before it is done: what was ordered is not forgotten by a crash in between.
-        if decisions != self.knowledge.decisions
-            && let Err(error) = decisions.save(&self.knowledge.config.control.state)
-        {
-            return refused(format!("{error}; nothing was changed"));
-        }
-        let services: BTreeSet<String> = services.into_iter().map(str::to_owned).collect();
-        let before = std::mem::replace(&mut self.knowledge.decisions, decisions);
-        let cause = format!("{} {}", order.name(), target.backend);
-        match self.change(&cause, since, Touched::Only(&services)) {
-            Ok(mut changes) => {
-                self.sweep()?;
-                changes.extend(self.consequences(&before, &services, &target.backend));
-                Ok(Response::Done { changes })
-            }
-            // A weight that needs a larger table than there is room for.
-            Err(error) if error.is::<TooSmall>() => {
-                self.knowledge.decisions = before;
-                self.knowledge
-                    .decisions
-                    .save(&self.knowledge.config.control.state)?;
-                refused(format!("{error}; nothing was changed"))
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// What an order brings that no state shows: the end of a drain that has one, and flows that do not come back by
-    /// themselves.
-    fn consequences(
-        &self,
-        before: &Decisions,
-        services: &BTreeSet<String>,
-        backend: &str,
-    ) -> Vec<String> {
-        let actual = &self.running.executor.actual;
-        let mut lines = Vec::new();
-        for service in self
-            .knowledge
-            .config
-            .services
-            .iter()
-            .filter(|service| services.contains(&service.name))
-        {
-            let name = &service.name;
-            let until = self.knowledge.decisions.of(name, backend).drain_until_ms;
-            if until != before.of(name, backend).drain_until_ms {
-                lines.extend(until.map(|until| {
-                    let at = report::rfc3339_ms(until);
-                    format!("{name}/{backend}: flows that are left at {at} are ended then")
-                }));
-                if until.is_none() && self.knowledge.decisions.of(name, backend).drained {
-                    lines.push(format!("{name}/{backend}: its flows end by themselves"));
-                }
-            }
-            let standing = self.knowledge.standing(service, actual);
-            if let (Some(priority), Some(better)) = (standing.priority, standing.better) {
-                lines.push(format!(
-                    "{name}: new flows stay on priority {priority} though {better} is up, as `failback` is \"manual\": \
-                     `xdp-lb failback {name}`"
-                ));
-            }
-        }
-        lines
-    }
-
-    /// Reads the configuration file again; a bad one changes nothing.
-    async fn reload(&mut self) -> Result<Response> {
-        let since = Instant::now();
-        let refused = |message: String| Ok(Response::Refused { message });
-        let file = match ConfigFile::load(&self.options.config) {
-            Ok(file) => file,
-            Err(errors) => return refused(errors.render(false)),
-        };
-        let facts = neighbour::host_facts()
-            .await
-            .context("reading the interfaces")?;
-        if let Err(errors) = check_host(&file, &facts.for_config()) {
-            return refused(errors.render(false));
-        }
-        if let Some(message) = fixed_while_running(&self.knowledge.config, &file.config) {
-            return refused(format!("{message}; nothing was changed"));
-        }
-        self.knowledge.facts = facts;
-        let before = self.knowledge.take(file.config);
-        match self.change("reload", since, Touched::All) {
-            Ok(changes) => {
-                probe_routes::remove_unused(&self.netlink, &before.0, &self.knowledge.config).await;
-                probe_routes::prepare(&self.netlink, &self.knowledge).await;
-                self.follow();
-                self.sweep()?;
-                Ok(Response::Done { changes })
-            }
-            Err(error) if error.is::<TooSmall>() => {
-                self.knowledge.take_back(before);
-                refused(format!("{error}; nothing was changed"))
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    fn status(&self) -> Result<crate::api::Status> {
-        let config = &self.knowledge.config;
-        let control = self.running.executor.maps.control();
-        let node = NodeStatus {
-            name: config.node.name.clone(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            pid: process::id(),
-            started: report::rfc3339(self.started_at),
-            pin_path: config.node.pin_path.display().to_string(),
-            config: self.options.config.display().to_string(),
-            abi: report::ABI,
-            generation: control.generation.get(),
-            interfaces: self
-                .running
-                .attachments
-                .iter()
-                .map(|attachment| InterfaceStatus {
-                    name: attachment.port.name.clone(),
-                    index: attachment.port.ifindex,
-                    mac: report::mac_text(attachment.port.mac),
-                    mode: attachment.mode.name().into(),
-                    program_id: attachment.program_id,
-                })
-                .collect(),
-            last_apply: self.last_apply.clone(),
-        };
-        let executor = &self.running.executor;
-        let services = config.services.iter();
-        let told = report::Told {
-            services: services
-                .map(|service| {
-                    let standing = self.knowledge.standing(service, &executor.actual);
-                    (service.name.clone(), standing)
-                })
-                .collect(),
-            decisions: &self.knowledge.decisions,
-        };
-        let mut status = report::status(
-            node,
-            &executor.maps,
-            &executor.actual,
-            &told,
-            &self.swept,
-            self.now(),
-        )?;
-        for service in &mut status.services {
-            let configured = config.services.iter().find(|s| s.name == service.name);
-            service.spread_hot_sources = configured
-                .and_then(|s| s.spread_hot_sources)
-                .map(|share| f64::from(share.0) / 1e6);
-        }
-        Ok(status)
+        self.last_apply = Some(LastApply {
+            at: report::rfc3339(SystemTime::now()),
+            cause: cause.text.clone(),
+            kind: cause.kind,
+            duration_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            operations: done.stores,
+            slots: done.slots,
+        });
     }
 
     /// The end: the probes' routes go; the data path stays unless the operator wants it otherwise.
@@ -885,7 +400,7 @@ impl Daemon {
                 warn!(%error, interface = port.name, "the probes' routes could not be removed");
             }
         }
-        let pin_path = &self.knowledge.config.node.pin_path;
+        let pin_path = &self.knowledge.config().node.pin_path;
         if self.options.detach_on_exit {
             match attach::remove_pins(pin_path) {
                 Ok(()) => info!("ended; the data path is gone"),

@@ -1,7 +1,10 @@
 //! Hot sources (`spread_hot_sources`): who they are, where their recorded flows belong, and how they change. Pure; what is
 //! measured is in [`watch`].
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    ops::RangeInclusive,
+};
 
 use lb_common::{
     abi::{HOT_WAYS, HotInfo, MAX_HOT},
@@ -26,6 +29,19 @@ pub struct Source {
 }
 
 impl Source {
+    /// From the first source that a service could have to the last one.
+    #[must_use]
+    pub fn range(service: u16) -> RangeInclusive<Self> {
+        let of = |word| Self {
+            service,
+            address: Ipv6 {
+                high: word,
+                low: word,
+            },
+        };
+        of(0)..=of(u64::MAX)
+    }
+
     /// The source that a client of a service belongs to.
     #[must_use]
     pub fn of<A: Address>(service: u16, affinity: Affinity, client: A) -> Self {
@@ -151,8 +167,8 @@ fn free_place(actual: &Actual, source: Source, seed: Seed) -> Result<u32, NoRoom
 pub enum Keeper {
     /// The slot of this index in the service's table.
     Slot(u32),
-    /// The source; when its transition is over, the slot of this index.
-    Source(Source, u32),
+    /// The source.
+    Source(Source),
 }
 
 /// Where the packets of a recorded flow go, as the data path sees it.
@@ -191,7 +207,7 @@ pub fn belongs<A: Address>(
         Belongs {
             slot: joined(slot, before),
             in_transition: true,
-            keeper: Keeper::Source(source, index),
+            keeper: Keeper::Source(source),
         }
     } else {
         Belongs {

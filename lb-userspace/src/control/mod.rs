@@ -12,6 +12,7 @@ pub mod desired;
 pub mod directory;
 pub mod execute;
 pub mod failback;
+pub mod failure;
 pub mod fixed;
 pub mod hot;
 pub mod knowledge;
@@ -24,6 +25,7 @@ pub mod report;
 pub mod retarget;
 pub mod startup;
 pub mod sweep;
+pub mod sweeper;
 
 #[cfg(test)]
 mod samples;
