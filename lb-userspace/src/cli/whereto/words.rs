@@ -253,16 +253,16 @@ fn hot(source: IpAddr, service: Option<ServiceValue>, state: HotState) -> String
         Some(service) => network_text(source, service.affinity().prefix),
         None => source.to_string(),
     };
-    let spreads = match (state.spreads(), state.in_transition()) {
-        (true, false) => "its flows are picked by address and ports",
+    let how = match (state.spreads(), state.in_transition()) {
+        (true, false) => "is a hot source: its flows are picked by address and ports",
         (true, true) => {
-            "its new flows are picked by address and ports, those that are there already stay where they are"
+            "is a hot source: its new flows are picked by address and ports, those that are there already stay where they are"
         }
         (false, _) => {
-            "it was, and no more: its new flows are picked by the affinity again, those that are there already stay where they are"
+            "was a hot source until lately: its new flows are picked by the affinity again, those that are there already stay where they are"
         }
     };
-    format!("{source} is a hot source: {spreads}")
+    format!("{source} {how}")
 }
 
 /// A flow by its client.
@@ -463,7 +463,13 @@ mod tests {
             hot(HotState::SPREAD),
             Step::Hash { source: spread, hash: 1 },
             slot(2),
-        ]), @"");
+        ]), @r#"
+        service: 192.0.2.10:80/tcp belongs to "web" (id 3)
+        hot_source: 10.1.2.99 is a hot source: its flows are picked by address and ports
+        affinity: none: address and ports pick (10.1.2.99, port 40000 to port 80)
+        hash: 0x0000000000000001, keyed with the secret seed that all directors share
+        slot: 7 of 256 (the hash's top 8 bits): current b2, settled
+        "#);
         insta::assert_snapshot!(told(&[
             service(Affinity::CLIENT_IPV4),
             hot(HotState::SPREAD.turned(false)),
@@ -474,7 +480,19 @@ mod tests {
             Step::HotSlot { slot: Slot::new(2, 1) },
             Step::Opens,
             backend(2),
-        ]), @"");
+        ]), @r#"
+        service: 192.0.2.10:80/tcp belongs to "web" (id 3)
+        hot_source: 10.1.2.99 was a hot source until lately: its new flows are picked by the affinity again, those that are there already stay where they are
+        affinity: client: the client's address picks (10.1.2.99), its port does not
+        hash: 0x0000000000000001, keyed with the secret seed that all directors share
+        slot: 7 of 256 (the hash's top 8 bits): current b2, settled
+        affinity: none: address and ports pick (10.1.2.99, port 40000 to port 80)
+        hash: 0x0000000000000002, keyed with the secret seed that all directors share
+        slot: 7 of 256 (the hash's top 8 bits): current b1, settled
+        hot_source: new flows go to the pick of now, b2; those that are older than the change went by the pick of before, to b1
+        transition: the packet opens a flow (SYN): it goes to the current backend, b2, and would be recorded
+        backend: b2 (number 2) at 192.0.2.22, up: probe answered; MAC 02:00:00:00:00:16
+        "#);
     }
 
     #[test]
