@@ -13,7 +13,9 @@ use crate::abi::{
 };
 use crate::features::Features;
 use crate::flow::{FlowBucket, FlowBucket6};
+use crate::forward::{self, Outcome};
 use crate::memory::Word64;
+use crate::packet::Buffer;
 use crate::pick::{Backend, Slot};
 use crate::tables::{Event, Tables};
 use crate::verdict::Verdict;
@@ -135,6 +137,12 @@ impl PlainTables {
             verdicts: Default::default(),
             events: Default::default(),
         }
+    }
+
+    /// [`forward::process`] over these tables, compiled once with this crate: it is optimised even where its callers are not.
+    #[inline(never)]
+    pub fn process(&self, packet: &mut Buffer<'_>) -> Outcome {
+        forward::process(packet, self)
     }
 
     /// Sets the time, in units of [`crate::flow::TICK_NS`].

@@ -18,7 +18,7 @@ use lb_common::{
 };
 use lb_userspace::dataplane::{
     Access, Instance, Maps, Sizes, attach,
-    explain::{Kind, Question, explain, frame},
+    explain::{Arrival, Kind, Question, explain, frame},
     load,
 };
 use serde_json::Value;
@@ -434,6 +434,7 @@ fn same_as_the_kernel(site: &Site) {
                 Kind::TcpContinues
             },
             unserved_pass: false,
+            arrival: Arrival::default(),
         };
         let told = explain(&maps, &question).expect("told");
         let packet = frame(&question, DIRECTOR_MAC);

@@ -28,6 +28,8 @@ pub struct InterfaceFacts {
     pub mac: Option<[u8; 6]>,
     /// Its addresses, each with the length of the subnet's prefix.
     pub addresses: Vec<IpNet>,
+    /// Of a VLAN: the index of the interface it is on, and the VLAN identifier.
+    pub vlan: Option<(u32, u16)>,
 }
 
 /// Checks a configuration against the host it shall run on.
@@ -35,7 +37,8 @@ pub struct InterfaceFacts {
 /// # Errors
 ///
 /// Everything that keeps it from working here: an interface that does not exist or is no Ethernet, a VIP that this
-/// host has itself, a backend that is in no subnet of the configured interfaces or is this host.
+/// host has itself without being a backend of it, a backend that is in no subnet of the configured interfaces and the VLANs
+/// on them.
 pub fn check_host(file: &ConfigFile, facts: &HostFacts) -> Result<(), ConfigErrors> {
     let mut errors = Vec::new();
     let names = file.config.node.interfaces.iter();
@@ -48,8 +51,10 @@ pub fn check_host(file: &ConfigFile, facts: &HostFacts) -> Result<(), ConfigErro
     let mut vips = HashSet::new();
     for (service, spans) in file.config.services.iter().zip(&file.source.services) {
         if let Some(owner) = owner(service.vip, facts)
+            && !is_backend_here(file, service.vip, owner, facts)
             && vips.insert(service.vip)
         {
+            let served_here = is_served_here(file, service.vip, facts);
             errors.push(
                 ConfigError::new(
                     ErrorKind::Host,
@@ -59,30 +64,31 @@ pub fn check_host(file: &ConfigFile, facts: &HostFacts) -> Result<(), ConfigErro
                     ),
                 )
                 .at(spans.vip.clone())
-                .expected(
-                    "a VIP that is on no interface of the director; xdp-lb answers ARP for it",
-                )
-                .help(format!(
-                    "remove it: `ip address del {}/32 dev {}`",
-                    service.vip, owner.name
-                )),
+                .expected(if served_here {
+                    "the VIP on `lo`, because this host is one of its backends; xdp-lb answers ARP for it"
+                } else {
+                    "a VIP that is on no interface of the director; xdp-lb answers ARP for it"
+                })
+                .help(if served_here {
+                    format!(
+                        "move it: `ip address del {0}/{1} dev {2}`, then `ip address add {0}/{1} dev lo`",
+                        service.vip,
+                        host_prefix(service.vip),
+                        owner.name
+                    )
+                } else {
+                    format!(
+                        "remove it: `ip address del {}/{} dev {}`; it belongs here only if one of its backends is this host",
+                        service.vip,
+                        host_prefix(service.vip),
+                        owner.name
+                    )
+                }),
             );
         }
         for (backend, span) in service.backends.iter().zip(&spans.addresses) {
-            if let Some(owner) = owner(backend.address, facts) {
-                errors.push(
-                    ConfigError::new(
-                        ErrorKind::Host,
-                        format!(
-                            "backend \"{}\" is this host: found {} on `{}`",
-                            backend.name, backend.address, owner.name
-                        ),
-                    )
-                    .at(span.clone())
-                    .expected("another host's address")
-                    .help("this version can't be director and backend at once"),
-                );
-            } else if complete {
+            // A backend that is this very host is in reach of itself.
+            if complete && owner(backend.address, facts).is_none() {
                 errors.extend(check_reach(
                     file,
                     &backend.name,
@@ -98,6 +104,41 @@ pub fn check_host(file: &ConfigFile, facts: &HostFacts) -> Result<(), ConfigErro
     } else {
         Err(ConfigErrors::new(file.source.text.clone(), errors))
     }
+}
+
+/// Whether one of the backends of a VIP is this very host.
+fn is_served_here(file: &ConfigFile, vip: IpAddr, facts: &HostFacts) -> bool {
+    let services = file.config.services.iter().filter(|s| s.vip == vip);
+    services
+        .flat_map(|service| &service.backends)
+        .any(|backend| owner(backend.address, facts).is_some())
+}
+
+/// Whether the host may have the VIP: as one of its backends, and where probes of the others can pass it by, which is on
+/// no interface that they leave through.
+fn is_backend_here(
+    file: &ConfigFile,
+    vip: IpAddr,
+    owner: &InterfaceFacts,
+    facts: &HostFacts,
+) -> bool {
+    is_served_here(file, vip, facts) && !is_ours(file, owner, facts)
+}
+
+/// Whether backends may be behind the interface: it is configured, or a VLAN on one that is.
+fn is_ours(file: &ConfigFile, interface: &InterfaceFacts, facts: &HostFacts) -> bool {
+    let configured = &file.config.node.interfaces;
+    configured.contains(&interface.name)
+        || interface.vlan.is_some_and(|(parent, _)| {
+            facts
+                .interfaces
+                .iter()
+                .any(|other| other.index == parent && configured.contains(&other.name))
+        })
+}
+
+fn host_prefix(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
 }
 
 fn check_interface(name: &str, span: &Range<usize>, facts: &HostFacts) -> Option<ConfigError> {
@@ -152,11 +193,10 @@ fn check_reach(
     span: &Range<usize>,
     facts: &HostFacts,
 ) -> Option<ConfigError> {
-    let configured = &file.config.node.interfaces;
     let (ours, others): (Vec<&InterfaceFacts>, Vec<&InterfaceFacts>) = facts
         .interfaces
         .iter()
-        .partition(|interface| configured.contains(&interface.name));
+        .partition(|interface| is_ours(file, interface, facts));
     let Some(subnet) = ours
         .iter()
         .find_map(|interface| subnet_of(interface, address))

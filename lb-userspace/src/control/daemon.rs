@@ -5,6 +5,7 @@ mod follow;
 mod requests;
 mod sources;
 mod sweeping;
+mod vlans;
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -112,9 +113,12 @@ pub async fn run(options: Options) -> Result<()> {
         started_at: SystemTime::now(),
         last_apply: None,
     };
+    daemon
+        .knowledge
+        .adopt_leaving(&daemon.running.executor.actual);
+    daemon.number_vlans()?;
     let actual = &daemon.running.executor.actual;
     daemon.knowledge.adopt_neighbours(actual);
-    daemon.knowledge.adopt_leaving(actual);
     let probes = daemon.knowledge.probes(actual);
     daemon.knowledge.keep_health(actual, &probes);
     if daemon.running.adopted {

@@ -18,6 +18,7 @@ pub mod hot;
 pub mod knowledge;
 pub mod memory;
 pub mod orders;
+pub mod ports;
 pub mod probe_routes;
 pub mod reconcile;
 pub mod regions;

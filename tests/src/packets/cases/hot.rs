@@ -1,25 +1,34 @@
 //! Hot sources: spread by their ports, and followed while they change from one pick to the other.
 
 use lb_common::{
+    address::Ipv6,
     flow::{FlowKey, Phase},
     hot::HotState,
     pick::{Affinity, Slot, hash_of, slot_index},
     verdict::Verdict,
 };
 
-use super::{WEB, town};
+use super::{WEB, town, town6};
 use crate::packets::{
     case::{Case, case},
     fixture::{Fixture, Flow, Hot, SEED},
-    frame::{syn, tcp, udp},
-    network::{CLIENT, CLIENT_PORT, NEIGHBOUR},
+    frame::{syn, syn6, tcp, tcp6, udp},
+    network::{CLIENT, CLIENT_PORT, CLIENT6, NEIGHBOUR},
 };
 
 /// The client port and the service port of the packets that [`tcp`], [`syn`] and [`udp`] build, but for the latter one of UDP.
 const PORTS: u32 = (CLIENT_PORT as u32) << 16 | 80;
 
 pub(super) fn cases() -> Vec<Case> {
-    [settled(), going_hot(), returning(), networks(), beside_it()].concat()
+    [
+        settled(),
+        going_hot(),
+        returning(),
+        networks(),
+        ipv6(),
+        beside_it(),
+    ]
+    .concat()
 }
 
 /// `web` by the client's address, with the client's slot, the slot of address and ports, and all others.
@@ -57,7 +66,7 @@ fn hot(fixture: Fixture, state: HotState) -> Fixture {
 
 fn on(backend: u16, phase: Phase) -> Flow {
     Flow {
-        key: FlowKey::tcp(CLIENT.to_bits(), PORTS, WEB),
+        key: FlowKey::tcp(CLIENT.to_bits(), PORTS, WEB).named(),
         backend,
         phase,
     }
@@ -287,6 +296,78 @@ fn networks() -> Vec<Case> {
             syn().build(),
         )
         .forwarded(1),
+    ]
+}
+
+/// A client of IPv6: by its address backend 1, by its address and ports backend 2.
+fn ipv6() -> Vec<Case> {
+    let client = Ipv6::from(CLIENT6);
+    let mut apart = town6()
+        .affinity(Affinity::CLIENT_IPV6)
+        .every_slot(Slot::settled(1));
+    let slots = &mut apart.services[0].slots;
+    let index = |affinity| {
+        let hash = hash_of(affinity, client, PORTS, SEED);
+        slot_index(hash, slots.len().ilog2()) as usize
+    };
+    let (of_client, of_ports) = (index(Affinity::CLIENT_IPV6), index(Affinity::NONE_IPV6));
+    assert_ne!(of_client, of_ports, "the two picks can't be told apart");
+    slots[of_ports] = Slot::settled(2);
+    let with = |state| {
+        apart.clone().hot(Hot {
+            service: WEB,
+            source: CLIENT6.into(),
+            state,
+        })
+    };
+    let on = |backend, phase| Flow {
+        key: FlowKey::tcp(client, PORTS, WEB).named(),
+        backend,
+        phase,
+    };
+    let going = HotState::COLD.turned(true);
+    let returning = HotState::SPREAD.turned(false);
+    vec![
+        case(
+            "IPv6: a source that is not hot has one backend",
+            &apart,
+            syn6().build(),
+        )
+        .forwarded(1),
+        case(
+            "IPv6: one that is hot is spread by its ports",
+            &with(HotState::SPREAD),
+            syn6().build(),
+        )
+        .forwarded(2),
+        case(
+            "IPv6, found hot: a new flow goes by address and ports",
+            &with(going),
+            syn6().build(),
+        )
+        .forwarded(2)
+        .records(on(2, Phase::Opening)),
+        case(
+            "IPv6, found hot: an older one stays",
+            &with(going),
+            tcp6().build(),
+        )
+        .forwarded(1)
+        .records(on(1, Phase::Open)),
+        case(
+            "IPv6, calm again: a new flow goes by the address",
+            &with(returning),
+            syn6().build(),
+        )
+        .forwarded(1)
+        .records(on(1, Phase::Opening)),
+        case(
+            "IPv6, calm again: an older one stays",
+            &with(returning),
+            tcp6().build(),
+        )
+        .forwarded(2)
+        .records(on(2, Phase::Open)),
     ]
 }
 
