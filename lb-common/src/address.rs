@@ -69,6 +69,9 @@ pub trait Address: Copy + Eq + Debug {
     fn find_flow<T: Tables>(tables: &T, key: FlowKey<Self>, hash: u64) -> FlowState;
     /// [`crate::flow::put_into_table`], by way of [`Tables`].
     fn put_flow<T: Tables>(tables: &T, key: FlowKey<Self>, hash: u64, state: FlowState) -> Put;
+    /// The same address, where the compiler can't compute anything of it earlier: see [`Tables::held`].
+    #[must_use]
+    fn held<T: Tables>(self, tables: &T) -> Self;
     /// [`crate::forward::place_of_any`], by way of [`Tables`].
     fn place_of_any<T: Tables>(tables: &T, service: ServiceValue, client: Self, ports: u32) -> u64;
     /// The address as IPv6, or IPv4 mapped (RFC 4291 section 2.5.5.2).
@@ -145,6 +148,11 @@ impl Address for u32 {
     #[inline(always)]
     fn put_flow<T: Tables>(tables: &T, key: FlowKey<u32>, hash: u64, state: FlowState) -> Put {
         tables.put_flow4(key, hash, state)
+    }
+
+    #[inline(always)]
+    fn held<T: Tables>(self, tables: &T) -> Self {
+        tables.held(self as u64) as Self
     }
 
     #[inline(always)]
@@ -256,6 +264,11 @@ impl Address for Ipv6 {
     #[inline(always)]
     fn put_flow<T: Tables>(tables: &T, key: FlowKey<Self>, hash: u64, state: FlowState) -> Put {
         tables.put_flow6(key, hash, state)
+    }
+
+    #[inline(always)]
+    fn held<T: Tables>(self, _tables: &T) -> Self {
+        self
     }
 
     #[inline(always)]

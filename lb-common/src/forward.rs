@@ -180,25 +180,26 @@ fn pick<P: Packet, T: Tables, A: Address>(
     from_somebody(flow.client, flow.destination)?;
 
     let seed = control.seed();
+    let client = flow.client.held(tables);
     let Place {
         slot,
         in_transition,
         ..
-    } = place_of(tables, service, flow.client, flow.ports, control)?;
+    } = place_of(tables, service, client, flow.ports, control)?;
     let always = features.has(Features::TRACK_ALWAYS) && service.track() == Track::Always;
     let number = if in_transition || always {
         let track = recorded_track(features, service);
         let signal = parse::signal(packet, flow, track)?;
         let udp = flow.protocol == PROTO_UDP;
         let key = FlowKey {
-            client: flow.client,
+            client,
             ports: flow.ports,
             service: service.id(),
             udp,
         };
-        let client = if features.has(Features::CLIENTS) && service.clients() && in_transition {
+        let of_client = if features.has(Features::CLIENTS) && service.clients() && in_transition {
             Some(FlowKey {
-                client: flow.client.network(service.affinity().prefix),
+                client: client.network(service.affinity().prefix),
                 ports: 0,
                 service: service.id(),
                 // A client's record serves all its flows.
@@ -207,7 +208,7 @@ fn pick<P: Packet, T: Tables, A: Address>(
         } else {
             None
         };
-        backend_of_flow(tables, slot, key, client, signal, seed)?
+        backend_of_flow(tables, slot, key, of_client, signal, seed)?
     } else {
         slot.current()
     };
@@ -218,7 +219,7 @@ fn pick<P: Packet, T: Tables, A: Address>(
         && let Part::FirstFragment(identification) = flow.part
     {
         let key = FragmentKey::new(
-            flow.client,
+            client,
             flow.destination,
             flow.protocol,
             identification,
@@ -441,9 +442,10 @@ fn later_fragment<P: Packet, T: Tables, A: Address>(
         return Err(Verdict::Fragment);
     }
     from_somebody(fragment.client, fragment.destination)?;
+    let client = fragment.client.held(tables);
     let seed = control.seed();
     let key = FragmentKey::new(
-        fragment.client,
+        client,
         fragment.destination,
         fragment.protocol,
         fragment.identification,
@@ -455,7 +457,7 @@ fn later_fragment<P: Packet, T: Tables, A: Address>(
             tables.note(Step::Fragment { backend });
             backend
         }
-        None => alone(tables, control, fragment)?,
+        None => alone(tables, control, fragment, client)?,
     };
     send_to(
         packet,
@@ -474,6 +476,7 @@ fn alone<A: Address, T: Tables>(
     tables: &T,
     control: &Control,
     fragment: &Fragment<A>,
+    client: A,
 ) -> Result<u16, Verdict> {
     let directory = Directory(control.directory.get());
     let service = lookup(
@@ -491,20 +494,17 @@ fn alone<A: Address, T: Tables>(
     {
         return Err(Verdict::Fragment);
     }
-    let Place {
-        slot,
-        in_transition,
-        hot,
-    } = place_of(tables, service, fragment.client, 0, control)?;
-    if hot {
-        // Its pick needs the ports, or did for older flows.
+    if tables.features().has(Features::SPREAD) && service.spreads() {
+        // A hot source's pick needs the ports.
         return Err(Verdict::Fragment);
     }
+    let affinity = service.affinity();
+    let slot = slot_of(tables, service, affinity, client, 0, control)?;
     // Of UDP that is not QUIC no flow is recorded: it goes to the new pick at once, unless its client is recorded.
     let unrecorded = fragment.protocol != PROTO_TCP
         && recorded_track(tables.features(), service) == Track::Changes
         && !(tables.features().has(Features::CLIENTS) && service.clients());
-    if in_transition && !unrecorded {
+    if slot.in_transition() && !unrecorded {
         return Err(Verdict::Fragment);
     }
     tables.note(Step::FragmentAlone);

@@ -279,6 +279,13 @@ pub trait Tables {
         forward::place_of_any(self, service, client, ports)
     }
 
+    /// The same word, which the compiler must take for another one. Otherwise it may compute something of an address before
+    /// it is known which kind of packet it is, on a register that holds a pointer then; the verifier does not take that.
+    #[inline(always)]
+    fn held(&self, word: u64) -> u64 {
+        word
+    }
+
     /// Counts a packet of `bytes` bytes that goes to `backend`.
     fn count_backend(&self, backend: u16, bytes: u64);
     /// Counts a verdict.

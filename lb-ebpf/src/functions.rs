@@ -93,14 +93,8 @@ pub(crate) extern "C" fn put_fragment(digest: u64, hash: u64, state: u64) -> u32
 /// The place of an IPv4 client's flow whose source may be hot: `lb_common::forward::Place::number`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn place4(service: u64, endpoints: u64) -> u64 {
-    let client = (endpoints >> 32) as u32;
-    place_of_any(
-        &KernelTables,
-        ServiceValue(service),
-        client,
-        endpoints as u32,
-    )
+pub(crate) extern "C" fn place4(service: u64, client: u32, ports: u32) -> u64 {
+    place_of_any(&KernelTables, ServiceValue(service), client, ports)
 }
 
 /// The place of an IPv6 client's flow whose source may be hot.

@@ -263,9 +263,23 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
+    fn held(&self, word: u64) -> u64 {
+        #[cfg(target_arch = "bpf")]
+        {
+            let mut word = word;
+            // SAFETY: the register keeps its value. Not an empty text, as in `packet`.
+            unsafe {
+                core::arch::asm!("{0} = {0}", inout(reg) word, options(nomem, nostack, preserves_flags));
+            }
+            word
+        }
+        #[cfg(not(target_arch = "bpf"))]
+        word
+    }
+
+    #[inline(always)]
     fn place4(&self, service: ServiceValue, client: u32, ports: u32) -> u64 {
-        let endpoints = u64::from(client) << 32 | u64::from(ports);
-        functions::place4(service.0, endpoints)
+        functions::place4(service.0, client, ports)
     }
 
     #[inline(always)]

@@ -19,6 +19,9 @@ use crate::packets::{
 /// The client port and the service port of the packets that [`tcp`], [`syn`] and [`udp`] build, but for the latter one of UDP.
 const PORTS: u32 = (CLIENT_PORT as u32) << 16 | 80;
 
+/// So many that two picks hardly meet.
+const SLOTS: usize = 256;
+
 pub(super) fn cases() -> Vec<Case> {
     [
         settled(),
@@ -35,6 +38,7 @@ pub(super) fn cases() -> Vec<Case> {
 fn picking(affinity: Affinity, client: Slot, spread: Slot, others: Slot) -> Fixture {
     let mut town = town().affinity(affinity).every_slot(others);
     let slots = &mut town.services[0].slots;
+    slots.resize(SLOTS, others);
     let index = |affinity| {
         let hash = hash_of(affinity, CLIENT.to_bits(), PORTS, SEED);
         slot_index(hash, slots.len().ilog2()) as usize
@@ -306,6 +310,7 @@ fn ipv6() -> Vec<Case> {
         .affinity(Affinity::CLIENT_IPV6)
         .every_slot(Slot::settled(1));
     let slots = &mut apart.services[0].slots;
+    slots.resize(SLOTS, Slot::settled(1));
     let index = |affinity| {
         let hash = hash_of(affinity, client, PORTS, SEED);
         slot_index(hash, slots.len().ilog2()) as usize
@@ -407,6 +412,7 @@ fn udp_hot() -> Fixture {
         .affinity(Affinity::CLIENT_IPV4)
         .every_slot(Slot::settled(2));
     let slots = &mut town.services[1].slots;
+    slots.resize(SLOTS, Slot::settled(2));
     let hash = hash_of(Affinity::CLIENT_IPV4, CLIENT.to_bits(), 0, SEED);
     let index = slot_index(hash, slots.len().ilog2()) as usize;
     slots[index] = Slot::settled(1);
