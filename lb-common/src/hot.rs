@@ -195,7 +195,7 @@ pub fn sample<A: Address, T: Tables>(tables: &T, service: u16, network: A) {
     sample.stamp.set(0);
     sample.high.set(source.high);
     sample.low.set(source.low);
-    sample.stamp.set(taken << 16 | service as u64);
+    sample.stamp.set(taken << 16 | u64::from(service));
     ring.taken.set(taken);
 }
 

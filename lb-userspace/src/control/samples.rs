@@ -10,6 +10,7 @@ use lb_common::{
     flow::{FlowBucket, FlowKey, FlowState, Key, Phase, bucket_indices},
     hash::Seed,
     hot::{HotWord, digest},
+    memory::Word64,
     pick::{Affinity, Backend, Slot},
     plain::{Capacity, Instance, PlainTables},
     service::Directory,
@@ -459,7 +460,7 @@ impl Bench {
         assert_eq!(maps.tables.control.directory.get(), actual.directory().0);
         let words = maps.tables.hot.iter().flat_map(|line| &line.ways);
         let mut in_maps: Vec<(u32, u64)> = (0..)
-            .zip(words.map(|word| word.get()))
+            .zip(words.map(Word64::get))
             .filter(|(_, word)| *word != 0)
             .collect();
         in_maps.sort_unstable();
