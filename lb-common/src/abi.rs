@@ -181,8 +181,10 @@ pub struct Control {
     pub created: Word64,
     /// The generation of the configuration that the maps hold: counts applied changes.
     pub generation: Word64,
+    /// [`crate::features::Features`] of the programs that are attached, in the lower 32 bits: what `where` thinks with.
+    pub features: Word64,
     /// Not used.
-    pub reserved: [Word64; 2],
+    pub reserved: Word64,
 }
 
 /// Ways in a bucket: 16 bytes each fill a cache line.
@@ -332,10 +334,55 @@ pub struct ServiceInfo {
     pub value: u64,
     /// `flow_idle` in milliseconds.
     pub flow_idle_ms: u64,
-    /// IP protocol number.
+    /// IP protocol number, or [`PROTO_TCP_UDP`].
     pub protocol: u8,
+    /// [`InfoTrack`].
+    pub track: u8,
     /// Not used.
-    pub reserved: [u8; 7],
+    pub reserved: [u8; 2],
+    /// `affinity_timeout` in milliseconds; 0 for none.
+    pub affinity_timeout_ms: u32,
+}
+
+/// In [`ServiceInfo::protocol`]: the service has its ports in TCP and in UDP. The number is reserved (IANA, "Assigned Internet
+/// Protocol Numbers"), so it is never a packet's.
+pub const PROTO_TCP_UDP: u8 = 255;
+
+/// A service's `track`, for people: what the data path must know of it is in [`crate::service::ServiceValue`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum InfoTrack {
+    /// TCP flows stay where they are through a change; UDP goes to the new pick at once.
+    #[default]
+    Changes = 0,
+    /// Every flow is recorded.
+    Always = 1,
+    /// As `Changes`, and UDP flows are QUIC's.
+    Quic = 2,
+    /// Every change is at once.
+    Never = 3,
+}
+
+impl InfoTrack {
+    /// Every one, in the order of the numbers.
+    pub const ALL: [Self; 4] = [Self::Changes, Self::Always, Self::Quic, Self::Never];
+
+    /// The name in the configuration.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Changes => "changes",
+            Self::Always => "always",
+            Self::Quic => "quic",
+            Self::Never => "never",
+        }
+    }
+
+    /// The one of this number.
+    #[must_use]
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(number)).copied()
+    }
 }
 
 /// Where a backend is in its life, as the operator sees it.
@@ -429,7 +476,9 @@ impl Default for ServiceInfo {
             value: 0,
             flow_idle_ms: 0,
             protocol: 0,
-            reserved: [0; 7],
+            track: 0,
+            reserved: [0; 2],
+            affinity_timeout_ms: 0,
         }
     }
 }
@@ -506,6 +555,14 @@ mod tests {
         assert_eq!(text(&text_field::<8>("short")), "short");
         assert_eq!(text(&[b'x', 0xff, 0]), "x");
         assert_eq!(text(&[]), "");
+    }
+
+    #[test]
+    fn tracks_are_dense() {
+        for (number, track) in InfoTrack::ALL.iter().enumerate() {
+            assert_eq!(*track as usize, number);
+        }
+        assert_eq!(InfoTrack::from_number(4), None);
     }
 
     #[test]

@@ -88,7 +88,7 @@ impl Address for u32 {
     #[inline(always)]
     fn source(self, affinity: Affinity, ports: u32, _seed: Seed) -> u64 {
         let ports = if affinity.ports { ports } else { 0 };
-        (self.network(affinity.prefix) as u64) << 32 | ports as u64
+        u64::from(self.network(affinity.prefix)) << 32 | u64::from(ports)
     }
 
     #[inline(always)]
@@ -127,17 +127,17 @@ impl Address for u32 {
 
     #[inline(always)]
     fn endpoints(self, ports: u32, _seed: Seed) -> u64 {
-        (self as u64) << 32 | ports as u64
+        u64::from(self) << 32 | u64::from(ports)
     }
 
     #[inline(always)]
     fn is_in(self, ports: u32, way: &FlowWay4) -> bool {
-        way.key.get() == (self as u64) << 32 | ports as u64
+        way.key.get() == u64::from(self) << 32 | u64::from(ports)
     }
 
     #[inline(always)]
     fn write(self, ports: u32, way: &FlowWay4) {
-        way.key.set((self as u64) << 32 | ports as u64);
+        way.key.set(u64::from(self) << 32 | u64::from(ports));
     }
 
     #[inline(always)]
@@ -182,7 +182,7 @@ impl Address for Ipv6 {
     fn source(self, affinity: Affinity, ports: u32, seed: Seed) -> u64 {
         let part = self.network(affinity.prefix);
         let ports = if affinity.ports { ports } else { 0 };
-        fold(part.high, part.low, seed) ^ ports as u64
+        fold(part.high, part.low, seed) ^ u64::from(ports)
     }
 
     #[inline(always)]
@@ -241,19 +241,21 @@ impl Address for Ipv6 {
 
     #[inline(always)]
     fn endpoints(self, ports: u32, seed: Seed) -> u64 {
-        fold(self.high, self.low, seed) ^ ports as u64
+        fold(self.high, self.low, seed) ^ u64::from(ports)
     }
 
     #[inline(always)]
     fn is_in(self, ports: u32, way: &FlowWay6) -> bool {
-        way.low.get() == self.low && way.high.get() == self.high && way.ports.get() == ports as u64
+        way.low.get() == self.low
+            && way.high.get() == self.high
+            && way.ports.get() == u64::from(ports)
     }
 
     #[inline(always)]
     fn write(self, ports: u32, way: &FlowWay6) {
         way.high.set(self.high);
         way.low.set(self.low);
-        way.ports.set(ports as u64);
+        way.ports.set(u64::from(ports));
     }
 
     #[inline(always)]

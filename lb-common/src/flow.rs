@@ -321,8 +321,13 @@ impl FlowState {
 
 /// One record.
 pub trait Way {
+    /// The client's address.
+    type Client: Address;
+
     /// Its [`FlowState`]; 0 where there is none.
     fn state(&self) -> &Word64;
+    /// What it names; only means something where [`Key::hash`] of it fits the state. Not for the data path.
+    fn flow(&self) -> FlowKey<Self::Client>;
 }
 
 /// One recorded flow of an IPv4 client, or none.
@@ -350,9 +355,15 @@ impl FlowWay4 {
 }
 
 impl Way for FlowWay4 {
+    type Client = u32;
+
     #[inline(always)]
     fn state(&self) -> &Word64 {
         &self.state
+    }
+
+    fn flow(&self) -> FlowKey<u32> {
+        self.key()
     }
 }
 
@@ -388,9 +399,15 @@ impl FlowWay6 {
 }
 
 impl Way for FlowWay6 {
+    type Client = Ipv6;
+
     #[inline(always)]
     fn state(&self) -> &Word64 {
         &self.state
+    }
+
+    fn flow(&self) -> FlowKey<Ipv6> {
+        self.key()
     }
 }
 

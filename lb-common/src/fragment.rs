@@ -33,7 +33,7 @@ impl FragmentKey {
     ) -> Self {
         // Each step is a keyed bijection of what came before, mixed with the next part.
         let from = mix(source.endpoints(identification, seed), seed);
-        let to = destination.endpoints(protocol as u32, seed);
+        let to = destination.endpoints(u32::from(protocol), seed);
         Self {
             digest: mix(from ^ to.rotate_left(32), Seed([seed.0[1], seed.0[0]])),
         }

@@ -116,10 +116,10 @@ fn advertise<P: Packet, T: Tables>(
         return Err(Verdict::NoRoom);
     }
     // Type 136, code 0, no checksum yet, flags; then the target; then the option.
-    let first = (ADVERTISEMENT as u64) << 56 | flags as u64;
+    let first = u64::from(ADVERTISEMENT) << 56 | u64::from(flags);
     let option = TARGET_ADDRESS << 48 | mac_bits(tables.answered_mac());
     let sum = checksum(target, asker, [first, target.high, target.low, option]);
-    let first = first | (sum as u64) << 32;
+    let first = first | u64::from(sum) << 32;
     write(packet, at, first)?;
     write(packet, at + 8, target.high)?;
     write(packet, at + 16, target.low)?;

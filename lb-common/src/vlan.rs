@@ -81,7 +81,8 @@ mod tests {
     #[test]
     fn the_tag_becomes_the_backends() {
         const IPV4: [u8; 8] = [0x08, 0, 0x45, 0, 0, 28, 0, 0];
-        let cases: [(&[[u16; 2]], u16, [u8; 8]); 8] = [
+        type Case<'a> = (&'a [[u16; 2]], u16, [u8; 8]);
+        let cases: [Case<'_>; 8] = [
             (&[], 0, IPV4),
             (&[], 10, [0x81, 0, 0, 10, 0x08, 0, 0x45, 0]),
             (&[[0x8100, 0x6005]], 0, IPV4),

@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::Write as _,
-    net::SocketAddrV4,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     thread::sleep,
@@ -388,7 +388,7 @@ fn settled(site: &Site, before: &BTreeMap<String, Value>) {
         assert_eq!(
             steps,
             [
-                "service", "affinity", "hash", "slot", "backend", "rewrite", "verdict"
+                "service", "affinity", "hash", "slot", "backend", "rewrite", "way", "verdict"
             ]
         );
     }
@@ -426,8 +426,11 @@ fn same_as_the_kernel(site: &Site) {
     for client in 0_u32..500 {
         let port = [80, 81, 82, 8005][client as usize % 4];
         let question = Question {
-            client: SocketAddrV4::new((0x0a01_0000 + client * 7).into(), 1024 + client as u16),
-            service: SocketAddrV4::new(VIP.parse().expect("an address"), port),
+            client: SocketAddr::new(
+                Ipv4Addr::from_bits(0x0a01_0000 + client * 7).into(),
+                1024 + client as u16,
+            ),
+            service: SocketAddr::new(VIP.parse().expect("an address"), port),
             kind: if client % 2 == 0 {
                 Kind::TcpOpens
             } else {

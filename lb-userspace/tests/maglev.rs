@@ -192,6 +192,36 @@ fn sizes_follow_the_smallest_share() {
     }
 }
 
+/// A thousand backends in one service, whose weights differ by up to four times: the largest table keeps every share
+/// within 1 %. Where one is entitled to less than a hundred slots of it, to less than one slot.
+#[test]
+fn a_thousand_weighted_backends_have_their_shares() {
+    for (weights, bits, percent) in [
+        (vec![50; 1000], 17, 1.0),
+        ((0..1000).map(|n| 40 + n * 7 % 21).collect(), 17, 1.0),
+        ((0..1000).map(|n| 20 + n * 37 % 61).collect(), MAX_BITS, 1.0),
+        (
+            (0..1000).map(|n| 1 + n * 37 % 100).collect::<Vec<u32>>(),
+            MAX_BITS,
+            20.0,
+        ),
+    ] {
+        assert_eq!(table_bits(&weights), bits);
+        let backends = backends(&weights);
+        let members = members(&backends);
+        let table = build(&members, bits);
+        let off = imbalance(&table, &members);
+        assert!(off <= percent, "2^{bits} slots: {off} %");
+        let total: u64 = weights.iter().copied().map(u64::from).sum();
+        let slots = slots_of(&table);
+        for member in &members {
+            let share = u64::from(member.weight) << bits;
+            let got = slots.get(&member.number).copied().unwrap_or(0) * total;
+            assert!(got.abs_diff(share) < total, "{member:?}: {got} of {share}");
+        }
+    }
+}
+
 /// The whole input space has no panic and no endless loop, however far apart the weights are.
 #[test]
 fn as_many_backends_as_numbers_fill_the_largest_table() {

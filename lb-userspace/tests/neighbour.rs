@@ -1,14 +1,15 @@
 //! Neighbours, interfaces and the probes' way against a real kernel: two network namespaces, a
 //! director and a backend, joined by a veth pair. Needs root, and fails without.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lb_userspace::health::{ProbeFailure, ProbeKind, ProbeSpec, Via, probe};
+use lb_userspace::neighbour::groups::{self, Membership};
 use lb_userspace::neighbour::vip_route::{self, ProbeRoute, VipRouteError};
 use lb_userspace::neighbour::{
     Mac, Netlink, NetworkEvent, Resolver, Target, host_facts, interface_towards,
@@ -686,5 +687,169 @@ fn probes_through_the_vip_on_a_real_wire() {
         probe(&spec).await.unwrap();
         drop(listener);
         assert_eq!(probe(&spec).await, Err(ProbeFailure::Refused { target }));
+    });
+}
+
+const DIRECTOR6: &str = "fd01::2";
+const BACKEND6: &str = "fd01::11";
+const ABSENT6: &str = "fd01::12";
+const VIP6: &str = "fd01::100";
+
+impl Network {
+    /// IPv6 for both hosts, with the kernel's patience shortened as for IPv4.
+    fn with_ipv6() -> Self {
+        let network = Self::new();
+        for (host, address) in [(&network.director, DIRECTOR6), (&network.backend, BACKEND6)] {
+            network.ip(host, &format!("address add {address}/64 dev eth0 nodad"));
+            for setting in [
+                "retrans_time_ms=100",
+                "base_reachable_time_ms=1000",
+                "delay_first_probe_time=1",
+            ] {
+                network.sysctl(host, &format!("net.ipv6.neigh.eth0.{setting}"));
+            }
+        }
+        // Solicitations come from the link-local address, which the kernel first asks the wire about.
+        for host in [&network.director, &network.backend] {
+            let begun = Instant::now();
+            while !network.ip(host, "-6 address show tentative").is_empty() {
+                assert!(begun.elapsed() < NEVER, "an address stays tentative");
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+        network
+    }
+}
+
+#[test]
+fn an_ipv6_neighbour_is_resolved_followed_and_lost() {
+    let network = Network::with_ipv6();
+    network.on_director(async || {
+        let (sender, mut events) = mpsc::channel(1);
+        let resolver = Resolver::start(sender).unwrap();
+        resolver.follow(targets(eth0().await, &[BACKEND6, ABSENT6]));
+        let (mac, reason) = next_mac(&mut events, BACKEND6).await;
+        assert_eq!(mac, Some(FIRST_MAC));
+        assert_eq!(reason, "fd01::11 is at 02:00:00:00:00:11 on eth0");
+        let (mac, reason) = next_mac(&mut events, ABSENT6).await;
+        assert_eq!(
+            (mac, reason.as_str()),
+            (None, "no neighbour advertisement from fd01::12 on eth0")
+        );
+        network.ip(&network.backend, "link set eth0 address 02:00:00:00:00:22");
+        assert_eq!(
+            next_mac(&mut events, BACKEND6).await.0,
+            Some(SECOND_MAC),
+            "a silent change"
+        );
+        network.ip(&network.backend, "address del fd01::11/64 dev eth0");
+        assert_eq!(next_mac(&mut events, BACKEND6).await.0, None);
+        network.ip(&network.backend, "address add fd01::11/64 dev eth0 nodad");
+        assert_eq!(next_mac(&mut events, BACKEND6).await.0, Some(SECOND_MAC));
+    });
+}
+
+/// What the kernel says of an address that is being looked for on the network is told again when that is over: until then it
+/// is no source of a route.
+#[test]
+fn the_end_of_duplicate_address_detection_is_told() {
+    let network = Network::with_ipv6();
+    network.sysctl(&network.director, "net.ipv6.conf.eth0.accept_dad=1");
+    network.on_director(async || {
+        let (sender, mut events) = mpsc::channel(16);
+        let _resolver = Resolver::start(sender).unwrap();
+        network.ip(&network.director, "address add fd01::3/64 dev eth0");
+        // Each change of the address is told; the last one finds it usable, or this waits for one that never comes.
+        let tentative = || {
+            let shown = network.ip(&network.director, "-6 address show tentative");
+            shown.contains("fd01::3")
+        };
+        loop {
+            next(&mut events, |event| match event {
+                NetworkEvent::Address(event) if event.address == ip("fd01::3") => {
+                    assert!(event.assigned);
+                    Some(())
+                }
+                _ => None,
+            })
+            .await;
+            if !tentative() {
+                break;
+            }
+        }
+    });
+}
+
+#[test]
+fn the_groups_of_ipv6_vips_are_joined_until_they_are_left() {
+    let network = Network::with_ipv6();
+    let shown = || network.ip(&network.director, "maddress show dev eth0");
+    let (one, other) = ("ff02::1:ff00:100", "ff02::1:ff00:200");
+    network.on_director(async || {
+        let ifindex = eth0().await;
+        let netlink = Netlink::open().unwrap();
+        let membership = |group: &str| Membership {
+            group: group.parse().unwrap(),
+            ifindex,
+        };
+        let interfaces = BTreeSet::from([ifindex]);
+        let both = BTreeSet::from([membership(one), membership(other)]);
+        let only = BTreeSet::from([membership(one)]);
+        let ensure = async |wanted: &BTreeSet<Membership>| {
+            groups::ensure(&netlink, wanted, &interfaces).await.unwrap()
+        };
+        let facts = host_facts().await.unwrap();
+        assert_eq!(ensure(&both).await, 2);
+        assert_eq!(ensure(&both).await, 0, "a second time");
+        assert!(shown().contains(one) && shown().contains(other));
+        // The network card's filter lets it through.
+        assert!(shown().contains("33:33:ff:00:01:00"), "{}", shown());
+        assert_eq!(host_facts().await.unwrap(), facts, "no address of the host");
+
+        assert_eq!(ensure(&only).await, 1);
+        assert!(shown().contains(one) && !shown().contains(other));
+
+        // An interface that was down has lost the address, and not the membership.
+        network.ip(&network.director, "link set eth0 down");
+        network.ip(&network.director, "link set eth0 up");
+        ensure(&only).await;
+        assert!(shown().contains(one), "{}", shown());
+    });
+}
+
+/// The way of the probes, as for IPv4: the route, the neighbour entry, and nothing left.
+#[test]
+fn the_way_of_ipv6_probes() {
+    let network = Network::with_ipv6();
+    network.on_director(async || {
+        let netlink = Netlink::open().unwrap();
+        let route = ProbeRoute {
+            vip: ip(VIP6),
+            ifindex: eth0().await,
+            source: ip(DIRECTOR6),
+            bound: false,
+        };
+        assert!(vip_route::ensure(&netlink, &route).await.unwrap());
+        assert!(!vip_route::ensure(&netlink, &route).await.unwrap());
+        let way = network.ip(&network.director, "-6 route get fd01::100");
+        assert!(
+            way.contains("dev eth0") && way.contains("src fd01::2"),
+            "{way}"
+        );
+        let entry = network.ip(&network.director, "-6 neigh show fd01::100");
+        assert!(
+            entry.contains("02:78:64:70:6c:62") && entry.contains("PERMANENT"),
+            "{entry}"
+        );
+        // A wrong family is an error that says so.
+        let mixed = ProbeRoute {
+            source: ip(DIRECTOR),
+            ..route
+        };
+        let error = vip_route::ensure(&netlink, &mixed).await.unwrap_err();
+        assert!(matches!(error, VipRouteError::Family { .. }), "{error}");
+        assert!(vip_route::remove(&netlink, ip(VIP6)).await.unwrap());
+        let routes = network.ip(&network.director, "-6 route show proto 88");
+        assert!(routes.is_empty(), "{routes}");
     });
 }

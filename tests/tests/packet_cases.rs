@@ -1,8 +1,9 @@
 //! The specification of the data path (`lb_tests::packets::cases`), over byte buffers and through the kernel.
 
-use std::{collections::BTreeSet, io::Write};
+use std::{collections::BTreeSet, io::Write, path::PathBuf};
 
-use lb_common::verdict::Verdict;
+use anyhow::Context;
+use lb_common::verdict::{Action, Verdict};
 use lb_tests::packets::{
     both::{Both, Plain, Programs},
     case::Case,
@@ -65,6 +66,46 @@ fn the_table_is_a_specification() {
         .filter(|what| !sentences.insert(*what))
         .collect();
     assert!(twice.is_empty(), "two cases say the same: {twice:#?}");
+}
+
+/// The operator's table has a line for every verdict, with what becomes of the packet, and none for what is no verdict.
+#[test]
+fn the_manual_names_every_verdict() -> anyhow::Result<()> {
+    let package = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    let manual = package.join("../docs/operations.md");
+    let text = std::fs::read_to_string(&manual)
+        .with_context(|| format!("cannot read {}", manual.display()))?;
+    let mut found: Vec<(&str, &str)> = text
+        .lines()
+        .skip_while(|line| *line != "## Verdicts")
+        .skip(1)
+        .take_while(|line| !line.starts_with("## "))
+        .filter_map(|line| {
+            let mut cells = line.strip_prefix("| `")?.split(" | ");
+            Some((cells.next()?.trim_end_matches('`'), cells.next()?))
+        })
+        .collect();
+    let mut expected: Vec<(&str, &str)> = Verdict::ALL
+        .iter()
+        .map(|verdict| {
+            let becomes = match verdict.action() {
+                Action::Transmit | Action::Redirect => "sent",
+                Action::Pass => "to the host",
+                Action::Drop => "dropped",
+            };
+            (verdict.name(), becomes)
+        })
+        .collect();
+    found.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(
+        found,
+        expected,
+        "the table of verdicts in {}",
+        manual.display()
+    );
+    Ok(())
 }
 
 fn report(failures: &[String]) {

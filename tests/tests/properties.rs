@@ -43,7 +43,7 @@ fn any_packet_keeps_the_promises_over_buffers() -> anyhow::Result<()> {
         let mut plain = Plain::new(&fixture.setup);
         plain.given(fixture, 7);
         for _ in 0..BATCH {
-            let frame = frames.next();
+            let frame = frames.frame();
             let (outcome, after) = plain.run(&frame.0);
             check_change(
                 &frame,
@@ -95,7 +95,7 @@ fn a_difference_is_found_and_shrunk() -> anyhow::Result<()> {
     };
     let mut both = Both::unequal(&forwarding, &without_tags)?;
     let mut frames = Frames::new(1);
-    let batch: Vec<_> = std::iter::repeat_with(|| frames.next())
+    let batch: Vec<_> = std::iter::repeat_with(|| frames.frame())
         .filter(|frame| frame.0.len() >= lb_tests::packets::kernel::SHORTEST)
         .take(BATCH)
         .collect();

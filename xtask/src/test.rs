@@ -2,8 +2,9 @@
 
 use std::{
     env,
+    io::{self, Read as _, Write as _},
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -41,6 +42,7 @@ pub(crate) fn run(workspace: &Workspace, name_filter: Option<&str>) -> Result<()
     let toolchain = setup::ensure(workspace, Needs::EVERYTHING)?;
     build::everything(workspace, &toolchain)?;
     let mut report = Report::default();
+    let mut counts = Counts::default();
     if name_filter.is_none() {
         report.step("format", || check_format(workspace));
         report.step("lints", || check_lints(workspace));
@@ -54,14 +56,97 @@ pub(crate) fn run(workspace: &Workspace, name_filter: Option<&str>) -> Result<()
         binaries.into_iter().partition(TestBinary::is_end_to_end);
     report.step("unit, property and packet tests", || {
         let failed = failures(&ordinary, |binary| {
-            run_ordinary(workspace, binary, name_filter)
+            run_ordinary(workspace, binary, name_filter, &mut counts)
         });
         run_documentation(workspace, name_filter).and(failed)
     });
     report.step("end-to-end tests", || {
-        run_end_to_end(workspace, &end_to_end, name_filter)
+        run_end_to_end(workspace, &end_to_end, name_filter, &mut counts)
     });
-    report.finish()
+    if name_filter.is_none() {
+        report.step("counts", || counts.complete());
+    }
+    report.finish(&counts)
+}
+
+/// What tests count and print as `N LABEL`: how thorough a run was. The first two are the data path's (`tests/tests`), the
+/// third is the controller's (`lb-userspace/src/control/simulation.rs`).
+const COUNTED: [&str; 3] = ["packet cases", "differential packets", "transition steps"];
+
+/// What the tests of this run have counted, in the order of [`COUNTED`].
+#[derive(Debug, Default)]
+struct Counts([u64; COUNTED.len()]);
+
+impl Counts {
+    /// Takes what a line says. The test harness may have begun the line with a test's name.
+    fn read(&mut self, line: &str) {
+        for (count, label) in self.0.iter_mut().zip(COUNTED) {
+            let Some((before, after)) = line.split_once(label) else {
+                continue;
+            };
+            let is_whole = !after.starts_with(|next: char| next.is_alphanumeric());
+            let number = before
+                .strip_suffix(' ')
+                .map(|before| before.rsplit(|c: char| !c.is_ascii_digit()).next());
+            if let Some(Some(digits)) = number
+                && is_whole
+                && let Ok(number) = digits.parse::<u64>()
+            {
+                *count += number;
+            }
+        }
+    }
+
+    /// A run whose tests have not told a number did not run them.
+    fn complete(&self) -> Result<()> {
+        let missing: Vec<_> = self
+            .0
+            .iter()
+            .zip(COUNTED)
+            .filter(|(count, _)| **count == 0)
+            .map(|(_, label)| format!("no test printed a line `N {label}`"))
+            .collect();
+        if !missing.is_empty() {
+            bail!("{}", missing.join("\n"));
+        }
+        Ok(())
+    }
+}
+
+/// [`run_to_end`], with what the command prints taken into the counts as well.
+fn run_counting(command: &mut Command, counts: &mut Counts) -> Result<()> {
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start `{}`", command_line(command)))?;
+    if let Some(mut output) = child.stdout.take() {
+        let (mut line, mut piece) = (Vec::new(), [0; 4096]);
+        loop {
+            let len = output.read(&mut piece).context("cannot read from a test")?;
+            // At once, so that whoever watches sees which test is running.
+            let mut shown = io::stdout().lock();
+            shown
+                .write_all(&piece[..len])
+                .and_then(|()| shown.flush())?;
+            for byte in &piece[..len] {
+                if *byte == b'\n' {
+                    counts.read(&String::from_utf8_lossy(&line));
+                    line.clear();
+                } else {
+                    line.push(*byte);
+                }
+            }
+            if len == 0 {
+                counts.read(&String::from_utf8_lossy(&line));
+                break;
+            }
+        }
+    }
+    let status = child.wait().context("cannot wait for a test")?;
+    if !status.success() {
+        bail!("`{}` ended with {status}", command_line(command));
+    }
+    Ok(())
 }
 
 /// What became of each step.
@@ -83,7 +168,7 @@ impl Report {
     }
 
     /// The summary, and the error if there was one.
-    fn finish(self) -> Result<()> {
+    fn finish(self, counts: &Counts) -> Result<()> {
         eprintln!("\n== summary");
         for (name, took, failure) in &self.steps {
             let outcome = if failure.is_none() { "ok" } else { "FAILED" };
@@ -91,6 +176,14 @@ impl Report {
             for line in failure.iter().flat_map(|failure| failure.lines()) {
                 eprintln!("        {line}");
             }
+        }
+        for (count, label) in counts
+            .0
+            .iter()
+            .zip(COUNTED)
+            .filter(|(count, _)| **count > 0)
+        {
+            eprintln!("{count} {label}");
         }
         let failed = self.steps.iter().filter(|step| step.2.is_some()).count();
         if failed > 0 {
@@ -199,13 +292,19 @@ fn failures(
     Ok(())
 }
 
-fn run_ordinary(workspace: &Workspace, binary: &TestBinary, filter: Option<&str>) -> Result<()> {
-    run_to_end(
-        std::process::Command::new(&binary.executable)
+fn run_ordinary(
+    workspace: &Workspace,
+    binary: &TestBinary,
+    filter: Option<&str>,
+    counts: &mut Counts,
+) -> Result<()> {
+    run_counting(
+        Command::new(&binary.executable)
             .current_dir(&binary.package)
             .env("CARGO_MANIFEST_DIR", &binary.package)
             .env("XDP_LB_BINARY", workspace.binary())
             .args(filter),
+        counts,
     )
 }
 
@@ -224,6 +323,7 @@ fn run_end_to_end(
     workspace: &Workspace,
     binaries: &[TestBinary],
     filter: Option<&str>,
+    counts: &mut Counts,
 ) -> Result<()> {
     if binaries.is_empty() {
         bail!("not one end-to-end test was compiled");
@@ -233,7 +333,7 @@ fn run_end_to_end(
     let mut outcome = failures(binaries, |binary| {
         let mut command = root.command(&binary.executable, &environment(workspace, binary));
         command.current_dir(&binary.package);
-        run_to_end(command.args(filter).arg(END_TO_END_THREADS))
+        run_counting(command.args(filter).arg(END_TO_END_THREADS), counts)
     });
     let after = Leftovers::look(root, &workspace.binary())?;
     let left = after.since(&before);
@@ -314,6 +414,54 @@ mod tests {
     }
 
     #[test]
+    fn what_tests_count_is_read_wherever_it_stands() {
+        let mut counts = Counts::default();
+        for line in [
+            "3233 packet cases",
+            "test a_test ... 1000000 differential packets",
+            "68 transition steps, 9 packets",
+            "2 transition steps",
+            "test the_packet_cases_are_many ... ok",
+            "many packet cases",
+            "17 packet casesets",
+        ] {
+            counts.read(line);
+        }
+        assert_eq!(counts.0, [3233, 1_000_000, 70]);
+        assert!(counts.complete().is_ok());
+    }
+
+    #[test]
+    fn a_number_that_is_missing_is_a_failure() {
+        let mut counts = Counts::default();
+        counts.read("5 packet cases");
+        counts.read("0 transition steps");
+        let error = counts.complete().expect_err("two are missing").to_string();
+        assert!(
+            error.contains("`N differential packets`") && error.contains("`N transition steps`")
+        );
+        assert!(!error.contains("packet cases"), "{error}");
+    }
+
+    #[test]
+    fn what_a_test_prints_is_counted_and_its_failure_is_one() {
+        let mut counts = Counts::default();
+        let say = |text: &str| {
+            let mut command = Command::new("sh");
+            command.args(["-c", text]);
+            command
+        };
+        run_counting(
+            &mut say("printf 'test x ... 12 packet cases\\nok'"),
+            &mut counts,
+        )
+        .expect("it ends well");
+        run_counting(&mut say("printf '30 packet cases'; exit 3"), &mut counts)
+            .expect_err("it ends with 3");
+        assert_eq!(counts.0[0], 42);
+    }
+
+    #[test]
     fn every_failure_is_named() {
         let binary = test_binary("tests", "failover");
         let mut number = 0;
@@ -341,7 +489,7 @@ mod tests {
             Ok(())
         });
         assert!(second);
-        let error = report.finish().expect_err("one failed");
+        let error = report.finish(&Counts::default()).expect_err("one failed");
         assert_eq!(error.to_string(), "1 of 2 steps failed");
     }
 }

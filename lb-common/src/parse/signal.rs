@@ -66,8 +66,8 @@ pub fn signal<P: Packet, A>(packet: &P, flow: &Flow<A>, track: Track) -> Result<
     })
 }
 
-/// Long header (RFC 8999 section 5.1) with the fixed bit (RFC 9000 section 17.2).
-const LONG_HEADER: u8 = 0xc0;
+/// Long header (RFC 8999 section 5.1).
+const LONG_HEADER: u8 = 0x80;
 /// The type's bits.
 const TYPE: u8 = 0x30;
 /// QUIC version 2 (RFC 9369 section 3.1).
@@ -76,8 +76,8 @@ const VERSION_2: u32 = 0x6b33_43cf;
 /// Whether the datagram starts with a QUIC Initial packet.
 ///
 /// Versions that are not known are read as version 1, which the drafts before it are like; a server that does not know one
-/// either answers with a Version Negotiation packet (RFC 8999 section 6), whichever server it is. The fixed bit may be greased (RFC 9287), but never by a client's first
-/// packet, whose server has not yet said that it may.
+/// either answers with a Version Negotiation packet (RFC 8999 section 6), whichever server it is. The fixed bit (RFC 9000
+/// section 17.2) says nothing: it may be greased (RFC 9287), and there are clients that do so from their first packet on.
 #[inline(always)]
 fn is_quic_initial<P: Packet, A>(packet: &P, flow: &Flow<A>) -> bool {
     let payload = flow.transport + UDP_LEN;
@@ -96,4 +96,49 @@ fn is_quic_initial<P: Packet, A>(packet: &P, flow: &Flow<A>) -> bool {
             0 => false,
             _ => kind == 0x00,
         }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::features::Features;
+    use crate::packet::Buffer;
+    use crate::parse::{Frame, Ip, parse};
+
+    /// What a UDP packet with this payload says in a service that speaks QUIC.
+    fn said(payload: &[u8]) -> Signal {
+        let mut frame = [0u8; 14 + 20 + 8 + 16];
+        frame[12] = 8;
+        frame[14] = 0x45;
+        frame[17] = (20 + 8 + payload.len()) as u8;
+        frame[23] = 17;
+        frame[39] = (8 + payload.len()) as u8;
+        frame[42..42 + payload.len()].copy_from_slice(payload);
+        let packet = Buffer::new(&mut frame);
+        let Ok(Frame::V4(Ip::Flow(flow))) = parse(&packet, Features::NONE) else {
+            panic!("not parsed");
+        };
+        signal(&packet, &flow, Track::Quic).expect("whole")
+    }
+
+    #[test]
+    fn which_packets_open_a_quic_connection() {
+        assert_eq!(said(&[0xc3, 0, 0, 0, 1, 8]), Signal::Opens);
+        // Greased, as quinn's first packet may be.
+        assert_eq!(said(&[0x86, 0, 0, 0, 1, 20]), Signal::Opens);
+        assert_eq!(said(&[0xd0, 0x6b, 0x33, 0x43, 0xcf]), Signal::Opens);
+        // A draft, or a version to come.
+        assert_eq!(said(&[0xc0, 0xff, 0, 0, 29]), Signal::Opens);
+        // 0-RTT, Handshake, Retry; of version 2 what version 1 calls Initial.
+        for first in [0xd0, 0xe0, 0xf0] {
+            assert_eq!(said(&[first, 0, 0, 0, 1]), Signal::Continues);
+        }
+        assert_eq!(said(&[0xc0, 0x6b, 0x33, 0x43, 0xcf]), Signal::Continues);
+        assert_eq!(said(&[0xc0, 0, 0, 0, 0]), Signal::Continues);
+        // Short headers, greased or not; what is too short to tell.
+        assert_eq!(said(&[0x43, 0, 0, 0, 1]), Signal::Continues);
+        assert_eq!(said(&[0x06, 0, 0, 0, 1]), Signal::Continues);
+        assert_eq!(said(&[0xc3, 0, 0, 0]), Signal::Continues);
+        assert_eq!(said(&[]), Signal::Continues);
+    }
 }

@@ -36,6 +36,9 @@ pub struct NodeStatus {
     pub config: String,
     /// The version of the map layouts.
     pub abi: u32,
+    /// The features that the attached program knows: what the configuration uses of the data path.
+    #[serde(default)]
+    pub features: Vec<String>,
     /// Counts the applied changes.
     pub generation: u64,
     /// The interfaces the program is attached to.
@@ -103,7 +106,7 @@ pub struct ServiceStatus {
     pub name: String,
     /// Its virtual address.
     pub vip: String,
-    /// `tcp` or `udp`.
+    /// `tcp`, `udp` or `tcp+udp`.
     pub protocol: String,
     /// Ports and ranges (`"8000-8010"`), or `["any"]`.
     pub ports: Vec<String>,
@@ -115,6 +118,12 @@ pub struct ServiceStatus {
     pub hot_sources: Vec<HotSourceStatus>,
     /// After how many seconds of silence a flow counts as ended.
     pub flow_idle_s: f64,
+    /// `changes`, `always`, `never` or `quic`: which flows are recorded.
+    #[serde(default)]
+    pub track: String,
+    /// For how many seconds a silent client keeps its backend across changes; `None`: clients are not recorded.
+    #[serde(default)]
+    pub affinity_timeout_s: Option<f64>,
     /// Slots of its lookup table.
     pub slots: u64,
     /// How many of them are in transition.

@@ -1,12 +1,13 @@
-//! `xdp-lb flows`: the flows that are recorded, which are those that a change has met.
+//! `xdp-lb flows`: the flows that are recorded, which are those that a change has met, unless a service tracks always; and the
+//! clients (`affinity_timeout`).
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::bail;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use lb_common::{
-    abi::text,
-    flow::{FlowBucket, FlowKey, FlowState, Key, Phase, TICK_NS},
+    abi::{ServiceInfo, text},
+    flow::{FlowLine, FlowName, FlowState, Key as _, Phase, TICK_NS, Way},
     hash::Seed,
 };
 use serde::Serialize;
@@ -28,9 +29,9 @@ pub(crate) struct Args {
     /// Only flows on this backend
     #[arg(long, add = super::completions::backends())]
     backend: Option<String>,
-    /// Only flows of this client or network (`10.1.0.0/16`)
+    /// Only flows of this client or network (`10.1.0.0/16`, `2001:db8::/48`)
     #[arg(long, value_name = "ADDRESS", value_parser = network)]
-    client: Option<Ipv4Net>,
+    client: Option<IpNet>,
     /// Those that have ended or have been silent for the service's flow_idle as well
     #[arg(long)]
     all: bool,
@@ -42,16 +43,16 @@ pub(crate) struct Args {
     json: bool,
 }
 
-fn network(text: &str) -> Result<Ipv4Net, String> {
+fn network(text: &str) -> Result<IpNet, String> {
     text.parse()
-        .or_else(|_no_net| text.parse::<Ipv4Addr>().map(Ipv4Net::from))
-        .map_err(|_error| "expected an IPv4 address or network".to_owned())
+        .or_else(|_no_net| text.parse::<IpAddr>().map(IpNet::from))
+        .map_err(|_error| "expected an IPv4 or IPv6 address or network".to_owned())
 }
 
 /// A recorded flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Flow {
-    key: FlowKey,
+    key: FlowName,
     state: FlowState,
 }
 
@@ -75,7 +76,9 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         "backend",
         pinned.names.backend_names(),
     )?;
-    let flows = recorded(pinned.maps.flow_buckets(), pinned.maps.control().seed());
+    let seed = pinned.maps.control().seed();
+    let mut flows = recorded(pinned.maps.flow_buckets(), seed);
+    flows.extend(recorded(pinned.maps.flow6_buckets(), seed));
     let report = report(args, flows, &pinned.names, coarse_ticks());
     if args.json {
         context
@@ -86,7 +89,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     if report.flows.is_empty() {
         context
             .screen
-            .line("no flow is recorded: only flows that a change has met are")?;
+            .line("no flow is recorded: only flows that a change has met are, unless a service says `track = \"always\"`")?;
         return Ok(Exit::Done);
     }
     context
@@ -118,13 +121,14 @@ fn known<'n>(
     }
 }
 
-/// Every flow in the table whose two words belong together.
-fn recorded(buckets: &[FlowBucket], seed: Seed) -> Vec<Flow> {
+/// Every flow in a table whose words belong together.
+fn recorded<W: Way>(buckets: &[FlowLine<W>], seed: Seed) -> Vec<Flow> {
     let ways = buckets.iter().flat_map(|bucket| &bucket.ways);
     ways.filter_map(|way| {
-        let state = FlowState(way.state.get());
-        let key = way.key();
+        let state = FlowState(way.state().get());
+        let key = way.flow();
         let whole = state.used() && state.belongs(key.hash(seed), key.owner());
+        let key = key.named();
         whole.then_some(Flow { key, state })
     })
     .collect()
@@ -143,10 +147,8 @@ fn report(args: &Args, mut flows: Vec<Flow>, names: &Names, now: u16) -> Report 
         );
         is(service.map(|info| &info.name), &args.service)
             && is(backend.map(|info| &info.name), &args.backend)
-            && args
-                .client
-                .is_none_or(|net| net.contains(&Ipv4Addr::from(flow.key.client)))
-            && (args.all || lives(flow, service.map(|info| info.flow_idle_ms), now))
+            && args.client.is_none_or(|net| net.contains(&flow.key.client))
+            && (args.all || service.is_none_or(|info| lives(flow, info, now)))
     });
     flows.sort_by_key(|flow| (flow.state.silence(now), flow.key));
     let total = flows.len();
@@ -162,10 +164,20 @@ fn report(args: &Args, mut flows: Vec<Flow>, names: &Names, now: u16) -> Report 
     }
 }
 
-/// Whether a flow has neither ended nor been silent for too long.
-fn lives(flow: &Flow, flow_idle_ms: Option<u64>, now: u16) -> bool {
+/// Whether a flow has neither ended nor been silent for too long; of a client (`affinity_timeout`), whether it would still be
+/// sent where it was.
+fn lives(flow: &Flow, service: &ServiceInfo, now: u16) -> bool {
     let silent = silent_ns(flow, now) / 1_000_000;
-    flow.state.phase() != Phase::Ended && flow_idle_ms.is_none_or(|idle| silent <= idle)
+    if is_client(flow) {
+        silent <= u64::from(service.affinity_timeout_ms)
+    } else {
+        flow.state.phase() != Phase::Ended && silent <= service.flow_idle_ms
+    }
+}
+
+/// Whether the record is no flow's, but of all that a client does.
+fn is_client(flow: &Flow) -> bool {
+    flow.key.ports == 0
 }
 
 fn silent_ns(flow: &Flow, now: u16) -> u64 {
@@ -174,18 +186,34 @@ fn silent_ns(flow: &Flow, now: u16) -> u64 {
 
 fn flow_row(flow: &Flow, names: &Names, now: u16) -> Row {
     let service = flow.key.service;
-    let port = flow.key.service_port();
-    let vip = names
-        .vip(service)
-        .map_or(Value::Null, |vip| json!(format!("{vip}:{port}")));
+    let (client_port, port) = ((flow.key.ports >> 16) as u16, flow.key.ports as u16);
+    let client = is_client(flow);
+    let vip = names.vip(service).map_or(Value::Null, |vip| {
+        if client {
+            json!(vip)
+        } else {
+            json!(SocketAddr::new(vip, port))
+        }
+    });
+    let protocol = match (client, flow.key.udp) {
+        (true, _) => Value::Null,
+        (false, true) => json!("udp"),
+        (false, false) => json!("tcp"),
+    };
     let phase = match flow.state.phase() {
+        _ if client => "client",
         Phase::Opening => "opening",
         Phase::Open => "open",
         Phase::Closing => "closing",
         Phase::Ended => "ended",
     };
     row! {
-        "client" => format!("{}:{}", Ipv4Addr::from(flow.key.client), flow.key.client_port()),
+        "client" => if client {
+            json!(flow.key.client)
+        } else {
+            json!(SocketAddr::new(flow.key.client, client_port))
+        },
+        "protocol" => protocol,
         "vip" => vip,
         "service" => names.service(service),
         "backend" => names.backend(flow.state.backend()),
@@ -198,7 +226,13 @@ fn flow_row(flow: &Flow, names: &Names, now: u16) -> Row {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
-    use lb_common::abi::{BackendInfo, ServiceInfo, text_field};
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use lb_common::{
+        abi::{BackendInfo, text_field},
+        address::Ipv6,
+        flow::{FlowBucket, FlowBucket6, FlowKey},
+    };
 
     use super::*;
     use crate::cli::{Cli, Command};
@@ -216,6 +250,13 @@ mod tests {
         names
             .services
             .extend([(1, service("web")), (2, service("mail"))]);
+        names.services.insert(
+            3,
+            ServiceInfo {
+                vip: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10).octets(),
+                ..service("web6")
+            },
+        );
         let backend = |name: &str| BackendInfo {
             name: text_field(name),
             ..BackendInfo::default()
@@ -241,7 +282,7 @@ mod tests {
         flows.iter().map(bucket).collect()
     }
 
-    fn ask(line: &[&str], buckets: &[FlowBucket]) -> Report {
+    fn ask<W: Way>(line: &[&str], buckets: &[FlowLine<W>]) -> Report {
         let words = ["xdp-lb", "flows"].iter().chain(line);
         let Command::Flows(args) = Cli::try_parse_from(words).expect("right usage").command else {
             panic!("another command");
@@ -285,6 +326,53 @@ mod tests {
     }
 
     #[test]
+    fn ipv6_flows_are_shown_with_brackets_and_found_by_network() {
+        let bucket = FlowBucket6::default();
+        for (way, host) in [(0, 7u16), (3, 8)] {
+            let client = Ipv6Addr::new(0x2001, 0xdb8, 0xaa, 0, 0, 0, 0, host);
+            let key = FlowKey::tcp(Ipv6::from(client), 40_000 << 16 | 443, 3);
+            key.write(&bucket.ways[way]);
+            let state = FlowState::new(6, key.owner(), 990, key.hash(SEED), Phase::Open);
+            bucket.ways[way].state.set(state.0);
+        }
+        let buckets = [bucket];
+        let report = ask(&["--client", "2001:db8:aa::7"], &buckets);
+        assert_eq!(
+            serde_json::to_string(&report).expect("serializes"),
+            r#"{"flows":[{"client":"[2001:db8:aa::7]:40000","protocol":"tcp","vip":"[2001:db8::10]:443","service":"web6","backend":"b2","phase":"open","silent_s":5}],"total":1}"#
+        );
+        assert_eq!(ask(&["--client", "2001:db8:aa::/48"], &buckets).total, 2);
+        assert_eq!(ask(&["--client", "10.0.0.0/8"], &buckets).total, 0);
+    }
+
+    #[test]
+    fn clients_are_no_flows() {
+        let mut names = names();
+        let web = names.services.get_mut(&1).expect("web");
+        web.affinity_timeout_ms = 600_000;
+        let row = |silent: u16| {
+            let bucket = FlowBucket::default();
+            let key = FlowKey::tcp(0x0a00_0007, 0, 1);
+            let state = FlowState::new(5, key.owner(), 1000 - silent, key.hash(SEED), Phase::Open);
+            key.write(&bucket.ways[0]);
+            bucket.ways[0].state.set(state.0);
+            let Command::Flows(args) = Cli::try_parse_from(["xdp-lb", "flows"])
+                .expect("right usage")
+                .command
+            else {
+                panic!("another command");
+            };
+            let report = report(&args, recorded(&[bucket], SEED), &names, 1000);
+            serde_json::to_string(&report.flows).expect("serializes")
+        };
+        // 268 s, which is more than `flow_idle`.
+        assert_eq!(
+            row(500),
+            r#"[{"client":"10.0.0.7","protocol":null,"vip":"192.0.2.10","service":"web","backend":"b1","phase":"client","silent_s":268}]"#
+        );
+    }
+
+    #[test]
     fn a_torn_entry_is_no_flow() {
         let buckets = table(&[(1, 1, 5, 0, Phase::Open)]);
         FlowKey::tcp(0x0a00_00ff, 1, 1).write(&buckets[0].ways[2]);
@@ -296,7 +384,7 @@ mod tests {
         let report = ask(&[], &table(&[(7, 1, 5, 20, Phase::Open)]));
         assert_eq!(
             serde_json::to_string(&report).expect("serializes"),
-            r#"{"flows":[{"client":"10.0.0.7:40000","vip":"192.0.2.10:80","service":"web","backend":"b1","phase":"open","silent_s":10}],"total":1}"#
+            r#"{"flows":[{"client":"10.0.0.7:40000","protocol":"tcp","vip":"192.0.2.10:80","service":"web","backend":"b1","phase":"open","silent_s":10}],"total":1}"#
         );
     }
 }

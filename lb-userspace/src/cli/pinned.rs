@@ -1,9 +1,12 @@
 //! The pinned maps with the names that people know: what `maps`, `flows` and `where` read, daemon or not.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use lb_common::{
-    abi::{BackendInfo, ServiceInfo, text},
+    abi::{BackendInfo, PROTO_TCP_UDP, ServiceInfo, text},
     pick::Affinity,
     service::ServiceValue,
     wire::{PROTO_TCP, PROTO_UDP},
@@ -82,8 +85,8 @@ impl Names {
     }
 
     /// A service's VIP.
-    pub(crate) fn vip(&self, id: u16) -> Option<Ipv4Addr> {
-        ipv4(&self.services.get(&id)?.vip)
+    pub(crate) fn vip(&self, id: u16) -> Option<IpAddr> {
+        Some(address(self.services.get(&id)?.vip))
     }
 
     /// The names of all services.
@@ -97,9 +100,9 @@ impl Names {
     }
 }
 
-/// An IPv4 address kept as an IPv4-mapped IPv6 one (RFC 4291 section 2.5.5.2).
-pub(crate) fn ipv4(mapped: &[u8; 16]) -> Option<Ipv4Addr> {
-    std::net::Ipv6Addr::from(*mapped).to_ipv4_mapped()
+/// An address as the maps for people hold it: IPv4 as an IPv4-mapped IPv6 one (RFC 4291 section 2.5.5.2).
+pub(crate) fn address(octets: [u8; 16]) -> IpAddr {
+    Ipv6Addr::from(octets).to_canonical()
 }
 
 /// A service's settings, as its value in the lookup has them.
@@ -112,24 +115,38 @@ pub(crate) fn protocol(number: u8) -> String {
     match number {
         PROTO_TCP => "tcp".to_owned(),
         PROTO_UDP => "udp".to_owned(),
+        PROTO_TCP_UDP => "tcp+udp".to_owned(),
         other => format!("protocol {other}"),
     }
 }
 
-/// The name of an affinity in the configuration.
-pub(crate) fn affinity(affinity: Affinity) -> String {
-    match affinity {
-        Affinity::NONE_IPV4 => "none".to_owned(),
-        Affinity::CLIENT_IPV4 => "client".to_owned(),
-        Affinity::NETWORK_IPV4 => "network".to_owned(),
+/// The name of an affinity in the configuration, for a VIP of the family; a prefix that is not the default with its length.
+pub(crate) fn affinity(affinity: Affinity, is_ipv6: bool) -> String {
+    let named = |none, client, network| match affinity {
+        affinity if affinity == none => "none".to_owned(),
+        affinity if affinity == client => "client".to_owned(),
+        affinity if affinity == network => "network".to_owned(),
         Affinity {
             prefix,
             ports: false,
-        } => format!("/{prefix}"),
+        } => format!("network /{prefix}"),
         Affinity {
             prefix,
             ports: true,
         } => format!("/{prefix} with ports"),
+    };
+    if is_ipv6 {
+        named(
+            Affinity::NONE_IPV6,
+            Affinity::CLIENT_IPV6,
+            Affinity::NETWORK_IPV6,
+        )
+    } else {
+        named(
+            Affinity::NONE_IPV4,
+            Affinity::CLIENT_IPV4,
+            Affinity::NETWORK_IPV4,
+        )
     }
 }
 

@@ -123,6 +123,9 @@ fn node(text: &mut String, status: &Status, window: &Window) {
             }
         );
     }
+    if !node.features.is_empty() {
+        put!(text, "  features in use: {}", node.features.join(", "));
+    }
     if let Some(last) = &node.last_apply {
         put!(
             text,

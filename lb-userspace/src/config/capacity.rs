@@ -45,6 +45,8 @@ pub struct Needs {
 pub struct Capacities {
     /// Flows.
     pub flows: u32,
+    /// IPv6 clients' flows.
+    pub flows6: u32,
     /// Slots of all tables together.
     pub slots: u32,
     /// Backends of all services together.
@@ -63,7 +65,8 @@ impl Config {
             needs.services += 1;
             needs.backends += weights.len() as u64;
             needs.slots += table_slots(&weights);
-            needs.ports += u64::from(service.ports.entries());
+            needs.ports +=
+                u64::from(service.ports.entries()) * service.protocol.each().len() as u64;
         }
         needs
     }
@@ -75,12 +78,15 @@ impl Config {
         let needs = self.needs();
         let Limits {
             flows,
+            flows6,
             slots,
             backends,
             ports,
+            fragments: _,
         } = self.limits;
         Capacities {
             flows,
+            flows6,
             slots: slots.unwrap_or(roomy(needs.slots, SLOTS_MIN, SLOTS_MAX)),
             backends: backends.unwrap_or(roomy(needs.backends, BACKENDS_MIN, BACKENDS_MAX)),
             ports: ports.unwrap_or(roomy(needs.ports, PORTS_MIN, PORTS_MAX)),
@@ -147,6 +153,7 @@ mod tests {
             config.capacities(),
             Capacities {
                 flows: Limits::FLOWS,
+                flows6: Limits::FLOWS,
                 slots: 4_096 << 12,
                 backends: 65_535,
                 ports: 65_536,

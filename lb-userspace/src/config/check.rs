@@ -36,6 +36,7 @@ pub(super) fn check(config: &RawConfig, sink: &Sink) {
         hot_sources(service, sink);
     }
     same_address(&config.services, sink);
+    families(&config.services, sink);
     vip_or_backend(&config.services, sink);
     overlaps(&config.services, sink);
     sizes(config, sink);
@@ -118,17 +119,32 @@ fn hot_sources(service: &RawService, sink: &Sink) {
             .help("remove it, or set `affinity = \"client\"`"),
         );
     }
+    if let (Some(Some(share)), Some(Some(_))) =
+        (&service.spread_hot_sources, &service.affinity_timeout)
+    {
+        sink.push(
+            ConfigError::new(
+                ErrorKind::Conflict,
+                "`spread_hot_sources` contradicts `affinity_timeout`",
+            )
+            .at(share.span())
+            .expected("one of the two")
+            .help("one takes a client's connections apart, the other keeps them together"),
+        );
+    }
 }
 
-/// A backend's name means the same server wherever it occurs: a drain by name takes all its services.
+/// A backend's name means the same server wherever it occurs: a drain by name takes all its services. It may have an address
+/// of each family.
 fn same_address(services: &[RawService], sink: &Sink) {
-    let mut known: HashMap<&str, (usize, &Spanned<IpAddr>)> = HashMap::new();
+    let mut known: HashMap<(&str, bool), (usize, &Spanned<IpAddr>)> = HashMap::new();
     for (number, service) in services.iter().enumerate() {
         for RawBackend { name, address, .. } in &service.backends {
             let (Some(name), Some(address)) = (name, address) else {
                 continue;
             };
-            let (first, before) = *known.entry(name.get_ref()).or_insert((number, address));
+            let server = (name.get_ref().as_str(), address.get_ref().is_ipv6());
+            let (first, before) = *known.entry(server).or_insert((number, address));
             // Within one service the name itself is the error, and has been reported.
             if first != number && before.get_ref() != address.get_ref() {
                 sink.push(
@@ -146,6 +162,35 @@ fn same_address(services: &[RawService], sink: &Sink) {
                     .related(before.span(), "the other address"),
                 );
             }
+        }
+    }
+}
+
+/// A backend gets the clients' packets as they are, so that its address is of their family: the VIP's.
+fn families(services: &[RawService], sink: &Sink) {
+    let family = |address: &IpAddr| match address {
+        IpAddr::V4(_) => "IPv4",
+        IpAddr::V6(_) => "IPv6",
+    };
+    for service in services {
+        let Some(vip) = &service.vip else { continue };
+        let addresses = service.backends.iter().filter_map(|b| b.address.as_ref());
+        let wanted = family(vip.get_ref());
+        for address in addresses.filter(|address| family(address.get_ref()) != wanted) {
+            sink.push(
+                ConfigError::new(
+                    ErrorKind::Conflict,
+                    format!(
+                        "a backend's address is of another family than its service's VIP: found the {} address {}",
+                        family(address.get_ref()),
+                        address.get_ref()
+                    ),
+                )
+                .at(address.span())
+                .expected(format!("an {wanted} address, as the VIP is one"))
+                .help("to serve both families, write one service for each; the same servers may have the same names in both")
+                .related(vip.span(), "the VIP"),
+            );
         }
     }
 }
@@ -186,25 +231,30 @@ fn overlaps(services: &[RawService], sink: &Sink) {
         else {
             continue;
         };
-        let claims = claims.entry((*vip.get_ref(), protocol)).or_default();
-        let mut claim = |first, last| {
-            claims.push(Claim {
-                first,
-                last,
-                ports,
-                service: number,
-            });
-        };
-        match ports.get_ref() {
-            Ports::Any => claim(0, u16::MAX),
-            Ports::Ranges(ranges) => ranges
-                .iter()
-                .for_each(|range| claim(*range.start(), *range.end())),
+        for protocol in protocol.each() {
+            let claims = claims.entry((*vip.get_ref(), *protocol)).or_default();
+            let mut claim = |first, last| {
+                claims.push(Claim {
+                    first,
+                    last,
+                    ports,
+                    service: number,
+                });
+            };
+            match ports.get_ref() {
+                Ports::Any => claim(0, u16::MAX),
+                Ports::Ranges(ranges) => ranges
+                    .iter()
+                    .for_each(|range| claim(*range.start(), *range.end())),
+            }
         }
     }
+    // Two services of both protocols overlap in both, which is one mistake.
+    let mut reported = std::collections::HashSet::new();
+    let mut claims: Vec<_> = claims.into_iter().collect();
+    claims.sort_by_key(|((vip, protocol), _)| (*vip, protocol.has_udp()));
     for ((vip, protocol), mut claims) in claims {
         claims.sort_by_key(|claim| (claim.first, claim.service));
-        let mut reported = std::collections::HashSet::new();
         let mut reach: Option<&Claim<'_>> = None;
         for claim in &claims {
             if let Some(before) = reach
@@ -215,10 +265,7 @@ fn overlaps(services: &[RawService], sink: &Sink) {
                     false => (claim, before),
                 };
                 if reported.insert(late.service) {
-                    let protocol = match protocol {
-                        Protocol::Tcp => "TCP",
-                        Protocol::Udp => "UDP",
-                    };
+                    let protocol = if protocol.has_tcp() { "TCP" } else { "UDP" };
                     // Port 0 stands for the beginning of "any" and is no port.
                     let port = claim.first.max(1);
                     sink.push(
@@ -278,11 +325,14 @@ fn sizes(config: &RawConfig, sink: &Sink) {
         help: Some("or use `ports = \"any\"`, which counts as one"),
     }
     .check(
-        config
-            .services
-            .iter()
-            .filter_map(|service| service.ports.as_ref())
-            .map(|ports| (u64::from(ports.get_ref().entries()), ports.span())),
+        config.services.iter().filter_map(|service| {
+            let ports = service.ports.as_ref()?;
+            let protocols = service.protocol.map_or(1, |p| p.each().len() as u64);
+            Some((
+                protocols * u64::from(ports.get_ref().entries()),
+                ports.span(),
+            ))
+        }),
         sink,
     );
     Total {

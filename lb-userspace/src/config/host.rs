@@ -64,11 +64,18 @@ pub fn check_host(file: &ConfigFile, facts: &HostFacts) -> Result<(), ConfigErro
                     ),
                 )
                 .at(spans.vip.clone())
-                .expected(if served_here {
-                    "the VIP on `lo`, because this host is one of its backends; xdp-lb answers ARP for it"
-                } else {
-                    "a VIP that is on no interface of the director; xdp-lb answers ARP for it"
-                })
+                .expected(format!(
+                    "{}; xdp-lb answers {} for it",
+                    if served_here {
+                        "the VIP on `lo`, because this host is one of its backends"
+                    } else {
+                        "a VIP that is on no interface of the director"
+                    },
+                    match service.vip {
+                        IpAddr::V4(_) => "ARP",
+                        IpAddr::V6(_) => "neighbour solicitations",
+                    }
+                ))
                 .help(if served_here {
                     format!(
                         "move it: `ip address del {0}/{1} dev {2}`, then `ip address add {0}/{1} dev lo`",
@@ -216,9 +223,19 @@ fn check_reach(
         .at(span.clone());
         error = match listed(subnets.iter().map(String::as_str)) {
             Some(subnets) => error.expected(format!("an address in {subnets}")),
-            None => error.expected("an address in a subnet of `interfaces`, which have none").help(
-                "give an interface an address in the backends' subnet, as `ip address add 192.0.2.2/24 dev eth0`",
-            ),
+            None => {
+                let (family, example) = match address {
+                    IpAddr::V4(_) => ("IPv4", "192.0.2.2/24"),
+                    IpAddr::V6(_) => ("IPv6", "2001:db8::2/64"),
+                };
+                error
+                    .expected(format!(
+                        "an address in an {family} subnet of `interfaces`, which have none"
+                    ))
+                    .help(format!(
+                        "give an interface an address in the backends' subnet, as `ip address add {example} dev eth0`"
+                    ))
+            }
         };
         let elsewhere = others
             .iter()

@@ -149,7 +149,10 @@ fn finish_service(raw: RawService) -> Option<Service> {
         ports: raw.ports?.into_inner(),
         affinity: raw.affinity?,
         spread_hot_sources: raw.spread_hot_sources?.map(toml::Spanned::into_inner),
+        network_prefix: raw.network_prefix?,
         flow_idle: raw.flow_idle?,
+        track: raw.track?,
+        affinity_timeout: raw.affinity_timeout?,
         failback: raw.failback?,
         probe: raw.probe?,
         backends: raw

@@ -133,6 +133,8 @@ pub struct Limits {
     /// all there are. The default of 65,536 covers a million concurrent flows when one of sixteen backends is
     /// drained, for a few MiB of kernel memory.
     pub flows: u32,
+    /// The same of IPv6 clients, whose flows are kept apart: their records are twice as large.
+    pub flows6: u32,
     /// Slots of all services' tables together, 4 bytes each.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slots: Option<u32>,
@@ -143,20 +145,27 @@ pub struct Limits {
     /// it has ports.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ports: Option<u32>,
+    /// Fragmented packets on their way at one time whose later fragments are followed. 0: fragments of packets for a VIP are
+    /// dropped.
+    pub fragments: u32,
 }
 
 impl Limits {
-    /// The default of `limits.flows`.
+    /// The default of `limits.flows` and of `limits.flows6`.
     pub const FLOWS: u32 = 65_536;
+    /// The default of `limits.fragments`: 64 KiB.
+    pub const FRAGMENTS: u32 = 4_096;
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
             flows: Self::FLOWS,
+            flows6: Self::FLOWS,
             slots: None,
             backends: None,
             ports: None,
+            fragments: Self::FRAGMENTS,
         }
     }
 }
@@ -166,14 +175,18 @@ impl Default for Limits {
 pub struct Service {
     /// Unique among the services.
     pub name: String,
-    /// The address clients connect to. This version serves IPv4 only.
+    /// The address clients connect to, IPv4 or IPv6.
     pub vip: IpAddr,
-    /// TCP or UDP.
+    /// TCP, UDP, or both.
     pub protocol: Protocol,
     /// The ports that share this service's pick.
     pub ports: Ports,
     /// Which part of a packet picks.
     pub affinity: Affinity,
+    /// With [`Affinity::Network`], how many leading bits of the source address pick, 1 to the address's length; `None`
+    /// with any other affinity.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_prefix: Option<u8>,
     /// The share of the service's packets above which a source is spread by its ports. `None`: none is. Never set with
     /// [`Affinity::None`].
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -181,6 +194,15 @@ pub struct Service {
     /// How long a flow may be silent before it counts as ended, 1 s to 8 h.
     #[serde(serialize_with = "as_text")]
     pub flow_idle: Duration,
+    /// Which flows are recorded, so that they stay where they are.
+    pub track: Track,
+    /// For how long a client that is silent keeps its backend across changes, 1 s to 8 h. `None`: connections keep it, clients
+    /// do not.
+    #[serde(
+        serialize_with = "optional_text",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub affinity_timeout: Option<Duration>,
     /// What becomes of new flows when a better priority is up again.
     pub failback: Failback,
     /// How the backends are probed. `None`: not at all; a backend counts as up once its MAC address is known.
@@ -194,6 +216,10 @@ pub struct Service {
 impl Service {
     /// The default of `service.flow_idle`.
     pub const FLOW_IDLE: Duration = Duration::from_secs(15 * 60);
+    /// The default of `service.network_prefix` for an IPv4 VIP: Windows NLB's "Class C".
+    pub const NETWORK_PREFIX_IPV4: u8 = 24;
+    /// The default of `service.network_prefix` for an IPv6 VIP: the least that one site is given (RFC 6177).
+    pub const NETWORK_PREFIX_IPV6: u8 = 56;
 }
 
 /// A share of a whole, in millionths.
@@ -232,12 +258,55 @@ impl Serialize for Share {
 
 /// A service's transport protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// TCP.
+    #[serde(rename = "tcp")]
     Tcp,
     /// UDP.
+    #[serde(rename = "udp")]
     Udp,
+    /// The same ports in both.
+    #[serde(rename = "tcp+udp")]
+    TcpUdp,
+}
+
+impl Protocol {
+    /// The transport protocols it means: [`Self::Tcp`], [`Self::Udp`] or both.
+    #[must_use]
+    pub const fn each(self) -> &'static [Self] {
+        match self {
+            Self::Tcp => &[Self::Tcp],
+            Self::Udp => &[Self::Udp],
+            Self::TcpUdp => &[Self::Tcp, Self::Udp],
+        }
+    }
+
+    /// Whether TCP is one of them.
+    #[must_use]
+    pub const fn has_tcp(self) -> bool {
+        !matches!(self, Self::Udp)
+    }
+
+    /// Whether UDP is one of them.
+    #[must_use]
+    pub const fn has_udp(self) -> bool {
+        !matches!(self, Self::Tcp)
+    }
+}
+
+/// Which flows of a service are recorded (`service.track`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Track {
+    /// TCP flows while a change is under way; of UDP none, every change is at once.
+    #[default]
+    Changes,
+    /// Every flow, all the time.
+    Always,
+    /// None: every change is at once, for TCP as well.
+    Never,
+    /// UDP flows are QUIC's, and recorded while a change is under way, like TCP's.
+    Quic,
 }
 
 /// A service's ports.
@@ -314,7 +383,7 @@ pub enum Affinity {
     None,
     /// The source address.
     Client,
-    /// The source's /24, Windows NLB's "Class C".
+    /// The source's network: its first [`Service::network_prefix`] bits.
     Network,
 }
 
@@ -412,9 +481,10 @@ pub enum Via {
 /// `[[service.backend]]`: one real server of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Backend {
-    /// Unique within the service. The same name in several services is the same server, with the same address.
+    /// Unique within the service. The same name in several services is the same server, with the same address of each
+    /// family.
     pub name: String,
-    /// Its own address (not the VIP), in a subnet one of the director's interfaces is attached to.
+    /// Its own address (not the VIP) of the VIP's family, in a subnet one of the director's interfaces is attached to.
     pub address: IpAddr,
     /// Share among the up backends of the same priority. 0: no new flow, as in a drain.
     pub weight: u32,
@@ -431,6 +501,16 @@ impl Backend {
 
 fn as_text<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&humantime::format_duration(*duration))
+}
+
+fn optional_text<S: serde::Serializer>(
+    duration: &Option<Duration>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match duration {
+        Some(duration) => as_text(duration, serializer),
+        None => serializer.serialize_none(),
+    }
 }
 
 fn address_or_off<S: serde::Serializer>(

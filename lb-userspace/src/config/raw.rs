@@ -9,7 +9,7 @@ use super::{
     capacity::{BACKENDS_MAX, FLOWS_MAX, PORTS_MAX, SLOTS_MAX},
     error::{ConfigError, ErrorKind, visible},
     model::{
-        Affinity, Backend, Control, Failback, Limits, Node, Ports, Probe, Protocol, Share,
+        Affinity, Backend, Control, Failback, Limits, Node, Ports, Probe, Protocol, Share, Track,
         Unserved, XdpMode,
     },
     reader::{Field, Fields, Sink},
@@ -53,8 +53,11 @@ pub(super) struct RawService {
     pub(super) protocol: Option<Protocol>,
     pub(super) ports: Option<Spanned<Ports>>,
     pub(super) affinity: Option<Affinity>,
+    pub(super) network_prefix: Option<Option<u8>>,
     pub(super) spread_hot_sources: Option<Option<Spanned<Share>>>,
     pub(super) flow_idle: Option<std::time::Duration>,
+    pub(super) track: Option<Track>,
+    pub(super) affinity_timeout: Option<Option<std::time::Duration>>,
     pub(super) failback: Option<Failback>,
     pub(super) probe: Option<Option<Probe>>,
     pub(super) backends: Vec<RawBackend>,
@@ -242,15 +245,24 @@ fn read_limits(field: &Field<'_, '_>, sink: &Sink) -> Option<RawLimits> {
     let flows = fields.read_or("flows", default.flows, |field| {
         values::number(field, 1_024..=FLOWS_MAX, sink)
     });
+    // An IPv6 record is twice as large as an IPv4 one.
+    let flows6 = fields.read_or("flows6", default.flows6, |field| {
+        values::number(field, 1_024..=FLOWS_MAX / 2, sink)
+    });
     let slots = read("slots", 1_024..=SLOTS_MAX);
     let backends = read("backends", 1..=BACKENDS_MAX);
     let ports = read("ports", 1..=PORTS_MAX);
+    let fragments = fields.read_or("fragments", default.fragments, |field| {
+        values::number(field, 0..=1 << 20, sink)
+    });
     Some(RawLimits {
         limits: Limits {
             flows: flows?,
+            flows6: flows6?,
             slots: slots?,
             backends: backends?,
             ports: ports?,
+            fragments: fragments?,
         },
         slots: fields.get("slots").map(|field| field.span),
         backends: fields.get("backends").map(|field| field.span),

@@ -55,7 +55,7 @@ pub(super) static LIMITS: Section = Section {
     key: "limits",
     title: "[limits]",
     header: "[limits]",
-    keys: &["flows", "slots", "backends", "ports"],
+    keys: &["flows", "flows6", "slots", "backends", "ports", "fragments"],
     later: &[],
     advice: "",
 };
@@ -70,13 +70,16 @@ pub(super) static SERVICE: Section = Section {
         "protocol",
         "ports",
         "affinity",
+        "network_prefix",
         "spread_hot_sources",
         "flow_idle",
+        "track",
+        "affinity_timeout",
         "failback",
         "probe",
         "backend",
     ],
-    later: &["track", "affinity_timeout"],
+    later: &[],
     advice: "add a service; if there was one, the file may have been cut short",
 };
 

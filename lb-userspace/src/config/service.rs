@@ -1,12 +1,14 @@
 //! Reads one `[[service]]` with its probe and its backends.
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::{net::IpAddr, ops::RangeInclusive, time::Duration};
 
 use toml::Spanned;
 
 use super::{
     error::{ConfigError, ErrorKind},
-    model::{Affinity, Backend, Failback, Ports, Probe, ProbeKind, Protocol, Service, Share, Via},
+    model::{
+        Affinity, Backend, Failback, Ports, Probe, ProbeKind, Protocol, Service, Share, Track, Via,
+    },
     ports,
     raw::{RawBackend, RawService},
     reader::{Field, Fields, Sink, nearest, one_of},
@@ -40,7 +42,11 @@ pub(super) fn read(fields: &Fields<'_, '_>, sink: &Sink) -> RawService {
         .and_then(|field| {
             values::choice(
                 &field,
-                &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)],
+                &[
+                    ("tcp", Protocol::Tcp),
+                    ("udp", Protocol::Udp),
+                    ("tcp+udp", Protocol::TcpUdp),
+                ],
                 sink,
             )
         });
@@ -58,6 +64,7 @@ pub(super) fn read(fields: &Fields<'_, '_>, sink: &Sink) -> RawService {
     let spread_hot_sources = fields.read_or("spread_hot_sources", None, |field| {
         with_span(field, values::share(field, HOT_SHARE, sink)).map(Some)
     });
+    let network_prefix = read_network_prefix(fields, vip.as_ref(), affinity, sink);
     let flow_idle = fields.read_or("flow_idle", Service::FLOW_IDLE, |field| {
         values::duration(field, FLOW_IDLE, sink)
     });
@@ -65,6 +72,8 @@ pub(super) fn read(fields: &Fields<'_, '_>, sink: &Sink) -> RawService {
         let ways = [("auto", Failback::Auto), ("manual", Failback::Manual)];
         values::choice(field, &ways, sink)
     });
+    let track = read_track(fields, protocol, sink);
+    let affinity_timeout = read_affinity_timeout(fields, affinity, track, sink);
     let probe = read_probe(fields, protocol, listed.as_ref(), sink);
     let backends = fields.tables(&sections::BACKEND, sink).unwrap_or_default();
     RawService {
@@ -75,7 +84,10 @@ pub(super) fn read(fields: &Fields<'_, '_>, sink: &Sink) -> RawService {
         ports: listed.map(|ports| Spanned::new(ports.span(), ports.into_inner().0)),
         affinity,
         spread_hot_sources,
+        network_prefix,
         flow_idle,
+        track,
+        affinity_timeout,
         failback,
         probe,
         backends: backends
@@ -83,6 +95,99 @@ pub(super) fn read(fields: &Fields<'_, '_>, sink: &Sink) -> RawService {
             .map(|fields| read_backend(fields, sink))
             .collect(),
     }
+}
+
+fn read_track(fields: &Fields<'_, '_>, protocol: Option<Protocol>, sink: &Sink) -> Option<Track> {
+    let Some(field) = fields.get("track") else {
+        return Some(Track::default());
+    };
+    let tracks = [
+        ("changes", Track::Changes),
+        ("always", Track::Always),
+        ("never", Track::Never),
+        ("quic", Track::Quic),
+    ];
+    let track = values::choice(&field, &tracks, sink)?;
+    if track == Track::Quic && protocol? == Protocol::Tcp {
+        sink.push(
+            field
+                .error(ErrorKind::Conflict, "is for UDP, and the service is TCP")
+                .expected("\"changes\", \"always\" or \"never\"")
+                .help("TCP flows stay where they are with `track = \"changes\"`, the default"),
+        );
+        return None;
+    }
+    Some(track)
+}
+
+fn read_affinity_timeout(
+    fields: &Fields<'_, '_>,
+    affinity: Option<Affinity>,
+    track: Option<Track>,
+    sink: &Sink,
+) -> Option<Option<Duration>> {
+    let Some(field) = fields.get("affinity_timeout") else {
+        return Some(None);
+    };
+    let timeout = values::duration(&field, FLOW_IDLE, sink)?;
+    // Compared only with what was read: what is wrong has its own error.
+    if affinity? == Affinity::None {
+        sink.push(
+            ConfigError::new(
+                ErrorKind::Conflict,
+                "`affinity_timeout` has no meaning with the affinity \"none\"",
+            )
+            .at(field.key_span)
+            .expected("it only with `affinity = \"client\"` or \"network\"")
+            .help("without an affinity every connection picks anew, and no client stays anywhere"),
+        );
+        return None;
+    }
+    if track? == Track::Never {
+        sink.push(
+            ConfigError::new(
+                ErrorKind::Conflict,
+                "`affinity_timeout` contradicts `track = \"never\"`",
+            )
+            .at(field.key_span)
+            .expected("one of the two")
+            .help("\"never\" moves clients and connections at once with every change"),
+        );
+        return None;
+    }
+    Some(Some(timeout))
+}
+
+/// How long a network is that picks; `Some(None)` where networks don't.
+fn read_network_prefix(
+    fields: &Fields<'_, '_>,
+    vip: Option<&Spanned<IpAddr>>,
+    affinity: Option<Affinity>,
+    sink: &Sink,
+) -> Option<Option<u8>> {
+    let (bits, default) = match vip.map(Spanned::get_ref) {
+        Some(IpAddr::V4(_)) => (32, Service::NETWORK_PREFIX_IPV4),
+        Some(IpAddr::V6(_)) => (128, Service::NETWORK_PREFIX_IPV6),
+        // The family is not known: the VIP's own error stands already.
+        None => (128, Service::NETWORK_PREFIX_IPV6),
+    };
+    let picks = affinity? == Affinity::Network;
+    let Some(field) = fields.get("network_prefix") else {
+        return Some(picks.then_some(default));
+    };
+    let prefix = values::number_u8(&field, 1..=bits, sink)?;
+    if !picks {
+        sink.push(
+            ConfigError::new(
+                ErrorKind::Conflict,
+                "`network_prefix` has no effect: only with `affinity = \"network\"` do networks pick",
+            )
+            .at(field.key_span.clone())
+            .expected("`affinity = \"network\"` in the same service, or no `network_prefix`"),
+        );
+        return None;
+    }
+    Some(Some(prefix))
 }
 
 fn with_span<T>(field: &Field<'_, '_>, value: Option<T>) -> Option<Spanned<T>> {
@@ -130,7 +235,9 @@ fn read_probe(
         // A misspelt [service.probe] gets here too; its own error stands already.
         return match protocol? {
             Protocol::Udp => Some(None),
-            Protocol::Tcp => default_port(None, listed?, sink).map(|port| Some(Probe::tcp(port))),
+            Protocol::Tcp | Protocol::TcpUdp => {
+                default_port(None, listed?, sink).map(|port| Some(Probe::tcp(port)))
+            }
         };
     };
     let fields = Fields::open(&sections::PROBE, field.value, field.span.clone(), sink)?;

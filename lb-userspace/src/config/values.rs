@@ -1,7 +1,7 @@
 //! Reads single values: text, numbers, durations, names, addresses. Each returns `None` after reporting an error.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     ops::RangeInclusive,
     path::PathBuf,
     time::Duration,
@@ -274,41 +274,36 @@ pub(super) fn path(field: &Field<'_, '_>, longest: Option<usize>, sink: &Sink) -
     Some(PathBuf::from(path))
 }
 
-/// A host's IPv4 address.
+/// A host's address, of either family.
 pub(super) fn address(field: &Field<'_, '_>, sink: &Sink) -> Option<IpAddr> {
-    let expected = "an IPv4 address, as \"192.0.2.10\"";
+    let expected = "an IPv4 or IPv6 address, as \"192.0.2.10\" or \"2001:db8::10\"";
     let text = text(field, expected, sink)?;
-    let address = match text.parse::<IpAddr>() {
-        Ok(IpAddr::V4(address)) => address,
-        Ok(IpAddr::V6(_)) => {
-            let error = field.error(ErrorKind::BadValue, "is an IPv6 address");
-            sink.push(
-                error
-                    .expected(expected)
-                    .help("IPv6 is not served by this version"),
-            );
-            return None;
-        }
-        Err(_) => {
-            let error = field
-                .error(ErrorKind::BadValue, "is no IP address")
-                .expected(expected);
-            let net = text.parse::<ipnet::IpNet>().ok();
-            let digits = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
-            sink.push(if let Some(net) = net {
-                error.help(format!(
-                    "write it without the prefix length: \"{}\"",
-                    net.addr()
-                ))
-            } else if text.parse::<SocketAddr>().is_ok() {
-                error.help("write it without a port")
-            } else if digits {
-                error
-            } else {
-                error.help("a name is not resolved; write the address itself")
-            });
-            return None;
-        }
+    let Ok(address) = text.parse::<IpAddr>() else {
+        let error = field
+            .error(ErrorKind::BadValue, "is no IP address")
+            .expected(expected);
+        let net = text.parse::<ipnet::IpNet>().ok();
+        let inner = text.strip_prefix('[').and_then(|t| t.strip_suffix(']'));
+        let bracketed = inner.and_then(|t| t.parse::<IpAddr>().ok());
+        let scoped = text.split_once('%').map(|(address, _)| address);
+        let digits = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+        sink.push(if let Some(net) = net {
+            error.help(format!(
+                "write it without the prefix length: \"{}\"",
+                net.addr()
+            ))
+        } else if let Some(address) = bracketed {
+            error.help(format!("write it without brackets: \"{address}\""))
+        } else if text.parse::<SocketAddr>().is_ok() {
+            error.help("write it without a port")
+        } else if scoped.is_some_and(|address| address.parse::<Ipv6Addr>().is_ok()) {
+            error.help("an address with a zone is good on one link only; write a global or unique local one")
+        } else if digits {
+            error
+        } else {
+            error.help("a name is not resolved; write the address itself")
+        });
+        return None;
     };
     let unusable = if address.is_unspecified() {
         Some("is the unspecified address")
@@ -316,17 +311,37 @@ pub(super) fn address(field: &Field<'_, '_>, sink: &Sink) -> Option<IpAddr> {
         Some("is a loopback address")
     } else if address.is_multicast() {
         Some("is a multicast address")
-    } else if address.is_broadcast() {
-        Some("is the broadcast address")
     } else {
-        None
+        match address {
+            IpAddr::V4(address) => address.is_broadcast().then_some("is the broadcast address"),
+            // RFC 4291 sections 2.5.5.2 and 2.5.6.
+            IpAddr::V6(address) if address.to_ipv4_mapped().is_some() => {
+                Some("is an IPv4-mapped address")
+            }
+            IpAddr::V6(address) if address.is_unicast_link_local() => {
+                Some("is a link-local address")
+            }
+            IpAddr::V6(_) => None,
+        }
     };
     if let Some(unusable) = unusable {
-        let error = field.error(ErrorKind::BadValue, unusable);
-        sink.push(error.expected("a unicast address on the wire"));
+        let mut error = field
+            .error(ErrorKind::BadValue, unusable)
+            .expected("a unicast address on the wire");
+        if let IpAddr::V6(address) = address {
+            if let Some(mapped) = address.to_ipv4_mapped() {
+                error = error.help(format!("write the IPv4 address: \"{mapped}\""));
+            } else if address.is_unicast_link_local() {
+                error = error.help(
+                    "it is good on one link only, and another host may have it on the next; write a global or unique \
+                     local one",
+                );
+            }
+        }
+        sink.push(error);
         return None;
     }
-    Some(IpAddr::V4(address))
+    Some(address)
 }
 
 /// An address and port to listen on, or `"off"`: `Some(None)`.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::Ipv4Addr,
+    net::IpAddr,
     time::Duration,
 };
 
@@ -14,6 +14,7 @@ use lb_common::{
 
 use super::{
     directory::{Entries, Layout},
+    following::Following,
     hot::{HotSource, Source},
     regions::Regions,
     retarget::Track,
@@ -93,6 +94,8 @@ pub struct ActualService {
     pub track: Track,
     /// Whether a source may be hot (`spread_hot_sources`), or one still is.
     pub spreads: bool,
+    /// `track` and `affinity_timeout`.
+    pub following: Following,
     /// After which silence a flow counts as ended.
     pub flow_idle: Duration,
     /// First slot of its table.
@@ -112,7 +115,9 @@ impl ActualService {
     /// Its value in the lookup.
     #[must_use]
     pub fn value(&self, id: u16) -> ServiceValue {
-        ServiceValue::new(id, self.offset, self.bits, self.affinity).spreading(self.spreads)
+        self.following
+            .marked(ServiceValue::new(id, self.offset, self.bits, self.affinity))
+            .spreading(self.spreads)
     }
 }
 
@@ -124,7 +129,7 @@ pub struct ActualBackend {
     /// Its name.
     pub name: String,
     /// Its own address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Its entry.
     pub entry: Backend,
     /// Its state.
@@ -301,7 +306,7 @@ impl Actual {
 
     /// The number of a service's backend.
     #[must_use]
-    pub fn backend_number(&self, service: u16, name: &str, address: Ipv4Addr) -> Option<u16> {
+    pub fn backend_number(&self, service: u16, name: &str, address: IpAddr) -> Option<u16> {
         self.members
             .get(&service)?
             .get(name)?

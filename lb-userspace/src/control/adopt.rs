@@ -2,25 +2,26 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
 
 use lb_common::{
-    abi::{self, BackendState},
-    flow::FlowState,
+    abi::{self, BackendState, PROTO_TCP_UDP},
+    address::Ipv6,
+    flow::{FlowLine, FlowState, Way},
     hot::{HotWord, digest},
     pick::Slot,
     service::{Directory, ServiceKey, ServiceValue},
-    wire::PROTO_UDP,
 };
 
 use super::{
     actual::{Actual, ActualBackend, ActualService, Millis, Retired},
     directory::Entries,
+    following::Following,
+    fragments,
     hot::{HotSource, Source},
     memory::Memory,
-    retarget::Track,
 };
 use crate::dataplane::DataplaneError;
 
@@ -54,8 +55,8 @@ pub fn adopt(maps: &impl Memory, now: Millis) -> Result<Actual, DataplaneError> 
     let mut ports: BTreeMap<u16, (ServiceValue, Vec<ServiceKey>)> = BTreeMap::new();
     for way in in_use.iter().flat_map(|bucket| &bucket.ways) {
         let key = ServiceKey(way.key.get());
-        if key.0 != 0 && key.protocol() != 0 {
-            let value = ServiceValue(way.value.get());
+        let value = ServiceValue(way.value.get());
+        if key.0 != 0 && key.protocol() != 0 && !value.is_for_fragments() {
             ports
                 .entry(value.id())
                 .or_insert((value, Vec::new()))
@@ -67,6 +68,8 @@ pub fn adopt(maps: &impl Memory, now: Millis) -> Result<Actual, DataplaneError> 
         let Some(info) = maps.service_info(id)? else {
             continue;
         };
+        let following = Following::pinned(value, &info);
+        let protocol = protocol(&keys);
         let size = 1u32 << value.bits();
         let slots: Vec<Slot> = (0..size)
             .map(|i| maps.slot(value.offset() + i).unwrap_or_default())
@@ -76,17 +79,14 @@ pub fn adopt(maps: &impl Memory, now: Millis) -> Result<Actual, DataplaneError> 
             ActualService {
                 name: abi::text(&info.name).to_owned(),
                 entries: Entries {
-                    vip: keys[0].vip(),
-                    protocol: keys[0].protocol(),
+                    vip: vip(maps, directory, id, keys[0], info.vip),
+                    protocol,
                     ports: ranges(&keys),
                 },
                 affinity: value.affinity(),
                 spreads: value.spreads(),
-                track: if keys[0].protocol() == PROTO_UDP {
-                    Track::Nothing
-                } else {
-                    Track::Flows
-                },
+                track: following.changes(protocol),
+                following,
                 flow_idle: Duration::from_millis(info.flow_idle_ms),
                 offset: value.offset(),
                 bits: value.bits() as u8,
@@ -164,12 +164,10 @@ fn adopt_hot(maps: &impl Memory, actual: &mut Actual, now: Millis) -> Result<(),
 /// What a slot or the record of a flow names though it has no owner.
 fn orphans(maps: &impl Memory, actual: &Actual) -> Retired {
     let mut retired = Retired::default();
-    let records = maps
-        .flow_buckets()
-        .iter()
-        .flat_map(|bucket| &bucket.ways)
-        .map(|way| FlowState(way.state.get()))
-        .filter(|state| state.used());
+    let records = states(maps.flow_buckets()).chain(states(maps.flow6_buckets()));
+    retired
+        .backends
+        .extend(fragments::look(maps.fragment_buckets(), 0).named);
     for state in records {
         retired.services.insert(state.service());
         retired.backends.insert(state.backend());
@@ -190,17 +188,58 @@ fn orphans(maps: &impl Memory, actual: &Actual) -> Retired {
     retired
 }
 
-/// The IPv4 address of a mapped one: this version writes no other.
-fn address(octets: [u8; 16]) -> Ipv4Addr {
-    Ipv6Addr::from(octets)
-        .to_ipv4_mapped()
-        .unwrap_or(Ipv4Addr::UNSPECIFIED)
+/// The records of a flow table.
+fn states<W: Way>(buckets: &[FlowLine<W>]) -> impl Iterator<Item = FlowState> {
+    buckets
+        .iter()
+        .flat_map(|bucket| &bucket.ways)
+        .map(|way| FlowState(way.state().get()))
+        .filter(|state| state.used())
+}
+
+/// The address that the maps for people hold, IPv4 as a mapped one.
+fn address(octets: [u8; 16]) -> IpAddr {
+    Ipv6Addr::from(octets).to_canonical()
+}
+
+/// The VIP of a service that is found by `key`. Of an IPv6 VIP the key has a part only: the whole address is in `VIPS`, or,
+/// where the controller before was killed between writing that and swapping the lookup, in what it wrote for people (`info`);
+/// then `VIPS` is put right, or no packet would find the service.
+fn vip(
+    maps: &impl Memory,
+    directory: Directory,
+    id: u16,
+    key: ServiceKey,
+    info: [u8; 16],
+) -> IpAddr {
+    if !key.is_ipv6() {
+        return Ipv4Addr::from_bits(key.vip()).into();
+    }
+    let compared = maps.vip(id);
+    let shown = Ipv6::from(Ipv6Addr::from(info));
+    if directory.fold(compared) != key.vip() && directory.fold(shown) == key.vip() {
+        maps.set_vip(id, shown);
+        return shown.addr().into();
+    }
+    compared.addr().into()
+}
+
+/// The protocol of a service's keys.
+fn protocol(keys: &[ServiceKey]) -> u8 {
+    let first = keys[0].protocol();
+    if keys.iter().all(|key| key.protocol() == first) {
+        first
+    } else {
+        PROTO_TCP_UDP
+    }
 }
 
 /// Ports as merged ranges; empty for all of them.
 fn ranges(keys: &[ServiceKey]) -> Vec<std::ops::RangeInclusive<u16>> {
     let mut ports: Vec<u16> = keys.iter().map(|key| key.port()).collect();
     ports.sort_unstable();
+    // One key for each protocol.
+    ports.dedup();
     if ports.first() == Some(&0) {
         return Vec::new();
     }
@@ -219,6 +258,63 @@ fn ranges(keys: &[ServiceKey]) -> Vec<std::ops::RangeInclusive<u16>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::{
+        desired::DesiredService,
+        samples::{Bench, backend, service},
+    };
+
+    fn at(vip: &str) -> DesiredService {
+        let mut service = service("web", 10, &[backend("a"), backend("b")]);
+        service.entries.vip = vip.parse().unwrap();
+        service
+    }
+
+    #[test]
+    fn ipv6_vips_come_back_whole() {
+        let mut bench = Bench::new();
+        bench.bring(&[at("2001:db8::10")]);
+        let adopted = adopt(&bench.executor.maps, bench.now).unwrap();
+        let vip = adopted.services().values().next().unwrap().entries.vip;
+        assert_eq!(vip.to_string(), "2001:db8::10");
+    }
+
+    /// The controller before was killed when it had written the new address for the data path to compare, and not yet swapped
+    /// the lookup: packets of the old VIP find nothing then, and must again when a controller has taken over.
+    #[test]
+    fn a_vip_that_was_written_too_early_is_put_right() {
+        let old = "2001:db8::10";
+        let mut writes = 0;
+        let mut met = false;
+        // Whatever the write is after which it dies.
+        loop {
+            let mut bench = Bench::new();
+            bench.bring(&[at(old)]);
+            let ops = bench.plan(&[at("2001:db8::11")]).unwrap();
+            bench.executor.maps.writes_left.set(Some(writes));
+            bench.execute(&ops);
+            let done = bench.executor.maps.writes_left.get() != Some(0);
+            bench.executor.maps.writes_left.set(None);
+            let maps = &bench.executor.maps;
+            let id = bench.actual().service_id("web").unwrap();
+            let early = maps.vip(id);
+            let adopted = adopt(maps, bench.now).unwrap();
+            let vip = adopted.services()[&id].entries.vip;
+            let whole = maps.vip(id);
+            assert_eq!(IpAddr::V6(whole.addr()), vip, "after {writes} writes");
+            let directory = Directory(maps.control().directory.get());
+            assert!(
+                lb_common::service::lookup(&maps.tables, directory, whole, 6, 80).is_some(),
+                "after {writes} writes"
+            );
+            met |= early != whole;
+            if done {
+                assert_eq!(vip.to_string(), "2001:db8::11");
+                break;
+            }
+            writes += 1;
+        }
+        assert!(met, "it never died in between");
+    }
 
     #[test]
     fn ports_come_back_as_merged_ranges() {
@@ -229,5 +325,10 @@ mod tests {
         );
         assert_eq!(ranges(&[key(65535), key(65534)]), [65534..=65535]);
         assert!(ranges(&[ServiceKey::ipv4_any_port(1, 6)]).is_empty());
+        let udp = |port| ServiceKey::ipv4(1, 17, port);
+        let both = [key(80), udp(80), udp(81), key(81)];
+        assert_eq!(ranges(&both), [80..=81]);
+        assert_eq!(protocol(&both), PROTO_TCP_UDP);
+        assert_eq!(protocol(&both[1..3]), 17);
     }
 }

@@ -14,6 +14,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow};
+use lb_common::features::Features;
 use tokio::{
     select,
     signal::unix::{SignalKind, signal},
@@ -29,6 +30,7 @@ use super::{
     announce::announce,
     decisions::Decisions,
     execute::Done,
+    features,
     hot::watch::Watch,
     knowledge::Knowledge,
     orders, probe_routes,
@@ -37,6 +39,7 @@ use super::{
     startup::{self, Running},
     sweep::Budget,
     sweeper::Sweeper,
+    vip_groups,
 };
 use crate::{
     api::{ApplyKind, LastApply, Request, Response, http, server},
@@ -59,6 +62,8 @@ pub struct Options {
 const SWEEP: Duration = Duration::from_millis(500);
 /// How long a fresh start waits for the first answer of every backend: the kernel gives a neighbour three seconds.
 const OPENING: Duration = Duration::from_secs(5);
+/// So many buckets of the flow table are looked at within a few milliseconds: 64 MiB.
+const COUNTED_AT_ONCE: usize = 1 << 20;
 /// Events that may wait.
 const QUEUE: usize = 4096;
 
@@ -107,6 +112,7 @@ pub async fn run(options: Options) -> Result<()> {
         prober: Prober::new(reports),
         netlink: Netlink::open().context("opening netlink")?,
         sweeper: Sweeper::default(),
+        fragments_swept: Instant::now(),
         followed: Follow::default(),
         reports: VecDeque::new(),
         started,
@@ -128,9 +134,10 @@ pub async fn run(options: Options) -> Result<()> {
         daemon.sweep_all()?;
     }
     daemon.change(&Cause::new(ApplyKind::Start, "start"), Touched::All)?;
+    daemon.narrow_features();
     daemon.follow_all();
     undo.pin_path = None;
-    probe_routes::prepare(&daemon.netlink, &daemon.knowledge).await;
+    daemon.prepare_network().await;
     if let Some(address) = daemon.knowledge.config().control.http {
         match http::bind(address).await {
             Ok(listener) => {
@@ -214,6 +221,7 @@ struct Daemon {
     prober: Prober,
     netlink: Netlink,
     sweeper: Sweeper,
+    fragments_swept: Instant,
     followed: Follow,
     watch: Watch,
     /// Each status that is being put together, and for whom.
@@ -278,6 +286,43 @@ impl Daemon {
         }
     }
 
+    /// What the kernel's network must have for the VIPs: the probes' ways, and the groups that IPv6 ones are looked for in.
+    async fn prepare_network(&self) {
+        probe_routes::prepare(&self.netlink, &self.knowledge).await;
+        vip_groups::prepare(&self.netlink, &self.knowledge).await;
+    }
+
+    /// What the host has come to use, the program learns before the maps use it.
+    fn widen_features(&mut self) {
+        let config = self.knowledge.config();
+        let wanted = features::features(config, &self.knowledge.facts);
+        let known = self.running.executor.maps.features();
+        if let Err(error) = startup::load_features(config, known.with(wanted), &mut self.running) {
+            error!(
+                error = format!("{error:#}"),
+                "the program does not know what is used of it now"
+            );
+        }
+    }
+
+    /// What the maps do not use any more, the program need not know. That it knows it does no harm, so this is no reason to
+    /// end.
+    fn narrow_features(&mut self) {
+        let config = self.knowledge.config();
+        let mut wanted = features::features(config, &self.knowledge.facts);
+        // Hot sources are on their way back, though the configuration spreads none any more.
+        let mut services = self.running.executor.actual.services().values();
+        if services.any(|service| service.spreads) {
+            wanted = wanted.with(Features::SPREAD);
+        }
+        if let Err(error) = startup::load_features(config, wanted, &mut self.running) {
+            error!(
+                error = format!("{error:#}"),
+                "the program still knows features that are not used any more"
+            );
+        }
+    }
+
     fn now(&self) -> Millis {
         millis_since(self.started)
     }
@@ -307,8 +352,11 @@ impl Daemon {
             ApplyKind::Order,
             format!("time up for the drain of {}", names.join(", ")),
         );
-        // Counted here, and ended by the next thing that is done.
-        self.sweep_all()?;
+        // Counted here, and ended by the next thing that is done. A table that takes long to look at has been looked at a
+        // moment ago, and a failure must not wait for it.
+        if self.running.executor.maps.flow_buckets().len() <= COUNTED_AT_ONCE {
+            self.sweep_all()?;
+        }
         let actual = &self.running.executor.actual;
         let swept = self.sweeper.last();
         let decisions = orders::end_drains(&self.knowledge.decisions, &due, actual, swept);
@@ -402,6 +450,9 @@ impl Daemon {
         for port in &self.knowledge.ports {
             if let Err(error) = vip_route::remove_all_ours(&self.netlink, port.ifindex).await {
                 warn!(%error, interface = port.name, "the probes' routes could not be removed");
+            }
+            if self.options.detach_on_exit {
+                vip_groups::leave(&self.netlink, port.ifindex).await;
             }
         }
         let pin_path = &self.knowledge.config().node.pin_path;

@@ -1,10 +1,10 @@
 //! What should be: configuration + operator's decisions + probe results + neighbours.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use lb_common::{abi::BackendState, pick::Affinity};
 
-use super::{directory::Entries, retarget::Track};
+use super::{directory::Entries, following::Following, retarget::Track};
 
 /// A service as it should be.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,6 +19,8 @@ pub struct DesiredService {
     pub track: Track,
     /// Whether a source may be hot (`spread_hot_sources`), or one still is.
     pub spreads: bool,
+    /// `track` and `affinity_timeout`.
+    pub following: Following,
     /// After which silence a flow counts as ended.
     pub flow_idle: Duration,
     /// The priority that new flows stay on as long as anybody there takes them; `None`: the best.
@@ -35,7 +37,7 @@ pub struct DesiredBackend {
     /// Its name.
     pub name: String,
     /// Its own address. Name and address make it the same backend after a reload.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// The weight in force.
     pub weight: u32,
     /// 1 is preferred.
@@ -66,6 +68,12 @@ impl DesiredBackend {
     #[must_use]
     pub fn takes_new_flows(&self) -> bool {
         self.state == BackendState::Up && self.weight > 0
+    }
+
+    /// Whether known clients open their new flows elsewhere: a drain, or a weight of 0, overrides `affinity_timeout`.
+    #[must_use]
+    pub fn is_closed_to_new(&self) -> bool {
+        !self.has_failed() && (self.state != BackendState::Up || self.weight == 0)
     }
 
     /// Whether its flows have to move. The time of a drain that is up ends flows in the same way as a failure does: the
@@ -174,7 +182,7 @@ mod tests {
     fn backend(name: &str, priority: u32, weight: u32, state: BackendState) -> DesiredBackend {
         DesiredBackend {
             name: name.into(),
-            address: Ipv4Addr::new(192, 0, 2, 1),
+            address: IpAddr::from([192, 0, 2, 1]),
             weight,
             priority,
             state,

@@ -1,10 +1,15 @@
 //! The service lookup: which (VIP, protocol, port) belongs to which service, laid out in cache-line buckets.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    net::IpAddr,
+};
 
 use lb_common::{
-    abi::WAYS,
+    abi::{PROTO_TCP_UDP, WAYS},
+    address::{Address, Ipv6},
     service::{Directory, ServiceKey, ServiceValue},
+    wire::{PROTO_TCP, PROTO_UDP},
 };
 
 /// A layout of the lookup: the directory word, and each bucket's entries.
@@ -14,6 +19,32 @@ pub struct Layout {
     pub directory: Directory,
     /// The entries of the half's buckets, counted from the half's first.
     pub buckets: Vec<[(u64, u64); WAYS]>,
+    /// The whole address of each IPv6 service's VIP, by service id: the keys hold only a part of it.
+    pub vips: BTreeMap<u16, Ipv6>,
+}
+
+/// What an entry of the lookup is for. Its [`ServiceKey`] depends on the directory where the VIP is an IPv6 address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EntryKey {
+    /// The VIP.
+    pub vip: IpAddr,
+    /// IP protocol number; 0 in the VIP's own entry.
+    pub protocol: u8,
+    /// The port; 0 for all of them.
+    pub port: u16,
+}
+
+impl EntryKey {
+    /// The word it is found by under `directory`.
+    #[must_use]
+    pub fn under(self, directory: Directory) -> ServiceKey {
+        match self.vip {
+            IpAddr::V4(vip) => vip
+                .to_bits()
+                .service_key(directory, self.protocol, self.port),
+            IpAddr::V6(vip) => Ipv6::from(vip).service_key(directory, self.protocol, self.port),
+        }
+    }
 }
 
 /// There is no seed under which the entries fit.
@@ -32,53 +63,99 @@ pub struct DirectoryFull {
 /// How many seeds are tried before the table counts as full. At the sizes of `dataplane::Sizes` a few are enough.
 const TRIES: u64 = 2000;
 
+/// An odd multiplier with well spread bits (the golden ratio's), which makes a seed of a try's number.
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// What a service contributes to the lookup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entries {
-    /// VIP in host order.
-    pub vip: u32,
-    /// IP protocol number.
+    /// The VIP.
+    pub vip: IpAddr,
+    /// IP protocol number, or [`PROTO_TCP_UDP`].
     pub protocol: u8,
     /// The ports; empty for all of them.
     pub ports: Vec<std::ops::RangeInclusive<u16>>,
 }
 
-/// All keys of the lookup and their values: one for each port, and one for each VIP.
+impl Entries {
+    /// The numbers of its protocols.
+    #[must_use]
+    pub fn protocols(&self) -> &[u8] {
+        match self.protocol {
+            PROTO_TCP_UDP => &[PROTO_TCP, PROTO_UDP],
+            _ => std::slice::from_ref(&self.protocol),
+        }
+    }
+}
+
+/// All entries of the lookup and their values: one for each port, one for each VIP, and one for the fragments of a VIP's
+/// protocol of which a single service has all the ports that are served, and picks without them.
 #[must_use]
 pub fn entries<'a>(
     services: impl Iterator<Item = (&'a Entries, ServiceValue)>,
-) -> BTreeMap<ServiceKey, ServiceValue> {
+) -> BTreeMap<EntryKey, ServiceValue> {
     let mut keys = BTreeMap::new();
-    let mut vips = BTreeSet::new();
+    // Of each VIP, any service of it.
+    let mut vips = BTreeMap::new();
     let mut any = BTreeSet::new();
+    // Of each protocol of a VIP: the service, as long as it is the only one.
+    let mut alone: BTreeMap<(IpAddr, u8), Option<ServiceValue>> = BTreeMap::new();
     for (service, value) in services {
-        vips.insert(service.vip);
+        vips.entry(service.vip).or_insert(value.id());
         if service.ports.is_empty() {
             any.insert(service.vip);
-            keys.insert(
-                ServiceKey::ipv4_any_port(service.vip, service.protocol),
-                value,
-            );
         }
-        for port in service.ports.iter().cloned().flatten() {
-            keys.insert(ServiceKey::ipv4(service.vip, service.protocol, port), value);
+        for protocol in service.protocols() {
+            let key = |port| EntryKey {
+                vip: service.vip,
+                protocol: *protocol,
+                port,
+            };
+            if service.ports.is_empty() {
+                keys.insert(key(0), value);
+            }
+            for port in service.ports.iter().cloned().flatten() {
+                keys.insert(key(port), value);
+            }
+            alone
+                .entry((service.vip, *protocol))
+                .and_modify(|known| *known = None)
+                .or_insert(Some(value));
         }
     }
-    for vip in vips {
-        keys.insert(
-            ServiceKey::ipv4_vip(vip),
-            ServiceValue::vip(any.contains(&vip)),
-        );
+    for ((vip, protocol), value) in alone {
+        if let Some(value) = value.filter(|value| !value.affinity().ports) {
+            let key = EntryKey {
+                vip,
+                protocol,
+                port: 0,
+            };
+            keys.entry(key).or_insert(value.for_fragments());
+        }
+    }
+    for (vip, id) in vips {
+        let any = any.contains(&vip);
+        let key = EntryKey {
+            vip,
+            protocol: 0,
+            port: 0,
+        };
+        let value = match vip {
+            IpAddr::V4(_) => ServiceValue::vip(any),
+            IpAddr::V6(_) => ServiceValue::vip6(any, id),
+        };
+        keys.insert(key, value);
     }
     keys
 }
 
-/// Finds a seed under which no bucket of a half with 2^`bits` buckets overflows.
+/// Finds a seed under which no bucket of a half with 2^`bits` buckets overflows, and no two IPv6 VIPs have the same part in
+/// their keys.
 ///
 /// # Errors
 /// [`DirectoryFull`] where there are too many entries for that.
 pub fn lay_out(
-    entries: &BTreeMap<ServiceKey, ServiceValue>,
+    entries: &BTreeMap<EntryKey, ServiceValue>,
     bits: u8,
     second_half: bool,
     random: u64,
@@ -86,14 +163,28 @@ pub fn lay_out(
     let count = 1usize << bits;
     let first = if second_half { count } else { 0 };
     let mut filled = vec![0u8; count];
+    let mut vips = BTreeMap::new();
+    let mut distinct = BTreeSet::new();
+    for (key, value) in entries {
+        if let IpAddr::V6(vip) = key.vip {
+            let vip = Ipv6::from(vip);
+            vips.insert(value.id(), vip);
+            distinct.insert(vip);
+        }
+    }
     'seeds: for attempt in 0..TRIES {
-        let seed = random
-            .wrapping_add(attempt)
-            .wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let seed = random.wrapping_add(attempt).wrapping_mul(SPREAD);
         let directory = Directory::new(seed, bits, second_half);
+        let mut folds = HashSet::new();
+        if !distinct
+            .iter()
+            .all(|vip| folds.insert(directory.fold(*vip)))
+        {
+            continue 'seeds;
+        }
         filled.fill(0);
         for key in entries.keys() {
-            let ways = &mut filled[directory.bucket(*key) as usize - first];
+            let ways = &mut filled[directory.bucket(key.under(directory)) as usize - first];
             if usize::from(*ways) == WAYS {
                 continue 'seeds;
             }
@@ -102,11 +193,16 @@ pub fn lay_out(
         let mut buckets = vec![[(0, 0); WAYS]; count];
         filled.fill(0);
         for (key, value) in entries {
-            let bucket = directory.bucket(*key) as usize - first;
+            let key = key.under(directory);
+            let bucket = directory.bucket(key) as usize - first;
             buckets[bucket][usize::from(filled[bucket])] = (key.0, value.0);
             filled[bucket] += 1;
         }
-        return Ok(Layout { directory, buckets });
+        return Ok(Layout {
+            directory,
+            buckets,
+            vips,
+        });
     }
     Err(DirectoryFull {
         entries: entries.len(),
@@ -119,6 +215,17 @@ mod tests {
     use super::*;
     use lb_common::pick::Affinity;
 
+    const ONE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+    const TWO: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
+
+    fn key(vip: IpAddr, protocol: u8, port: u16) -> EntryKey {
+        EntryKey {
+            vip,
+            protocol,
+            port,
+        }
+    }
+
     fn value(id: u16) -> ServiceValue {
         ServiceValue::new(id, 0, 8, Affinity::CLIENT_IPV4)
     }
@@ -126,27 +233,71 @@ mod tests {
     #[test]
     fn ports_ranges_any_and_vips() {
         let web = Entries {
-            vip: 1,
+            vip: ONE,
             protocol: 6,
             ports: vec![80..=80, 8000..=8002],
         };
         let all = Entries {
-            vip: 2,
+            vip: TWO,
             protocol: 17,
             ports: vec![],
         };
         let keys = entries([(&web, value(1)), (&all, value(2))].into_iter());
+        assert_eq!(keys.len(), 4 + 1 + 2 + 1);
+        assert_eq!(keys[&key(ONE, 6, 8001)], value(1));
+        assert_eq!(keys[&key(TWO, 17, 0)], value(2));
+        assert!(!keys[&key(ONE, 0, 0)].has_any_port());
+        assert!(keys[&key(TWO, 0, 0)].has_any_port());
+    }
+
+    #[test]
+    fn one_value_for_both_protocols() {
+        let sip = Entries {
+            vip: ONE,
+            protocol: PROTO_TCP_UDP,
+            ports: vec![5060..=5061],
+        };
+        let keys = entries([(&sip, value(1))].into_iter());
         assert_eq!(keys.len(), 4 + 1 + 2);
-        assert_eq!(keys[&ServiceKey::ipv4(1, 6, 8001)], value(1));
-        assert_eq!(keys[&ServiceKey::ipv4_any_port(2, 17)], value(2));
-        assert!(!keys[&ServiceKey::ipv4_vip(1)].has_any_port());
-        assert!(keys[&ServiceKey::ipv4_vip(2)].has_any_port());
+        for protocol in [6, 17] {
+            for port in [5060, 5061] {
+                assert_eq!(keys[&key(ONE, protocol, port)], value(1));
+            }
+        }
+    }
+
+    /// A fragment without ports is some service's only where no other could be meant and the pick needs no ports.
+    #[test]
+    fn fragments_without_ports_have_an_entry_where_one_service_has_them_all() {
+        let of = |protocol, port| Entries {
+            vip: ONE,
+            protocol,
+            ports: vec![port..=port],
+        };
+        let (web, dns, more) = (of(6, 80), of(17, 53), of(6, 443));
+        let keys = entries([(&web, value(1)), (&dns, value(2)), (&more, value(3))].into_iter());
+        let fragments = key(ONE, 17, 0);
+        assert_eq!(keys[&fragments], value(2).for_fragments());
+        assert!(!keys.contains_key(&key(ONE, 6, 0)));
+        assert!(
+            !keys[&key(ONE, 0, 0)].has_any_port(),
+            "packets with ports don't find it"
+        );
+        let by_ports = ServiceValue::new(2, 0, 8, Affinity::NONE_IPV4);
+        let keys = entries([(&dns, by_ports)].into_iter());
+        assert!(!keys.contains_key(&fragments));
+        let any = Entries {
+            ports: vec![],
+            ..dns
+        };
+        let keys = entries([(&any, value(2))].into_iter());
+        assert_eq!(keys[&fragments], value(2), "serves all packets anyway");
     }
 
     #[test]
     fn every_key_is_in_its_bucket() {
         let service = Entries {
-            vip: 0x0a00_0001,
+            vip: ONE,
             protocol: 6,
             ports: vec![1..=3000],
         };
@@ -155,16 +306,87 @@ mod tests {
             let layout = lay_out(&keys, 13, second, 42).unwrap();
             let first = if second { 1 << 13 } else { 0 };
             for (key, value) in &keys {
-                let bucket = &layout.buckets[layout.directory.bucket(*key) as usize - first];
+                let key = key.under(layout.directory);
+                let bucket = &layout.buckets[layout.directory.bucket(key) as usize - first];
                 assert!(bucket.contains(&(key.0, value.0)));
             }
         }
     }
 
     #[test]
+    fn an_ipv6_vips_own_entry_names_a_service_of_it() {
+        let vip: IpAddr = "2001:db8::10".parse().unwrap();
+        let of = |protocol, ports| Entries {
+            vip,
+            protocol,
+            ports,
+        };
+        let (web, dns) = (of(6, vec![80..=80]), of(17, vec![]));
+        let keys = entries([(&web, value(3)), (&dns, value(4))].into_iter());
+        let own = keys[&key(vip, 0, 0)];
+        assert!(own.has_any_port() && [3, 4].contains(&own.id()));
+        let layout = lay_out(&keys, 5, false, 42).unwrap();
+        let IpAddr::V6(whole) = vip else {
+            unreachable!()
+        };
+        assert_eq!(
+            layout.vips,
+            BTreeMap::from([(3, whole.into()), (4, whole.into())])
+        );
+    }
+
+    /// Two VIPs that share the 32 bits of their keys under one multiplier must not be laid out under it: the first would
+    /// hide the second.
+    #[test]
+    fn vips_with_the_same_key_get_another_multiplier() {
+        const BITS: u8 = 5;
+        let first_try = |random: u64| Directory::new(random.wrapping_mul(SPREAD), BITS, false);
+        let directory = first_try(7);
+        let mut seen: std::collections::HashMap<u32, u64> = std::collections::HashMap::new();
+        // By the birthday paradox two of some 80,000 addresses share 32 bits.
+        let (one, other) = (0..1_000_000u64)
+            .find_map(|number| {
+                let low = lb_common::hash::mix(number, lb_common::hash::Seed([1, 2]));
+                let vip = Ipv6 {
+                    high: 0x2001_0db8_0000_0000,
+                    low,
+                };
+                seen.insert(directory.fold(vip), low).map(|old| (old, low))
+            })
+            .expect("two that collide");
+        let service = |low: u64| Entries {
+            vip: IpAddr::V6(
+                Ipv6 {
+                    high: 0x2001_0db8_0000_0000,
+                    low,
+                }
+                .addr(),
+            ),
+            protocol: 6,
+            ports: vec![80..=80],
+        };
+        let (a, b) = (service(one), service(other));
+        let keys = entries([(&a, value(1)), (&b, value(2))].into_iter());
+        let layout = lay_out(&keys, BITS, false, 7).unwrap();
+        assert_ne!(layout.directory, directory);
+        let words: HashSet<u64> = layout
+            .buckets
+            .iter()
+            .flatten()
+            .map(|(key, _)| *key)
+            .filter(|key| *key != 0)
+            .collect();
+        assert_eq!(
+            words.len(),
+            6,
+            "a port, an own entry and one for fragments of each"
+        );
+    }
+
+    #[test]
     fn too_many_entries_are_refused_with_the_numbers() {
         let service = Entries {
-            vip: 1,
+            vip: ONE,
             protocol: 6,
             ports: vec![1..=100],
         };
@@ -173,7 +395,7 @@ mod tests {
         assert_eq!(
             error,
             DirectoryFull {
-                entries: 101,
+                entries: 102,
                 buckets: 16
             }
         );
@@ -184,7 +406,7 @@ mod tests {
     fn the_chosen_sizes_suffice() {
         for entries_wanted in [10u16, 1000, 20_000, 65_000] {
             let service = Entries {
-                vip: 0xc000_0201,
+                vip: ONE,
                 protocol: 6,
                 ports: vec![1..=entries_wanted],
             };

@@ -1,9 +1,10 @@
 //! Operations done: first the stores that packets see, then what people and the next controller read.
 
-use std::{collections::BTreeSet, time::Instant};
+use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 use lb_common::{
     abi::{self, BackendInfo, HotInfo, ServiceInfo},
+    flow::{FlowLine, Way},
     hot::{HotWord, digest},
     pick::Backend,
 };
@@ -13,6 +14,7 @@ use super::{
     directory::Layout,
     hot::Source,
     memory::{Grace, Memory},
+    sweep::{Bucket, Record},
 };
 use crate::dataplane::{DataplaneError, Maps};
 
@@ -228,11 +230,12 @@ impl<M: Memory> Executor<M> {
     }
 
     /// Clears the records of flows that have ended, unless a packet renewed them meanwhile.
-    pub fn clear_flows(&self, records: &[(usize, usize, u64)]) {
-        let buckets = self.maps.flow_buckets();
+    pub fn clear_flows(&self, records: &[Record]) {
+        let (flows, flows6) = (self.maps.flow_buckets(), self.maps.flow6_buckets());
         for (bucket, way, seen) in records {
-            if let Some(record) = buckets.get(*bucket).and_then(|b| b.ways.get(*way)) {
-                record.state.replace_if(*seen, 0);
+            match *bucket {
+                Bucket::Ipv4(index) => clear(flows, index, *way, *seen),
+                Bucket::Ipv6(index) => clear(flows6, index, *way, *seen),
             }
         }
     }
@@ -265,14 +268,24 @@ impl<M: Memory> Executor<M> {
                 way.key.set(*key);
             }
         }
+        // The data path believes what it finds only if the whole address is here as well.
+        for (id, vip) in &layout.vips {
+            self.maps.set_vip(*id, *vip);
+        }
         self.maps.set_directory(layout.directory);
+    }
+}
+
+fn clear<W: Way>(buckets: &[FlowLine<W>], index: usize, way: usize, seen: u64) {
+    if let Some(record) = buckets.get(index).and_then(|bucket| bucket.ways.get(way)) {
+        record.state().replace_if(seen, 0);
     }
 }
 
 fn backend_info(backend: &ActualBackend) -> BackendInfo {
     BackendInfo {
         name: abi::text_field(&backend.name),
-        address: backend.address.to_ipv6_mapped().octets(),
+        address: mapped(backend.address),
         reason: abi::text_field(&backend.reason),
         since_ms: backend.since_ms,
         base_packets: backend.base_packets,
@@ -286,16 +299,26 @@ fn backend_info(backend: &ActualBackend) -> BackendInfo {
     }
 }
 
+/// An address of either family as the maps for people hold it (RFC 4291 section 2.5.5.2).
+fn mapped(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
+    }
+}
+
 fn service_info(id: u16, service: &ActualService) -> ServiceInfo {
     ServiceInfo {
         name: abi::text_field(&service.name),
-        vip: std::net::Ipv4Addr::from_bits(service.entries.vip)
-            .to_ipv6_mapped()
-            .octets(),
+        vip: mapped(service.entries.vip),
         value: service.value(id).0,
         flow_idle_ms: u64::try_from(service.flow_idle.as_millis()).unwrap_or(u64::MAX),
         protocol: service.entries.protocol,
-        reserved: [0; 7],
+        track: service.following.track as u8,
+        reserved: [0; 2],
+        affinity_timeout_ms: service.following.affinity_timeout.map_or(0, |timeout| {
+            u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX)
+        }),
     }
 }
 

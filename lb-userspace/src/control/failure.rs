@@ -148,7 +148,7 @@ mod tests {
                 let backends: Vec<DesiredBackend> =
                     (0..16).map(|b| backend(&format!("b{b}"))).collect();
                 let mut service = service(&format!("s{n}"), 10, &backends);
-                service.entries.vip = 0x0a00_0000 + n;
+                service.entries.vip = std::net::Ipv4Addr::from_bits(0x0a00_0000 + n).into();
                 service
             })
             .collect();

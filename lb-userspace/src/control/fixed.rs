@@ -83,6 +83,13 @@ pub fn other_limits(config: &Config, held: &Held) -> Vec<String> {
         held.flow_buckets,
         held.flow_buckets,
     );
+    compare(
+        "flows6",
+        Some(limits.flows6),
+        wanted.flow6_buckets,
+        held.flow6_buckets,
+        held.flow6_buckets,
+    );
     compare("slots", limits.slots, wanted.slots, held.slots, held.slots);
     compare(
         "backends",

@@ -12,7 +12,7 @@ pub use probing::{ProbeWay, Probes};
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
 };
 
 use lb_common::wire::mac_bytes;
@@ -80,14 +80,6 @@ impl Places {
             }
         }
         places
-    }
-}
-
-/// The IPv4 address of a configuration's address: this version's configurations hold no other.
-fn ipv4(address: IpAddr) -> Ipv4Addr {
-    match address {
-        IpAddr::V4(address) => address,
-        IpAddr::V6(address) => address.to_ipv4_mapped().unwrap_or(Ipv4Addr::UNSPECIFIED),
     }
 }
 
@@ -214,7 +206,7 @@ impl Knowledge {
                 }
                 actual
                     .service_id(&service.name)
-                    .and_then(|id| actual.backend_number(id, &backend.name, ipv4(backend.address)))
+                    .and_then(|id| actual.backend_number(id, &backend.name, backend.address))
                     .and_then(|number| self.health.get(&number))
                     .is_some_and(Health::is_probed)
             })
@@ -247,7 +239,7 @@ impl Knowledge {
                 continue;
             };
             let target = Target {
-                address: IpAddr::V4(backend.address),
+                address: backend.address,
                 ifindex: port.ifindex,
             };
             let neighbour = Neighbour {

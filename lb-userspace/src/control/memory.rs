@@ -4,7 +4,8 @@ use std::thread::JoinHandle;
 
 use lb_common::{
     abi::{BackendInfo, Bucket, Control, Counter, HotInfo, HotLine, ServiceInfo},
-    flow::FlowBucket,
+    address::Ipv6,
+    flow::{FlowBucket, FlowBucket6},
     hot::HotWord,
     pick::{Backend, Slot},
     service::Directory,
@@ -24,6 +25,14 @@ pub trait Memory {
     fn set_directory(&self, directory: Directory);
     /// The flow table.
     fn flow_buckets(&self) -> &[FlowBucket];
+    /// The fragment table.
+    fn fragment_buckets(&self) -> &[FlowBucket];
+    /// The IPv6 clients' flow table.
+    fn flow6_buckets(&self) -> &[FlowBucket6];
+    /// The IPv6 VIP that the data path compares for this service id; all zeros where there never was one.
+    fn vip(&self, service: u16) -> Ipv6;
+    /// Writes it: before any lookup names the id for that VIP.
+    fn set_vip(&self, service: u16, vip: Ipv6);
     /// How many slots there are.
     fn slot_capacity(&self) -> u32;
     /// How many backend numbers there are, 0 among them.
@@ -161,6 +170,28 @@ impl Memory for Maps {
 
     fn flow_buckets(&self) -> &[FlowBucket] {
         self.flow_buckets()
+    }
+
+    fn fragment_buckets(&self) -> &[FlowBucket] {
+        self.fragment_buckets()
+    }
+
+    fn flow6_buckets(&self) -> &[FlowBucket6] {
+        self.flow6_buckets()
+    }
+
+    fn vip(&self, service: u16) -> Ipv6 {
+        match self.vips().get(usize::from(service)) {
+            Some(vip) => Ipv6 {
+                high: vip.high.get(),
+                low: vip.low.get(),
+            },
+            None => Ipv6 { high: 0, low: 0 },
+        }
+    }
+
+    fn set_vip(&self, service: u16, vip: Ipv6) {
+        self.set_vip(service, vip);
     }
 
     fn slot_capacity(&self) -> u32 {

@@ -13,7 +13,10 @@ pub mod directory;
 pub mod execute;
 pub mod failback;
 pub mod failure;
+pub mod features;
 pub mod fixed;
+pub mod following;
+pub mod fragments;
 pub mod hot;
 pub mod knowledge;
 pub mod memory;
@@ -27,6 +30,7 @@ pub mod retarget;
 pub mod startup;
 pub mod sweep;
 pub mod sweeper;
+pub mod vip_groups;
 
 #[cfg(test)]
 mod samples;

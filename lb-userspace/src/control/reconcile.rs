@@ -285,6 +285,8 @@ impl Plan<'_> {
                 .any(|slot| is_failed(slot.current()) || is_failed(slot.previous()))
         };
         let stale = table_is_new
+            // Where nothing is tracked any more, nothing stays in transition.
+            || old.is_some_and(|old| old.track != desired.track)
             || old.is_none_or(|old| old.built_for.as_ref() != Some(&built_for))
             || (!failed.is_empty() && names_failed());
         let slots = if stale {
@@ -299,6 +301,7 @@ impl Plan<'_> {
             affinity: desired.affinity,
             track: desired.track,
             spreads: desired.spreads,
+            following: desired.following,
             flow_idle: desired.flow_idle,
             offset,
             bits,
@@ -338,11 +341,13 @@ impl Plan<'_> {
                 || old.affinity != desired.affinity
                 || old.track != desired.track
                 || old.spreads != desired.spreads
+                || old.following != desired.following
                 || old.flow_idle != desired.flow_idle)
         {
             // The table is written already; the service keeps it.
             self.swap |= old.entries != desired.entries
                 || old.affinity != desired.affinity
+                || old.following.marked(old.value(id)) != desired.following.marked(old.value(id))
                 || old.spreads != desired.spreads;
             let mut changed = changed.into_owned();
             for ((slot, old), changed) in slots.iter().zip(&*before).zip(&mut changed) {
@@ -375,7 +380,7 @@ impl Plan<'_> {
         &mut self,
         id: u16,
         desired: &'d DesiredService,
-    ) -> Result<BTreeMap<(&'d str, std::net::Ipv4Addr), u16>, TooSmall> {
+    ) -> Result<BTreeMap<(&'d str, std::net::IpAddr), u16>, TooSmall> {
         let mut numbers = BTreeMap::new();
         for backend in &desired.backends {
             let number = match self
@@ -395,7 +400,7 @@ impl Plan<'_> {
         &mut self,
         id: u16,
         desired: &DesiredService,
-        numbers: &BTreeMap<(&str, std::net::Ipv4Addr), u16>,
+        numbers: &BTreeMap<(&str, std::net::IpAddr), u16>,
     ) -> BTreeSet<u16> {
         let mut failed = BTreeSet::new();
         for wanted in &desired.backends {
@@ -461,7 +466,8 @@ impl Plan<'_> {
                 old.entry.port(),
                 old.entry.failed() || fails_now,
             ),
-        };
+        }
+        .closed_to_new(true);
         ActualBackend {
             state: BackendState::Leaving,
             reason,
@@ -495,7 +501,8 @@ impl Plan<'_> {
                 wanted.mac.map_or(0, mac_word),
                 wanted.port,
                 wanted.has_failed(),
-            ),
+            )
+            .closed_to_new(wanted.is_closed_to_new()),
             state,
             reason: wanted.reason.clone(),
             since_ms: old

@@ -3,13 +3,13 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, HashMap},
-    net::Ipv4Addr,
+    net::IpAddr,
     time::SystemTime,
 };
 
 use jiff::Timestamp;
 use lb_common::{
-    abi::{ABI_VERSION, BackendState, Counter},
+    abi::{ABI_VERSION, BackendState, Counter, PROTO_TCP_UDP},
     tables::Event,
     verdict::Verdict,
     wire::{PROTO_TCP, PROTO_UDP, mac_bytes},
@@ -115,7 +115,8 @@ impl Report {
                 .collect(),
             flow_table: FlowTableStatus {
                 used: sweep.used,
-                capacity: (maps.flow_buckets().len() * lb_common::abi::WAYS) as u64,
+                capacity: ((maps.flow_buckets().len() + maps.flow6_buckets().len())
+                    * lb_common::abi::WAYS) as u64,
             },
             next: 0,
             counters: Vec::new(),
@@ -226,6 +227,14 @@ fn hot_sources(actual: &Actual, service: u16) -> Vec<HotSourceStatus> {
         .collect()
 }
 
+/// How many bits an address of this family has.
+const fn address_bits(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(_) => 32,
+        IpAddr::V6(_) => 128,
+    }
+}
+
 fn service_status(
     service: &ActualService,
     standing: Option<Standing>,
@@ -235,10 +244,11 @@ fn service_status(
     let affinity = service.affinity;
     ServiceStatus {
         name: service.name.clone(),
-        vip: Ipv4Addr::from_bits(service.entries.vip).to_string(),
+        vip: service.entries.vip.to_string(),
         protocol: match service.entries.protocol {
             PROTO_TCP => "tcp".into(),
             PROTO_UDP => "udp".into(),
+            PROTO_TCP_UDP => "tcp+udp".into(),
             other => other.to_string(),
         },
         ports: if service.entries.ports.is_empty() {
@@ -256,12 +266,17 @@ fn service_status(
         },
         affinity: match (affinity.ports, affinity.prefix) {
             (true, _) => "none".into(),
-            (false, 32) => "client".into(),
+            (false, prefix) if prefix == address_bits(service.entries.vip) => "client".into(),
             (false, _) => "network".into(),
         },
         spread_hot_sources: None,
         hot_sources: Vec::new(),
         flow_idle_s: service.flow_idle.as_secs_f64(),
+        track: service.following.track.name().into(),
+        affinity_timeout_s: service
+            .following
+            .affinity_timeout
+            .map(|timeout| timeout.as_secs_f64()),
         slots: service.slots.len() as u64,
         slots_in_transition: in_transition.into(),
         failback: match standing.map(|standing| standing.failback) {
@@ -357,6 +372,7 @@ mod tests {
             pin_path: String::new(),
             config: String::new(),
             abi: ABI,
+            features: Vec::new(),
             generation: 0,
             interfaces: Vec::new(),
             last_apply: None,
@@ -490,7 +506,7 @@ mod tests {
         let services: Vec<_> = (0..300)
             .map(|n| {
                 let mut service = service(&format!("s{n}"), 10, &[backend("a"), backend("b")]);
-                service.entries.vip = 0x0a00_0000 + n;
+                service.entries.vip = std::net::Ipv4Addr::from_bits(0x0a00_0000 + n).into();
                 service
             })
             .collect();

@@ -1,13 +1,14 @@
 //! What the controller's tests start from: services and backends, and the maps in plain memory.
 
-use std::{cell::Cell, net::Ipv4Addr, time::Duration};
+use std::{cell::Cell, net::IpAddr, time::Duration};
 
 use lb_common::{
     abi::{
         BackendInfo, BackendState, Bucket, Control, Counter, HOT_LINES, HOT_WAYS, HotInfo, HotLine,
         NAME_LEN, ServiceInfo,
     },
-    flow::{FlowBucket, FlowKey, FlowState, Key, Phase, bucket_indices},
+    address::Ipv6,
+    flow::{FlowBucket, FlowBucket6, FlowKey, FlowState, Key, Phase, bucket_indices},
     hash::Seed,
     hot::{HotWord, digest},
     memory::Word64,
@@ -23,6 +24,7 @@ use super::{
     desired::{DesiredBackend, DesiredService},
     directory::Entries,
     execute::Executor,
+    following::Following,
     memory::{Grace, Memory},
     reconcile::{Scope, TooSmall, reconcile},
     retarget::Track,
@@ -141,6 +143,30 @@ impl Memory for PlainMemory {
 
     fn flow_buckets(&self) -> &[FlowBucket] {
         &self.tables.flows
+    }
+
+    fn fragment_buckets(&self) -> &[FlowBucket] {
+        &self.tables.fragments
+    }
+
+    fn flow6_buckets(&self) -> &[FlowBucket6] {
+        &self.tables.flows6
+    }
+
+    fn vip(&self, service: u16) -> Ipv6 {
+        let vip = &self.tables.vips[usize::from(service)];
+        Ipv6 {
+            high: vip.high.get(),
+            low: vip.low.get(),
+        }
+    }
+
+    fn set_vip(&self, service: u16, vip: Ipv6) {
+        if self.lives() {
+            let entry = &self.tables.vips[usize::from(service)];
+            entry.high.set(vip.high);
+            entry.low.set(vip.low);
+        }
     }
 
     fn slot_capacity(&self) -> u32 {
@@ -318,6 +344,8 @@ impl Bench {
     pub(super) fn view(&self) -> View<'_> {
         View {
             buckets: self.executor.maps.flow_buckets(),
+            buckets6: self.executor.maps.flow6_buckets(),
+            fragments: self.executor.maps.fragment_buckets(),
             actual: self.actual(),
             seed: SEED,
             ticks: self.tick(),
@@ -486,13 +514,14 @@ pub(super) fn service(name: &str, vip: u8, backends: &[DesiredBackend]) -> Desir
     DesiredService {
         name: name.into(),
         entries: Entries {
-            vip: Ipv4Addr::new(192, 0, 2, vip).to_bits(),
+            vip: IpAddr::from([192, 0, 2, vip]),
             protocol: lb_common::wire::PROTO_TCP,
             ports: vec![80..=80],
         },
         affinity: Affinity::CLIENT_IPV4,
         track: Track::Flows,
         spreads: false,
+        following: Following::default(),
         flow_idle: IDLE,
         held: None,
         backends: backends.to_vec(),
@@ -507,7 +536,7 @@ pub(super) fn backend(name: &str) -> DesiredBackend {
         .fold(0u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte));
     DesiredBackend {
         name: name.into(),
-        address: Ipv4Addr::new(198, 51, 100, last),
+        address: IpAddr::from([198, 51, 100, last]),
         weight: 50,
         priority: 1,
         state: BackendState::Up,

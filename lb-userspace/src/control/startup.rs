@@ -20,6 +20,7 @@ use super::{
     adopt::adopt,
     decisions::Decisions,
     execute::Executor,
+    features,
     fixed::{Held, other_limits, refuse_too_large},
     ports::PortState,
 };
@@ -65,7 +66,11 @@ pub struct Running {
 #[must_use]
 pub fn sizes(config: &Config) -> Sizes {
     let wanted = config.capacities();
-    Sizes::of(wanted.flows, wanted.slots, wanted.backends, wanted.ports)
+    Sizes {
+        fragment_buckets: Sizes::fragment_buckets(config.limits.fragments),
+        ..Sizes::of(wanted.flows, wanted.slots, wanted.backends, wanted.ports)
+            .with_flows6(wanted.flows6)
+    }
 }
 
 /// Removes what this start pinned, unless it was successful.
@@ -160,6 +165,14 @@ pub fn start(
         );
     }
     let mut executor = Executor::new(maps, actual);
+    // What the last controller's maps use as well, until this one's do not any more.
+    let wanted = features::features(config, facts);
+    let before = if adopted {
+        executor.maps.features()
+    } else {
+        Features::NONE
+    };
+    executor.maps.set_features(before.with(wanted));
     let ports = number_ports(config, facts, &mut executor.maps)?;
     let attachments = attach_all(config, facts, &ports, &executor.maps, &mut undo)?;
     let_go(config)?;
@@ -227,7 +240,7 @@ fn make_maps(config: &Config) -> Result<Maps> {
         flow_buckets: sizes.flow_buckets,
         flow6_buckets: sizes.flow6_buckets,
         fragment_buckets: sizes.fragment_buckets,
-        features: Features::ALL_FORWARDING,
+        features: Features::NONE,
         cluster_mac: [0; 6],
     };
     let dir = maps_dir(&config.node.pin_path);
@@ -390,6 +403,28 @@ fn attach_all(
     Ok(attachments)
 }
 
+/// What is fixed in the program of one interface.
+fn instance(config: &Config, port: &PortState, maps: &Maps, features: Features) -> Instance {
+    Instance {
+        mac: port.mac,
+        port: port.number,
+        unserved_pass: config.node.unserved == Unserved::Pass,
+        flow_buckets: 1 << maps.flow_bits(),
+        flow6_buckets: 1 << maps.flow6_bits(),
+        fragment_buckets: 1 << maps.fragment_bits(),
+        features,
+        cluster_mac: [0; 6],
+    }
+}
+
+fn wanted(config: &Config) -> Wanted {
+    match config.node.xdp_mode {
+        XdpMode::Auto => Wanted::Auto,
+        XdpMode::Native => Wanted::Native,
+        XdpMode::Generic => Wanted::Generic,
+    }
+}
+
 fn attach_one(
     config: &Config,
     facts: &HostFacts,
@@ -398,22 +433,9 @@ fn attach_one(
     undo: &mut Undo<'_>,
 ) -> Result<Attachment> {
     let pin_path = &config.node.pin_path;
-    let instance = Instance {
-        mac: port.mac,
-        port: port.number,
-        unserved_pass: config.node.unserved == Unserved::Pass,
-        flow_buckets: 1 << maps.flow_bits(),
-        flow6_buckets: 1 << maps.flow6_bits(),
-        fragment_buckets: 1 << maps.fragment_bits(),
-        features: Features::ALL_FORWARDING,
-        cluster_mac: [0; 6],
-    };
+    let instance = instance(config, port, maps, maps.features());
     let mut object = load::load(Some(pin_path), &sizes(config), &instance)?;
-    let wanted = match config.node.xdp_mode {
-        XdpMode::Auto => Wanted::Auto,
-        XdpMode::Native => Wanted::Native,
-        XdpMode::Generic => Wanted::Generic,
-    };
+    let wanted = wanted(config);
     let occupant = facts.interface(&port.name).and_then(|i| i.link.xdp);
     let attached = attach::attach(
         &mut object,
@@ -468,6 +490,37 @@ fn attach_one(
         program_id: attached.program_id,
         _probe: probe,
     })
+}
+
+/// Puts programs with other features in place of those that run, behind the same links. The probes' egress programs stay: they
+/// know no features.
+///
+/// # Errors
+/// [`DataplaneError`]. Some interfaces may have their new program then; [`Maps::features`] still names the old features.
+pub fn load_features(config: &Config, features: Features, running: &mut Running) -> Result<()> {
+    let maps = &running.executor.maps;
+    if maps.features() == features {
+        return Ok(());
+    }
+    for attachment in &mut running.attachments {
+        let instance = instance(config, &attachment.port, maps, features);
+        let mut object = load::load(Some(&config.node.pin_path), &sizes(config), &instance)?;
+        let attached = attach::attach(
+            &mut object,
+            &config.node.pin_path,
+            &attachment.port.name,
+            attachment.port.ifindex,
+            wanted(config),
+            Some(attachment.program_id),
+        )?;
+        attachment.program_id = attached.program_id;
+    }
+    maps.set_features(features);
+    info!(
+        features = features::names(features).join(" "),
+        "the program knows other features now"
+    );
+    Ok(())
 }
 
 /// Loads the program of one interface anew, with its present MAC address, and puts it in place of the old one.

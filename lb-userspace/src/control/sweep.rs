@@ -13,7 +13,7 @@ use std::{
 
 use lb_common::{
     abi::{BackendState, WAYS},
-    flow::{FlowBucket, FlowState, LONGEST_SILENCE, Phase, TICK_NS},
+    flow::{FlowBucket, FlowBucket6, FlowState, LONGEST_SILENCE, Phase, TICK_NS, Way},
     hash::Seed,
     hot::HotState,
     pick::Slot,
@@ -21,6 +21,7 @@ use lb_common::{
 
 use super::{
     actual::{Actual, ActualBackend, ActualService, Millis, Op, Retired},
+    fragments,
     hot::{Belongs, HotSource, Keeper, Source, belongs, is_stale},
 };
 
@@ -39,7 +40,7 @@ pub const OPENING_SILENCE: Duration = Duration::from_secs(75);
 pub const ENDED_KEPT: Duration = Duration::from_secs(60);
 
 /// Whole ticks that fit no more than `duration` of silence, as far as the 16-bit time can tell.
-fn ticks(duration: Duration) -> u16 {
+pub(super) fn ticks(duration: Duration) -> u16 {
     let ticks = duration.as_nanos().div_ceil(u128::from(TICK_NS));
     // One more, because the moment of the last packet is rounded down.
     u16::try_from(ticks + 1)
@@ -64,6 +65,10 @@ pub fn is_live(state: FlowState, now: u16, flow_idle: Duration) -> bool {
 pub struct View<'a> {
     /// The flow table.
     pub buckets: &'a [FlowBucket],
+    /// The IPv6 clients' flow table, looked at after the other one.
+    pub buckets6: &'a [FlowBucket6],
+    /// The fragment table, looked at whole at the end of the pass.
+    pub fragments: &'a [FlowBucket],
     /// The picture of the other maps.
     pub actual: &'a Actual,
     /// The hash's secret.
@@ -76,8 +81,53 @@ pub struct View<'a> {
     pub unix_ms: u64,
 }
 
+/// A bucket of either flow table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bucket {
+    /// Of `FLOWS`.
+    Ipv4(usize),
+    /// Of `FLOWS6`.
+    Ipv6(usize),
+}
+
 /// A record to clear: bucket, way, and the state it was seen in.
-pub type Record = (usize, usize, u64);
+pub type Record = (Bucket, usize, u64);
+
+impl View<'_> {
+    /// How many buckets both tables have.
+    const fn len(&self) -> usize {
+        self.buckets.len() + self.buckets6.len()
+    }
+
+    /// The bucket of this number, counted over both.
+    const fn bucket(&self, number: usize) -> Bucket {
+        match number.checked_sub(self.buckets.len()) {
+            None => Bucket::Ipv4(number),
+            Some(index) => Bucket::Ipv6(index),
+        }
+    }
+
+    /// The state of the record in this place, and whose transition it is kept for.
+    fn state_and_keeper(
+        &self,
+        service: &ActualService,
+        bucket: Bucket,
+        way: usize,
+    ) -> (u64, Keeper) {
+        match bucket {
+            Bucket::Ipv4(index) => {
+                let record = &self.buckets[index].ways[way];
+                let belongs = belongs(self.actual, service, record.flow(), self.seed);
+                (record.state.get(), belongs.keeper)
+            }
+            Bucket::Ipv6(index) => {
+                let record = &self.buckets6[index].ways[way];
+                let belongs = belongs(self.actual, service, record.flow(), self.seed);
+                (record.state.get(), belongs.keeper)
+            }
+        }
+    }
+}
 
 /// What follows from a piece. The operations come first: a record whose slot settles is needed until it has.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -86,6 +136,8 @@ pub struct Piece {
     pub ops: Vec<Op>,
     /// Records to clear.
     pub clear: Vec<Record>,
+    /// Records of fragments to clear: see [`fragments::Fragments::clear`].
+    pub fragments: Vec<(usize, usize, u64)>,
 }
 
 /// What a whole pass found.
@@ -129,7 +181,7 @@ const GROUP_BITS: u8 = 6;
 /// Where a pass goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
-    /// With this bucket.
+    /// With this bucket, counted over both tables.
     Look(usize),
     /// With this group of slots of this service or the first one after it.
     Settle(u16, u32),
@@ -144,7 +196,7 @@ struct Watch {
     bits: u8,
     /// Slots that a live flow elsewhere keeps from settling; empty while there is none.
     busy: Vec<bool>,
-    /// By group: the ways of the records that stay as long as their slot is in transition.
+    /// By group: the ways of the records that stay as long as their slot is in transition, counted over both tables.
     kept: HashMap<u32, Vec<u32>>,
 }
 
@@ -173,10 +225,6 @@ pub struct Pass {
     /// Hot sources that a live flow elsewhere keeps from settling.
     busy_sources: BTreeSet<Source>,
     found: Sweep,
-}
-
-fn idle_ms(service: &ActualService) -> Millis {
-    Millis::try_from(service.flow_idle.as_millis()).unwrap_or(Millis::MAX)
 }
 
 impl Pass {
@@ -213,11 +261,19 @@ impl Pass {
         let mut piece = Piece::default();
         match self.next {
             Next::Look(from) => {
-                let to = view.buckets.len().min(from.saturating_add(budget.buckets));
-                for index in from..to {
-                    self.look(view, index, &mut piece);
+                let to = view.len().min(from.saturating_add(budget.buckets));
+                for number in from..to {
+                    let bucket = view.bucket(number);
+                    match bucket {
+                        Bucket::Ipv4(index) => {
+                            self.look(view, &view.buckets[index].ways, number, &mut piece);
+                        }
+                        Bucket::Ipv6(index) => {
+                            self.look(view, &view.buckets6[index].ways, number, &mut piece);
+                        }
+                    }
                 }
-                self.next = if to == view.buckets.len() {
+                self.next = if to == view.len() {
                     Next::Settle(0, 0)
                 } else {
                     Next::Look(to)
@@ -242,6 +298,8 @@ impl Pass {
             quiet: self.found.used == 0
                 && actual.unsettled().next().is_none()
                 && actual.retired().is_empty()
+                // What such a service will record is not known beforehand.
+                && !actual.services().values().any(ActualService::records_always)
                 && actual.ending().next().is_none()
                 && !actual
                     .hot()
@@ -252,15 +310,28 @@ impl Pass {
     }
 
     /// Whether a slot was due when the pass began.
-    fn due(&self, service: &ActualService, slot: usize) -> bool {
-        service.slots[slot].in_transition()
-            && service.changed[slot].saturating_add(idle_ms(service)) <= self.started
+    fn due(&self, actual: &Actual, service: &ActualService, slot: usize) -> bool {
+        let (changed, slot) = (service.changed[slot], service.slots[slot]);
+        if !slot.in_transition() {
+            return false;
+        }
+        let previous = actual.backends().get(&slot.previous()).map(|b| b.entry);
+        let rests = service.rests(slot, previous).as_millis();
+        changed.saturating_add(Millis::try_from(rests).unwrap_or(Millis::MAX)) <= self.started
     }
 
-    fn look(&mut self, view: &View<'_>, index: usize, piece: &mut Piece) {
+    /// Looks at the ways of the bucket of this number.
+    fn look<W: Way>(
+        &mut self,
+        view: &View<'_>,
+        ways: &[W; WAYS],
+        number: usize,
+        piece: &mut Piece,
+    ) {
         let actual = view.actual;
-        for (way, record) in view.buckets[index].ways.iter().enumerate() {
-            let word = record.state.get();
+        let bucket = view.bucket(number);
+        for (way, record) in ways.iter().enumerate() {
+            let word = record.state().get();
             let state = FlowState(word);
             if !state.used() {
                 continue;
@@ -269,71 +340,68 @@ impl Pass {
             self.unnamed.services.remove(&state.service());
             self.unnamed.backends.remove(&state.backend());
             let Some(service) = actual.services().get(&state.service()) else {
-                piece.clear.push((index, way, word));
+                piece.clear.push((bucket, way, word));
                 continue;
             };
+            let key = record.flow();
+            let client = key.is_client();
             let Belongs {
                 slot,
                 in_transition,
                 keeper,
-            } = belongs(actual, service, record.key(), view.seed);
+            } = belongs(actual, service, key, view.seed);
+            let needed = in_transition || service.records_always() && !client;
             let backend = actual
                 .backends()
                 .get(&state.backend())
                 .filter(|backend| backend.service == state.service());
-            let Some(backend) = backend.filter(|_| in_transition) else {
-                piece.clear.push((index, way, word));
+            let Some(backend) = backend.filter(|_| needed) else {
+                piece.clear.push((bucket, way, word));
                 continue;
             };
             let slot_index = match keeper {
                 Keeper::Slot(index) => Some(index as usize),
                 Keeper::Source(_) => None,
             };
-            let due = slot_index.is_some_and(|index| self.due(service, index));
+            let due = slot_index.is_some_and(|index| self.due(actual, service, index));
             // A table that has grown since the pass began has other slots: none of them settles in this one.
             let watch = self
                 .watched
                 .get_mut(&state.service())
                 .filter(|watch| watch.bits == service.bits);
-            let keep = if is_live(state, view.ticks, service.flow_idle) {
+            let worth = service.worth(state, client, view.ticks);
+            if worth.live {
                 // On a failed backend there are no flows to wait for. The record stays all the same: by it the data path
                 // knows that the flow is none of the previous backend's and belongs to the current one.
-                if !backend.entry.failed() {
+                if !client && !backend.entry.failed() {
                     *self.found.flows.entry(state.backend()).or_default() += 1;
-                    if state.backend() != slot.current() {
-                        match (keeper, watch) {
-                            (Keeper::Source(source), _) => {
-                                self.busy_sources.insert(source);
-                                continue;
-                            }
-                            (Keeper::Slot(index), Some(watch)) => {
-                                watch.busy.resize(service.slots.len(), false);
-                                watch.busy[index as usize] = true;
-                                continue;
-                            }
-                            (Keeper::Slot(_), None) => {}
+                }
+                if service.waits_for(backend.entry, client) && state.backend() != slot.current() {
+                    match (keeper, watch) {
+                        (Keeper::Source(source), _) => {
+                            self.busy_sources.insert(source);
+                            continue;
                         }
+                        (Keeper::Slot(index), Some(watch)) => {
+                            watch.busy.resize(service.slots.len(), false);
+                            watch.busy[index as usize] = true;
+                            continue;
+                        }
+                        (Keeper::Slot(_), None) => {}
                     }
                 }
-                true
-            } else {
-                let stays = match state.phase() {
-                    Phase::Open => service.flow_idle,
-                    Phase::Opening => OPENING_SILENCE.min(service.flow_idle),
-                    Phase::Closing | Phase::Ended => ENDED_KEPT.min(service.flow_idle),
-                };
-                state.silence(view.ticks) < ticks(stays)
-            };
-            if !keep {
-                piece.clear.push((index, way, word));
+            }
+            if !worth.kept {
+                piece.clear.push((bucket, way, word));
             } else if due
                 && let Some(slot_index) = slot_index
+                && (client || !service.records_always())
                 && let Some(watch) = self.watched.get_mut(&state.service())
                 && watch.bits == service.bits
-                && let Ok(number) = u32::try_from(index * WAYS + way)
+                && let Ok(place) = u32::try_from(number * WAYS + way)
             {
                 let group = slot_index as u32 >> watch.group_shift();
-                watch.kept.entry(group).or_default().push(number);
+                watch.kept.entry(group).or_default().push(place);
             }
         }
     }
@@ -371,8 +439,16 @@ impl Pass {
             let slots = (group as usize) << shift..(group as usize + 1) << shift;
             let changes: Vec<(u32, Slot)> = slots
                 .clone()
-                .filter(|slot| self.due(service, *slot) && !watch.is_busy(*slot))
-                .map(|slot| (slot as u32, Slot::settled(service.slots[slot].current())))
+                .filter(|slot| self.due(view.actual, service, *slot))
+                .filter_map(|slot| {
+                    let now = service.slots[slot];
+                    let rested = if watch.is_busy(slot) {
+                        service.turned(now)?
+                    } else {
+                        Slot::settled(now.current())
+                    };
+                    Some((slot as u32, rested))
+                })
                 .collect();
             spent += slots.len();
             if !changes.is_empty() {
@@ -380,23 +456,25 @@ impl Pass {
                 // live elsewhere.
                 for number in watch.kept.get(&group).into_iter().flatten() {
                     spent += 1;
-                    let (index, way) = (*number as usize / WAYS, *number as usize % WAYS);
-                    let record = &view.buckets[index].ways[way];
-                    let word = record.state.get();
+                    let (bucket, way) = (
+                        view.bucket(*number as usize / WAYS),
+                        *number as usize % WAYS,
+                    );
+                    let (word, keeper) = view.state_and_keeper(service, bucket, way);
                     if !FlowState(word).used() || FlowState(word).service() != id {
                         continue;
                     }
-                    let keeper = belongs(view.actual, service, record.key(), view.seed).keeper;
                     // Not that of a source that has become hot meanwhile: it is in transition now.
                     if let Keeper::Slot(slot) = keeper
                         && changes
                             .binary_search_by_key(&slot, |(index, _)| *index)
-                            .is_ok()
+                            .is_ok_and(|found| !changes[found].1.in_transition())
                     {
-                        piece.clear.push((index, way, word));
+                        piece.clear.push((bucket, way, word));
                     }
                 }
-                self.found.settled += changes.len() as u64;
+                let settled = changes.iter().filter(|(_, slot)| !slot.in_transition());
+                self.found.settled += settled.count() as u64;
                 self.rested.extend(
                     changes
                         .iter()
@@ -424,7 +502,8 @@ impl Pass {
                     .services()
                     .get(&source.service)
                     .is_some_and(|service| {
-                        hot.changed.saturating_add(idle_ms(service)) <= self.started
+                        let idle = Millis::try_from(service.flow_idle.as_millis());
+                        hot.changed.saturating_add(idle.unwrap_or(Millis::MAX)) <= self.started
                     });
             if stale || due {
                 let settled = HotSource {
@@ -469,9 +548,14 @@ impl Pass {
                 Op::RemoveBackend { number }
             });
         }
+        let in_fragments = fragments::look(view.fragments, view.ticks);
         let mut free = self.unnamed.clone();
-        free.backends
-            .retain(|number| !self.rested.contains(number) && !actual.is_named(*number));
+        free.backends.retain(|number| {
+            !self.rested.contains(number)
+                && !actual.is_named(*number)
+                && !in_fragments.named.contains(number)
+        });
+        piece.fragments = in_fragments.clear;
         if !free.is_empty() {
             piece.ops.push(Op::Release(free));
         }

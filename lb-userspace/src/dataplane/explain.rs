@@ -1,7 +1,10 @@
 //! What the data path would do with a packet: `lb_common::forward::process`, the code of the kernel program, run over
 //! the pinned maps with a packet that is only thought of. Nothing is recorded and nothing is counted.
 
-use std::{cell::RefCell, net::SocketAddrV4};
+use std::{
+    cell::RefCell,
+    net::{IpAddr, SocketAddr},
+};
 
 use lb_common::{
     abi::{Bucket, Control, HotLine, Port, SampleRing, Vip6},
@@ -13,8 +16,8 @@ use lb_common::{
     tables::{Event, Step, Tables},
     verdict::Verdict,
     wire::{
-        ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_VLAN, IPV4_LEN, PROTO_TCP, PROTO_UDP, TCP_ACK,
-        TCP_FLAGS, TCP_LEN, TCP_SYN, UDP_LEN, VLAN_ID, mac_bytes,
+        ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN, IPV4_LEN, IPV6_LEN, PROTO_TCP,
+        PROTO_UDP, TCP_ACK, TCP_FLAGS, TCP_LEN, TCP_SYN, UDP_LEN, VLAN_ID, mac_bytes,
     },
 };
 
@@ -27,15 +30,20 @@ pub enum Kind {
     TcpOpens,
     /// TCP ACK: belongs to a flow that is there.
     TcpContinues,
-    /// UDP.
+    /// UDP; where a service speaks QUIC, a packet of a connection that is there.
     Udp,
+    /// A QUIC Initial packet: opens a connection.
+    QuicOpens,
 }
+
+/// The start of a QUIC version 1 Initial packet (RFC 9000 section 17.2.2): long header, fixed bit, type 0, version.
+const QUIC_INITIAL: [u8; 5] = [0xc0, 0, 0, 0, 1];
 
 impl Kind {
     const fn protocol(self) -> u8 {
         match self {
             Self::TcpOpens | Self::TcpContinues => PROTO_TCP,
-            Self::Udp => PROTO_UDP,
+            Self::Udp | Self::QuicOpens => PROTO_UDP,
         }
     }
 }
@@ -53,9 +61,9 @@ pub struct Arrival {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Question {
     /// From where.
-    pub client: SocketAddrV4,
-    /// To where: VIP and port.
-    pub service: SocketAddrV4,
+    pub client: SocketAddr,
+    /// To where: VIP and port, of the same family.
+    pub service: SocketAddr,
     /// What it is.
     pub kind: Kind,
     /// Whether the configuration leaves packets for unserved ports of a VIP to the host; the maps do not say.
@@ -139,7 +147,7 @@ pub fn explain(maps: &Maps, question: &Question) -> Result<Explained, DataplaneE
     })
 }
 
-/// The frame of the packet, on its way to `own_mac`: no payload, no checksums, which the data path does not look at.
+/// The frame of the packet, on its way to `own_mac`: no payload but what opens a QUIC connection, no checksums, which the data path does not look at.
 #[must_use]
 pub fn frame(question: &Question, own_mac: [u8; 6]) -> Vec<u8> {
     /// A locally administered address: the client's router, whoever that is.
@@ -150,18 +158,36 @@ pub fn frame(question: &Question, own_mac: [u8; 6]) -> Vec<u8> {
         Kind::TcpOpens => (TCP_LEN, Some(TCP_SYN)),
         Kind::TcpContinues => (TCP_LEN, Some(TCP_ACK)),
         Kind::Udp => (UDP_LEN, None),
+        Kind::QuicOpens => (UDP_LEN + QUIC_INITIAL.len(), None),
     };
-    let mut frame = Vec::with_capacity(ETH_LEN + IPV4_LEN + TCP_LEN);
+    let mut frame = Vec::with_capacity(ETH_LEN + IPV6_LEN + TCP_LEN);
     frame.extend(own_mac);
     frame.extend(ROUTER);
-    frame.extend(ETHERTYPE_IPV4.to_be_bytes());
-    // RFC 791 section 3.1: version and header length, TOS, total length, id, fragment, TTL, protocol, checksum.
-    let total = (IPV4_LEN + transport_len) as u16;
-    frame.extend([0x45, 0]);
-    frame.extend(total.to_be_bytes());
-    frame.extend([0, 0, 0, 0, TTL, question.kind.protocol(), 0, 0]);
-    frame.extend(question.client.ip().octets());
-    frame.extend(question.service.ip().octets());
+    match (question.client.ip(), question.service.ip()) {
+        (IpAddr::V4(client), IpAddr::V4(vip)) => {
+            frame.extend(ETHERTYPE_IPV4.to_be_bytes());
+            // RFC 791 section 3.1: version and header length, TOS, total length, id, fragment, TTL, protocol, checksum.
+            let total = (IPV4_LEN + transport_len) as u16;
+            frame.extend([0x45, 0]);
+            frame.extend(total.to_be_bytes());
+            frame.extend([0, 0, 0, 0, TTL, question.kind.protocol(), 0, 0]);
+            frame.extend(client.octets());
+            frame.extend(vip.octets());
+        }
+        (client, vip) => {
+            let octets = |address: IpAddr| match address {
+                IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+                IpAddr::V6(address) => address.octets(),
+            };
+            frame.extend(ETHERTYPE_IPV6.to_be_bytes());
+            // RFC 8200 section 3: version, traffic class and flow label, payload length, next header, hop limit.
+            frame.extend([0x60, 0, 0, 0]);
+            frame.extend((transport_len as u16).to_be_bytes());
+            frame.extend([question.kind.protocol(), TTL]);
+            frame.extend(octets(client));
+            frame.extend(octets(vip));
+        }
+    }
     let transport = frame.len();
     frame.extend(question.client.port().to_be_bytes());
     frame.extend(question.service.port().to_be_bytes());
@@ -173,7 +199,11 @@ pub fn frame(question: &Question, own_mac: [u8; 6]) -> Vec<u8> {
             frame[transport + TCP_FLAGS] = flags;
         }
         None => {
-            frame[transport + 4..transport + 6].copy_from_slice(&(UDP_LEN as u16).to_be_bytes());
+            let length = (transport_len as u16).to_be_bytes();
+            frame[transport + 4..transport + 6].copy_from_slice(&length);
+            if question.kind == Kind::QuicOpens {
+                frame[transport + UDP_LEN..].copy_from_slice(&QUIC_INITIAL);
+            }
         }
     }
     frame
@@ -264,7 +294,7 @@ impl Tables for Thought<'_> {
     }
 
     fn features(&self) -> Features {
-        Features::ALL_FORWARDING
+        self.maps.features()
     }
 
     fn cluster_mac(&self) -> u64 {
@@ -308,6 +338,7 @@ mod tests {
             (Kind::TcpOpens, Signal::Opens),
             (Kind::TcpContinues, Signal::Continues),
             (Kind::Udp, Signal::Unknown),
+            (Kind::QuicOpens, Signal::Unknown),
         ];
         for (kind, expected) in cases {
             let mut bytes = frame(&question(kind), [2, 0, 0, 0, 0, 9]);
@@ -317,6 +348,24 @@ mod tests {
             };
             assert_eq!(flow.client, 0x0a01_0203);
             assert_eq!(flow.destination, 0xc000_020a);
+            assert_eq!(flow.ports, 40_000 << 16 | 443);
+            assert_eq!(signal(&packet, &flow, Track::Changes), Ok(expected));
+
+            let (client, vip) = ("2001:db8:1::3", "2001:db8::10");
+            let socket =
+                |address: &str, port| SocketAddr::new(address.parse().expect("an address"), port);
+            let six = Question {
+                client: socket(client, 40_000),
+                service: socket(vip, 443),
+                ..question(kind)
+            };
+            let mut bytes = frame(&six, [2, 0, 0, 0, 0, 9]);
+            let packet = Buffer::new(&mut bytes);
+            let Ok(Frame::V6(Ip::Flow(flow))) = parse(&packet, Features::IPV6) else {
+                panic!("{kind:?} is not parsed");
+            };
+            assert_eq!(flow.client.addr().to_string(), client);
+            assert_eq!(flow.destination.addr().to_string(), vip);
             assert_eq!(flow.ports, 40_000 << 16 | 443);
             assert_eq!(signal(&packet, &flow, Track::Changes), Ok(expected));
         }

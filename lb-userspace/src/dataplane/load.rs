@@ -47,6 +47,15 @@ impl Default for Sizes {
 }
 
 impl Sizes {
+    /// The same sizes with an IPv6 flow table for so many flows: as roomy as the other one, see [`Self::of`].
+    #[must_use]
+    pub fn with_flows6(self, flows6: u32) -> Self {
+        Self {
+            flow6_buckets: flows6.clamp(1 << 10, 1 << 25).next_power_of_two(),
+            ..self
+        }
+    }
+
     /// Sizes for a number of flows, slots, backends and (VIP, protocol, port) entries.
     ///
     /// The flow table gets a bucket of four ways for each flow, and at least 1024: a flow has two buckets to choose from,
@@ -68,6 +77,18 @@ impl Sizes {
             flow6_buckets: abi::DEFAULT_FLOW6_BUCKETS,
             fragment_buckets: abi::DEFAULT_FRAGMENT_BUCKETS,
         }
+    }
+}
+
+impl Sizes {
+    /// Buckets of the fragment table for so many fragmented packets on their way: four ways each, and a few even where the
+    /// feature is not used, because a map can't be empty.
+    #[must_use]
+    pub fn fragment_buckets(packets: u32) -> u32 {
+        packets
+            .div_ceil(abi::WAYS as u32)
+            .clamp(16, 1 << 20)
+            .next_power_of_two()
     }
 }
 

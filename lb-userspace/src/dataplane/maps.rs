@@ -16,6 +16,7 @@ use lb_common::{
         MAX_PORTS, Port, SLOTS_IN_LINE, SampleRing, ServiceInfo, SlotLine, Vip6, map,
     },
     address::Ipv6,
+    features::Features,
     flow::{FlowBucket, FlowBucket6},
     hot::HotWord,
     memory::Word64,
@@ -251,6 +252,18 @@ impl Maps {
     #[must_use]
     pub fn control(&self) -> &Control {
         &self.control.get()[0]
+    }
+
+    /// What the attached programs know.
+    #[must_use]
+    pub fn features(&self) -> Features {
+        Features(self.control().features.get() as u32)
+    }
+
+    /// Says what they know, so that `where` and the next controller think likewise.
+    pub fn set_features(&self, features: Features) {
+        assert!(self.control.writable(), "maps opened for reading");
+        self.control().features.set(u64::from(features.0));
     }
 
     /// The service lookup, both halves.

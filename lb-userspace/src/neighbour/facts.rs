@@ -6,7 +6,8 @@ use std::path::Path;
 
 use futures::TryStreamExt;
 use ipnet::IpNet;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp,
     VlanProtocol, XdpAttached,
@@ -185,7 +186,10 @@ pub(super) async fn facts(netlink: &Netlink) -> Result<HostFacts, NetlinkError> 
             (message.header.index, interface)
         })
         .collect();
-    for message in &addresses {
+    // Of several in one subnet, the first is the one that probes come from.
+    let mut ranked: Vec<&AddressMessage> = addresses.iter().collect();
+    ranked.sort_by_key(|message| rank(message));
+    for message in ranked {
         if let (Some(interface), Some(net)) =
             (interfaces.get_mut(&message.header.index), address(message))
         {
@@ -265,6 +269,24 @@ pub(super) fn link(message: &LinkMessage) -> Link {
     link
 }
 
+/// How well an IPv6 address serves as a source: 0 as well as any, 1 if it is going out of use (RFC 4862 section 5.5.4) or
+/// changes from time to time (RFC 8981), 2 if it can't be used: not yet, while the network is asked whether another host has
+/// it, or because one has (RFC 4862 section 5.4).
+pub(super) fn rank(message: &AddressMessage) -> u8 {
+    let flags = message.header.flags;
+    let tentative = flags.contains(AddressHeaderFlags::Tentative)
+        && !flags.contains(AddressHeaderFlags::Optimistic);
+    if message.header.family != AddressFamily::Inet6 {
+        0
+    } else if tentative || flags.contains(AddressHeaderFlags::Dadfailed) {
+        2
+    } else {
+        // IFA_F_TEMPORARY is the same bit as IFA_F_SECONDARY (linux/if_addr.h).
+        let passing = AddressHeaderFlags::Deprecated | AddressHeaderFlags::Secondary;
+        u8::from(flags.intersects(passing))
+    }
+}
+
 /// Whose VLAN an interface is, where it is one of the kind that xdp-lb makes frames for.
 fn vlan(message: &LinkMessage) -> Option<VlanOf> {
     let (mut parent, mut id, mut protocol) = (None, None, VlanProtocol::Ieee8021Q);
@@ -313,7 +335,8 @@ fn takes_own_source(name: &str) -> bool {
     either("accept_local") != 0 && either("rp_filter") != 1
 }
 
-/// The address of an address message, with its prefix.
+/// The address of an address message, with its prefix; none of a multicast group, of which a host may be made a member in
+/// the same way as an address is assigned.
 pub(super) fn address(message: &AddressMessage) -> Option<IpNet> {
     let mut found = None;
     for attribute in &message.attributes {
@@ -327,7 +350,8 @@ pub(super) fn address(message: &AddressMessage) -> Option<IpNet> {
             _ => {}
         }
     }
-    IpNet::new(*found?, message.header.prefix_len).ok()
+    let found = found.filter(|address| !address.is_multicast())?;
+    IpNet::new(*found, message.header.prefix_len).ok()
 }
 
 fn xdp(parts: &[LinkXdp]) -> Option<AttachedXdp> {

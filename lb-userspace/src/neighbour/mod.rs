@@ -2,10 +2,12 @@
 //!
 //! - [`host_facts`] reads the interfaces and their addresses once.
 //! - [`Resolver`] follows the MAC addresses of a set of neighbours, and the interfaces.
+//! - [`groups`] keeps the director a member of the groups that an IPv6 VIP's neighbour solicitations are sent to.
 //! - [`vip_route`] keeps what a probe to a VIP needs on a director that has not assigned it.
 
 mod events;
 mod facts;
+pub mod groups;
 mod netlink;
 pub mod offload;
 mod resolver;

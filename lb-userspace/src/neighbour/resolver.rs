@@ -56,6 +56,7 @@ impl Resolver {
             table: Table::default(),
             links: HashMap::new(),
             addresses: HashSet::new(),
+            ranks: HashMap::new(),
             events,
         };
         Ok(Self {
@@ -94,6 +95,9 @@ struct Following {
     table: Table,
     links: HashMap<u32, Link>,
     addresses: HashSet<(IpAddr, u32)>,
+    /// How well each serves as a source ([`facts::rank`]), as last notified: the end of duplicate address detection is told
+    /// as well.
+    ranks: HashMap<(IpAddr, u32), u8>,
     events: mpsc::Sender<NetworkEvent>,
 }
 
@@ -273,13 +277,20 @@ impl Following {
             }
             RouteNetlinkMessage::NewAddress(message) => {
                 if let Some(net) = facts::address(&message) {
-                    self.address(net.addr(), message.header.index, true).await?;
+                    let (address, ifindex) = (net.addr(), message.header.index);
+                    let rank = facts::rank(&message);
+                    if self.ranks.insert((address, ifindex), rank) != Some(rank) {
+                        // Known or not, it is told once more.
+                        self.addresses.remove(&(address, ifindex));
+                    }
+                    self.address(address, ifindex, true).await?;
                 }
             }
             RouteNetlinkMessage::DelAddress(message) => {
                 if let Some(net) = facts::address(&message) {
-                    self.address(net.addr(), message.header.index, false)
-                        .await?;
+                    let (address, ifindex) = (net.addr(), message.header.index);
+                    self.ranks.remove(&(address, ifindex));
+                    self.address(address, ifindex, false).await?;
                 }
             }
             _ => {}

@@ -49,7 +49,15 @@ golden! {
     unknown_key_with_control_characters: UnknownKey, "weight = 50" => "\"a\\u001b[31mb\" = 1";
     unknown_table: UnknownKey, "[node]" => "[contrl]\n[node]";
     unknown_table_hides_the_missing_one: UnknownKey, "[node]" => "[nodes]";
-    key_of_a_later_version: UnknownKey, "ports = [80, 443]" => "ports = [80, 443]\naffinity_timeout = \"1h\"";
+    key_of_a_later_version: UnknownKey, "name = \"lb1\"" => "name = \"lb1\"\nmode = \"pick\"";
+    conflict_quic_over_tcp: Conflict, "ports = [80, 443]" => "ports = [80, 443]\ntrack = \"quic\"";
+    conflict_affinity_timeout_without_affinity: Conflict,
+        "ports = [80, 443]" => "ports = [80, 443]\naffinity_timeout = \"1h\"";
+    conflict_affinity_timeout_and_never: Conflict,
+        "ports = [80, 443]" => "ports = [80, 443]\naffinity = \"client\"\ntrack = \"never\"\naffinity_timeout = \"1h\"";
+    value_track: BadValue, "ports = [80, 443]" => "ports = [80, 443]\ntrack = \"alway\"";
+    range_affinity_timeout: OutOfRange,
+        "ports = [80, 443]" => "ports = [80, 443]\naffinity = \"client\"\naffinity_timeout = \"9h\"";
 
     missing_key_in_node: MissingKey, "interfaces = [\"eth0\"]\n" => "";
     missing_key_in_service: MissingKey, "vip = \"192.0.2.10\"\n" => "";
@@ -105,7 +113,15 @@ golden! {
     value_probe_type_unknown: BadValue, "type = \"http\"" => "type = \"htp\"";
     value_duration: BadValue, "interval = \"1s\"" => "interval = \"1 parsec\"";
     value_duration_without_unit: BadValue, "interval = \"1s\"" => "interval = \"15\"";
-    value_vip_v6: BadValue, "vip = \"192.0.2.10\"" => "vip = \"2001:db8::10\"";
+    value_vip_link_local: BadValue, "vip = \"192.0.2.10\"" => "vip = \"fe80::10\"";
+    value_vip_mapped: BadValue, "vip = \"192.0.2.10\"" => "vip = \"::ffff:192.0.2.10\"";
+    value_vip_brackets: BadValue, "vip = \"192.0.2.10\"" => "vip = \"[2001:db8::10]\"";
+    value_address_zone: BadValue, "address = \"192.0.2.21\"" => "address = \"fe80::21%eth0\"";
+    range_network_prefix: OutOfRange,
+        "ports = [80, 443]" => "ports = [80, 443]\naffinity = \"network\"\nnetwork_prefix = 56";
+    conflict_network_prefix: Conflict,
+        "ports = [80, 443]" => "ports = [80, 443]\naffinity = \"client\"\nnetwork_prefix = 20";
+    conflict_family: Conflict, "address = \"192.0.2.21\"" => "address = \"2001:DB8:0::21\"";
     value_vip_prefix: BadValue, "vip = \"192.0.2.10\"" => "vip = \"192.0.2.10/32\"";
     value_vip_port: BadValue, "vip = \"192.0.2.10\"" => "vip = \"192.0.2.10:80\"";
     value_vip_multicast: BadValue, "vip = \"192.0.2.10\"" => "vip = \"224.0.0.1\"";
@@ -132,6 +148,9 @@ golden! {
     duplicate_backend_name: Duplicate, "name = \"web2\"" => "name = \"web1\"";
     duplicate_backend_address: Duplicate, "192.0.2.22" => "192.0.2.21";
     duplicate_interface: Duplicate, "[\"eth0\"]" => "[\"eth0\", \"eth0\"]";
+    conflict_hot_sources_without_affinity: Conflict, "ports = [80, 443]" => "ports = [80]\nspread_hot_sources = 0.05";
+    conflict_hot_sources_and_timeout: Conflict, "ports = [80, 443]"
+        => "ports = [80]\naffinity = \"client\"\naffinity_timeout = \"1h\"\nspread_hot_sources = 0.05";
     conflict_timeout: Conflict, "interval = \"1s\"" => "interval = \"1s\"\ntimeout = \"2s\"";
     conflict_http_key: Conflict, "type = \"http\"" => "type = \"tcp\"\npath = \"/\"";
     conflict_vip_is_backend: Conflict, "address = \"192.0.2.22\"" => "address = \"192.0.2.10\"";
@@ -169,6 +188,14 @@ fn duplicate_service_name() {
 fn overlapping_ports() {
     let text = second("mail", "[25, \"400-500\"]", "mx1", "192.0.2.31");
     one("overlapping_ports", ErrorKind::Overlap, &text);
+}
+
+#[test]
+fn both_protocols_overlap_each() {
+    let both = second("sip", "[80]", "sip1", "192.0.2.31");
+    let (first, rest) = both.rsplit_once("protocol = \"tcp\"").expect("a protocol");
+    let text = format!("{first}protocol = \"tcp+udp\"{rest}");
+    one("both_protocols_overlap_each", ErrorKind::Overlap, &text);
 }
 
 #[test]
@@ -267,7 +294,7 @@ flow = 1000
 
 [[service]]
 name = "web"
-vip = "2001:db8::1"
+vip = "fe80::1"
 protocol = "tcpp"
 ports = [80, 0, "90-80"]
 afinity = "client"

@@ -56,6 +56,41 @@ fn what_fits_is_accepted() {
     fits(&both, &host()).expect("it fits");
 }
 
+fn ipv6() -> String {
+    BASE.replace("192.0.2.10", "2001:db8::10")
+        .replace("192.0.2.21", "2001:db8::21")
+        .replace("192.0.2.22", "2001:db8::22")
+}
+
+#[test]
+fn ipv6_that_fits_is_accepted() {
+    fits(&ipv6(), &host()).expect("it fits");
+}
+
+#[test]
+fn ipv6_vip_on_this_host() {
+    let mut facts = host();
+    let vip = "2001:db8::10/128".parse().expect("an address");
+    facts.interfaces[0].addresses.push(vip);
+    one("ipv6_vip_on_this_host", &ipv6(), &facts);
+}
+
+#[test]
+fn ipv6_backend_out_of_reach() {
+    let far = ipv6().replace("2001:db8::22", "2001:db8:1::22");
+    one("ipv6_backend_out_of_reach", &far, &host());
+    let mut facts = host();
+    facts.interfaces[1].addresses.remove(1);
+    let near = far.replace("2001:db8::21", "2001:db8:1::21");
+    let errors = fits(&near, &facts).expect_err("no IPv6 here");
+    assert!(
+        errors
+            .render(false)
+            .contains("ip address add 2001:db8::2/64"),
+        "{errors}"
+    );
+}
+
 #[test]
 fn no_such_interface() {
     one(

@@ -1,15 +1,10 @@
 //! What holds for every text and for every configuration.
 
-use std::{
-    collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, time::Duration};
 
 use lb_userspace::config::{
     Affinity, Backend, Config, ConfigErrors, Control, Failback, Limits, Node, Ports, Probe,
-    ProbeKind, Protocol, Service, Share, Unserved, Via, XdpMode,
+    ProbeKind, Protocol, Service, Share, Track, Unserved, Via, XdpMode,
 };
 use proptest::prelude::*;
 
@@ -244,36 +239,78 @@ fn ports() -> impl Strategy<Value = Ports> {
     prop_oneof![1 => Just(Ports::Any), 6 => ranges]
 }
 
-/// Backends are numbered in 10.0.0.0/8 by the service's and their own number, VIPs are in 192.0.2.0/24, so that no
-/// two are equal.
+fn protocol_and_track() -> impl Strategy<Value = (Protocol, Track)> {
+    let protocol = prop::sample::select(&[Protocol::Tcp, Protocol::Udp, Protocol::TcpUdp][..]);
+    let track =
+        prop::sample::select(&[Track::Changes, Track::Always, Track::Never, Track::Quic][..]);
+    (protocol, track).prop_filter("QUIC is UDP", |(protocol, track)| {
+        protocol.has_udp() || *track != Track::Quic
+    })
+}
+
+/// Services are IPv4 and IPv6 in turn.
+fn vip(service: u8) -> IpAddr {
+    match service % 2 {
+        0 => IpAddr::from([192, 0, 2, service + 1]),
+        _ => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(service) + 1]),
+    }
+}
+
+fn address(service: u8, own: u8) -> IpAddr {
+    match service % 2 {
+        0 => IpAddr::from([10, 0, service, own + 1]),
+        _ => IpAddr::from([
+            0x2001,
+            0xdb8,
+            1,
+            service.into(),
+            0,
+            0,
+            0,
+            u16::from(own) + 1,
+        ]),
+    }
+}
+
+/// Backends are numbered by the service's and their own number, and VIPs are in other networks, so that no two are equal.
 fn config() -> impl Strategy<Value = Config> {
     let backends = prop::collection::vec((1..=65_535_u32, 1..=255_u32), 1..8);
     let service = (
         name(),
-        prop::bool::ANY,
+        protocol_and_track(),
         ports(),
-        prop::sample::select(&[Affinity::None, Affinity::Client, Affinity::Network][..]),
-        prop::option::of((10_000..=1_000_000_u32).prop_map(Share)),
+        (
+            prop::sample::select(&[Affinity::None, Affinity::Client, Affinity::Network][..]),
+            1..=32_u8,
+            prop::option::of((10_000..=1_000_000_u32).prop_map(Share)),
+        ),
         (
             millis(1_000, 8 * 3_600_000),
             prop::sample::select(&[Failback::Auto, Failback::Manual][..]),
+            prop::option::of(millis(1_000, 8 * 3_600_000)),
         ),
         prop::option::of(probe()),
         backends,
     );
     let limits = (
         1_024..=1_u32 << 26,
+        1_024..=1_u32 << 25,
         // Five services of the largest tables there can be.
         prop::option::of(5_u32 << 18..=1_u32 << 26),
         prop::option::of(100..=65_535_u32),
-        prop::option::of(5_u32 << 16..=1_u32 << 24),
+        prop::option::of(5_u32 << 17..=1_u32 << 24),
+        0..=1_u32 << 20,
     )
-        .prop_map(|(flows, slots, backends, ports)| Limits {
-            flows,
-            slots,
-            backends,
-            ports,
-        });
+        .prop_map(
+            |(flows, flows6, slots, backends, ports, fragments)| Limits {
+                flows,
+                flows6,
+                slots,
+                backends,
+                ports,
+                fragments,
+            },
+        );
     (
         node(),
         control(),
@@ -288,16 +325,29 @@ fn config() -> impl Strategy<Value = Config> {
                 .filter(|((name, ..), _)| names.insert(name.clone()))
                 .map(
                     |(
-                        (name, tcp, ports, affinity, hot, (flow_idle, failback), probe, backends),
+                        (
+                            name,
+                            (protocol, track),
+                            ports,
+                            (affinity, prefix, hot),
+                            (flow_idle, failback, timeout),
+                            probe,
+                            backends,
+                        ),
                         number,
                     )| Service {
                         name,
-                        vip: IpAddr::V4(Ipv4Addr::new(192, 0, 2, number + 1)),
-                        protocol: if tcp { Protocol::Tcp } else { Protocol::Udp },
+                        vip: vip(number),
+                        protocol,
                         ports,
                         affinity,
-                        spread_hot_sources: hot.filter(|_| affinity != Affinity::None),
+                        spread_hot_sources: hot
+                            .filter(|_| affinity != Affinity::None && timeout.is_none()),
+                        network_prefix: (affinity == Affinity::Network).then_some(prefix),
                         flow_idle,
+                        track,
+                        affinity_timeout: timeout
+                            .filter(|_| affinity != Affinity::None && track != Track::Never),
                         failback,
                         probe,
                         backends: backends
@@ -305,7 +355,7 @@ fn config() -> impl Strategy<Value = Config> {
                             .zip(0_u8..)
                             .map(|((weight, priority), own)| Backend {
                                 name: format!("b{number}-{own}"),
-                                address: IpAddr::V4(Ipv4Addr::new(10, 0, number, own + 1)),
+                                address: address(number, own),
                                 weight,
                                 priority,
                             })

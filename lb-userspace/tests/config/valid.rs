@@ -8,7 +8,7 @@ use std::{
 
 use lb_userspace::config::{
     Affinity, Backend, Config, Control, Failback, Limits, Node, Ports, Probe, ProbeKind, Protocol,
-    Service, Unserved, Via, XdpMode,
+    Service, Track, Unserved, Via, XdpMode,
 };
 
 use crate::{BASE, changed};
@@ -71,9 +71,11 @@ fn the_example_of_the_design_means_what_it_says() {
         },
         limits: Limits {
             flows: 65_536,
+            flows6: 65_536,
             slots: None,
             backends: None,
             ports: None,
+            fragments: 4_096,
         },
         services: vec![Service {
             name: "mail".into(),
@@ -82,7 +84,10 @@ fn the_example_of_the_design_means_what_it_says() {
             ports: Ports::Ranges(vec![25..=25, 587..=587, 8000..=8010]),
             affinity: Affinity::Client,
             spread_hot_sources: None,
+            network_prefix: None,
             flow_idle: Duration::from_secs(900),
+            track: Track::Changes,
+            affinity_timeout: None,
             failback: Failback::Auto,
             probe: Some(Probe {
                 kind: ProbeKind::Tcp,
@@ -159,6 +164,31 @@ fn what_is_not_said_has_its_default() {
     );
 }
 
+/// A VIP of either family in one file, and the network's length by family and by hand.
+#[test]
+fn both_families() {
+    let service = |name: &str, vip: &str, backend: &str, more: &str| {
+        format!(
+            "[[service]]\nname = \"{name}\"\nvip = \"{vip}\"\nprotocol = \"tcp\"\nports = [80]\n\
+             affinity = \"network\"\n{more}\n[[service.backend]]\nname = \"b-{name}\"\naddress = \"{backend}\"\n"
+        )
+    };
+    let config = parse(
+        &[
+            "[node]\nname = \"lb1\"\ninterfaces = [\"eth0\"]\n".to_owned(),
+            service("four", "192.0.2.1", "192.0.2.2", ""),
+            service("six", "2001:DB8:0:0::1", "2001:db8::2", ""),
+            service("wide", "192.0.2.3", "192.0.2.4", "network_prefix = 16"),
+            service("site", "2001:db8::3", "2001:db8::4", "network_prefix = 48"),
+        ]
+        .concat(),
+    );
+    let prefixes: Vec<_> = config.services.iter().map(|s| s.network_prefix).collect();
+    assert_eq!(prefixes, [Some(24), Some(56), Some(16), Some(48)]);
+    // RFC 5952, however it was written.
+    assert_eq!(config.services[1].vip.to_string(), "2001:db8::1");
+}
+
 #[test]
 fn a_udp_service_without_a_probe_has_none() {
     let text = changed("protocol = \"tcp\"", "protocol = \"udp\"")
@@ -171,6 +201,31 @@ fn a_udp_service_may_be_probed_over_tcp() {
     let text = changed("protocol = \"tcp\"", "protocol = \"udp\"");
     let probe = parse(&text).services[0].probe.clone().expect("a probe");
     assert_eq!(probe.port, 80);
+}
+
+#[test]
+fn both_protocols_are_probed_over_tcp_and_count_twice() {
+    let text = changed("protocol = \"tcp\"", "protocol = \"tcp+udp\"")
+        .replace("[service.probe]\ntype = \"http\"\ninterval = \"1s\"\n", "");
+    let config = parse(&text);
+    assert_eq!(config.services[0].protocol, Protocol::TcpUdp);
+    assert_eq!(config.services[0].probe, Some(Probe::tcp(80)));
+    let limited = |ports| format!("{text}\n[limits]\nports = {ports}\n");
+    parse(&limited(4));
+    assert!(Config::parse("config.toml", &limited(3)).is_err());
+}
+
+#[test]
+fn a_client_may_stay_and_flows_be_recorded_always() {
+    let text = changed(
+        "ports = [80, 443]",
+        "ports = [80, 443]\naffinity = \"network\"\ntrack = \"always\"\naffinity_timeout = \"10m\"",
+    );
+    let service = &parse(&text).services[0];
+    assert_eq!(service.track, Track::Always);
+    assert_eq!(service.affinity_timeout, Some(Duration::from_secs(600)));
+    let quic = changed("protocol = \"tcp\"", "protocol = \"udp\"\ntrack = \"quic\"");
+    assert_eq!(parse(&quic).services[0].track, Track::Quic);
 }
 
 #[test]

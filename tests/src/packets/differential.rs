@@ -178,7 +178,7 @@ pub fn many(
             break;
         }
         // The kernel runs no program over less than an Ethernet header.
-        let batch: Vec<Frame> = std::iter::repeat_with(|| frames.next())
+        let batch: Vec<Frame> = std::iter::repeat_with(|| frames.frame())
             .filter(|frame| frame.0.len() >= kernel::SHORTEST)
             .take(BATCH)
             .collect();

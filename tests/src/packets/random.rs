@@ -33,7 +33,7 @@ impl Random {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let first = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let second = (first ^ first >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -42,7 +42,7 @@ impl Random {
 
     /// A number below `end`, which is not 0.
     pub fn below(&mut self, end: usize) -> usize {
-        (self.next() >> 32) as usize % end
+        (self.number() >> 32) as usize % end
     }
 
     /// Once in `times`.
@@ -59,7 +59,7 @@ impl Random {
     }
 
     fn byte(&mut self) -> u8 {
-        (self.next() >> 56) as u8
+        (self.number() >> 56) as u8
     }
 }
 
@@ -84,7 +84,7 @@ impl Frames {
     ///
     /// # Panics
     /// Never.
-    pub fn next(&mut self) -> Frame {
+    pub fn frame(&mut self) -> Frame {
         let random = &mut self.random;
         if random.once_in(200) {
             let len = random.below(120);
@@ -322,11 +322,9 @@ fn identity(random: &mut Random, bytes: &mut [u8]) {
             put(bytes, l4 + 8 + 19, &[host]);
             put(bytes, l4 + 8 + IPV4_LEN + 2, &port.to_be_bytes());
         }
-        (ETHERTYPE_IPV6, PROTO_ICMPV6) => {
-            if bytes.get(l4).is_some_and(|kind| *kind < 128) {
-                put(bytes, l4 + 8 + 39, &[host]);
-                put(bytes, l4 + 8 + IPV6_LEN + 2, &port.to_be_bytes());
-            }
+        (ETHERTYPE_IPV6, PROTO_ICMPV6) if bytes.get(l4).is_some_and(|kind| *kind < 128) => {
+            put(bytes, l4 + 8 + 39, &[host]);
+            put(bytes, l4 + 8 + IPV6_LEN + 2, &port.to_be_bytes());
         }
         _ => {}
     }
@@ -405,7 +403,7 @@ fn change(random: &mut Random, bytes: &mut Vec<u8>) {
                 0,
                 81,
                 u16::MAX,
-                random.next() as u16,
+                random.number() as u16,
             ];
             put(bytes, l4 + 2, &random.of(&ports).to_be_bytes());
         }
@@ -478,7 +476,7 @@ fn change(random: &mut Random, bytes: &mut Vec<u8>) {
         }
         14 => {
             let more = random.below(60);
-            bytes.extend((0..more).map(|_| random.once_in(3) as u8));
+            bytes.extend((0..more).map(|_| u8::from(random.once_in(3))));
         }
         15 | 16 if !bytes.is_empty() => {
             let at = random.below(bytes.len());
@@ -533,7 +531,7 @@ mod tests {
     fn a_seed_decides_all_frames() {
         let frames = |seed| {
             let mut frames = Frames::new(seed);
-            (0..500).map(|_| frames.next()).collect::<Vec<_>>()
+            (0..500).map(|_| frames.frame()).collect::<Vec<_>>()
         };
         assert_eq!(frames(7), frames(7));
         assert_ne!(frames(7), frames(8));
@@ -544,7 +542,7 @@ mod tests {
         let mut frames = Frames::new(1);
         for _ in 0..20_000 {
             // bpf_prog_test_run_xdp in net/bpf/test_run.c: a page without headroom and shared information.
-            assert!(frames.next().0.len() <= 3500);
+            assert!(frames.frame().0.len() <= 3500);
         }
     }
 }

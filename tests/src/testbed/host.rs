@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 
 use super::error::Result;
 use super::namespace::Namespace;
-use super::plan::{INTERFACE, Mac, Planned, Role};
+use super::plan::{INTERFACE, Mac, Planned, Role, VIP6};
 
 /// A host: a network namespace with one interface, `eth0`, on the testbed's switch.
 #[derive(Clone, Debug)]
@@ -16,6 +16,8 @@ pub struct Host {
     switch: Namespace,
     directory: PathBuf,
     vip: IpAddr,
+    /// The IPv6 VIP, where the testbed has IPv6.
+    vip6: Option<IpAddr>,
 }
 
 impl Host {
@@ -25,6 +27,7 @@ impl Host {
         switch: Namespace,
         directory: PathBuf,
         vip: IpAddr,
+        vip6: Option<IpAddr>,
     ) -> Self {
         Self {
             plan,
@@ -32,6 +35,7 @@ impl Host {
             switch,
             directory,
             vip,
+            vip6,
         }
     }
 
@@ -51,6 +55,28 @@ impl Host {
     #[must_use]
     pub fn address(&self) -> IpAddr {
         self.plan.address
+    }
+
+    /// Its IPv6 address on the segment, in a testbed with IPv6.
+    #[must_use]
+    pub fn address6(&self) -> IpAddr {
+        self.plan.address6
+    }
+
+    /// Whether it has IPv6.
+    #[must_use]
+    pub fn has_ipv6(&self) -> bool {
+        self.vip6.is_some()
+    }
+
+    /// The IPv6 addresses it sends requests from; empty unless it is a client in a testbed with IPv6.
+    #[must_use]
+    pub fn sources6(&self) -> &[IpAddr] {
+        if self.has_ipv6() {
+            &self.plan.sources6
+        } else {
+            &[]
+        }
     }
 
     /// The MAC of its `eth0`.
@@ -111,17 +137,32 @@ impl Host {
         self.namespace.run_in(work)
     }
 
-    /// Puts the VIP on the loopback, as every backend needs it.
+    /// Puts the VIPs on the loopback, as every backend needs them.
+    ///
+    /// # Errors
+    /// When `ip` refuses, for instance because one is there already.
+    pub fn add_vips(&self) -> Result<()> {
+        self.add_vip()?;
+        match self.vip6 {
+            Some(_) => self.add_vip6(),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts the VIP on the loopback.
     ///
     /// # Errors
     /// When `ip` refuses, for instance because it is there already.
     pub fn add_vip(&self) -> Result<()> {
-        // A VIP is on many hosts at once: IPv6 must not look for duplicates.
-        let nodad = if self.vip.is_ipv4() { "" } else { " nodad" };
-        self.namespace.ip_batch(&format!(
-            "address add {} dev lo{nodad}\n",
-            self.vip_prefix()
-        ))
+        self.add(self.vip)
+    }
+
+    /// Puts the IPv6 VIP on the loopback.
+    ///
+    /// # Errors
+    /// As [`Host::add_vip`].
+    pub fn add_vip6(&self) -> Result<()> {
+        self.add(VIP6)
     }
 
     /// Takes the VIP from the loopback: the mistake that makes a silent black hole of a DSR backend.
@@ -129,8 +170,27 @@ impl Host {
     /// # Errors
     /// When `ip` refuses, for instance because it is not there.
     pub fn remove_vip(&self) -> Result<()> {
+        self.remove(self.vip)
+    }
+
+    /// As [`Host::remove_vip`], of the IPv6 VIP.
+    ///
+    /// # Errors
+    /// As [`Host::remove_vip`].
+    pub fn remove_vip6(&self) -> Result<()> {
+        self.remove(VIP6)
+    }
+
+    fn add(&self, vip: IpAddr) -> Result<()> {
+        // A VIP is on many hosts at once: IPv6 must not look for duplicates.
+        let nodad = if vip.is_ipv4() { "" } else { " nodad" };
         self.namespace
-            .ip_batch(&format!("address delete {} dev lo\n", self.vip_prefix()))
+            .ip_batch(&format!("address add {} dev lo{nodad}\n", whole(vip)))
+    }
+
+    fn remove(&self, vip: IpAddr) -> Result<()> {
+        self.namespace
+            .ip_batch(&format!("address delete {} dev lo\n", whole(vip)))
     }
 
     /// Pulls the cable: the host's port on the switch goes down, so its own interface loses the carrier.
@@ -160,9 +220,10 @@ impl Host {
             "neighbour replace {address} lladdr {mac} dev {INTERFACE} nud permanent\n"
         ))
     }
+}
 
-    fn vip_prefix(&self) -> String {
-        let bits = if self.vip.is_ipv4() { 32 } else { 128 };
-        format!("{}/{bits}", self.vip)
-    }
+/// An address with the prefix length that means it alone.
+pub(super) fn whole(address: IpAddr) -> String {
+    let bits = if address.is_ipv4() { 32 } else { 128 };
+    format!("{address}/{bits}")
 }

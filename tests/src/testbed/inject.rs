@@ -106,6 +106,54 @@ impl Injector {
         frame
     }
 
+    /// A UDP datagram over IPv4 in fragments of `size` bytes of payload (a multiple of 8), the first one first (RFC 791
+    /// section 3.2). Without a UDP checksum.
+    #[must_use]
+    pub fn udp_fragments(
+        &self,
+        to: Mac,
+        source: (Ipv4Addr, u16),
+        destination: (IpAddr, u16),
+        payload: &[u8],
+        (identification, size): (u16, usize),
+    ) -> Vec<Vec<u8>> {
+        const MORE: u16 = 0x2000;
+        let mut datagram = Vec::with_capacity(8 + payload.len());
+        datagram.extend(source.1.to_be_bytes());
+        datagram.extend(destination.1.to_be_bytes());
+        let length = u16::try_from(8 + payload.len()).expect("a datagram's size");
+        datagram.extend(length.to_be_bytes());
+        datagram.extend([0, 0]);
+        datagram.extend(payload);
+        let count = datagram.len().div_ceil(size);
+        datagram
+            .chunks(size)
+            .enumerate()
+            .map(|(number, part)| {
+                let more = if number + 1 < count { MORE } else { 0 };
+                let offset = u16::try_from(number * size / 8).expect("within a datagram") | more;
+                let total = u16::try_from(20 + part.len()).expect("a fragment's size");
+                let mut packet = vec![0x45, 0];
+                packet.extend(total.to_be_bytes());
+                packet.extend(identification.to_be_bytes());
+                packet.extend(offset.to_be_bytes());
+                // TTL, UDP, and a checksum to come.
+                packet.extend([64, 17, 0, 0]);
+                packet.extend(source.0.octets());
+                packet.extend(octets(destination.0));
+                let sum = packet
+                    .chunks(2)
+                    .map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])))
+                    .sum::<u32>();
+                let folded = (sum & 0xffff) + (sum >> 16);
+                let checksum = !((folded & 0xffff) + (folded >> 16)) as u16;
+                packet[10..12].copy_from_slice(&checksum.to_be_bytes());
+                packet.extend(part);
+                self.ethernet(to, 0x0800, &packet)
+            })
+            .collect()
+    }
+
     /// A ping.
     #[must_use]
     pub fn echo_request(&self, to: Mac, source: Ipv4Addr, destination: IpAddr) -> Vec<u8> {

@@ -8,12 +8,15 @@
 //!    b1   b2   b3  director
 //! ```
 //!
+//! IPv4 alone, unless the builder is told otherwise; with IPv6 every host has both families, and there is a second VIP.
+//!
 //! It is real enough for native XDP, and needs root. Dropping a [`Testbed`] ends all that runs in it and removes it;
 //! [`remove_all_of_this_process`] does so from a panic hook, and what a killed process left is removed by the next
 //! [`Builder::build`].
 
 mod director;
 mod download;
+mod echo;
 mod error;
 mod flood;
 mod host;
@@ -41,6 +44,7 @@ use std::path::{Path, PathBuf};
 
 pub use director::{DEADLINE, XdpLb};
 pub use download::{Download, DownloadReport};
+pub use echo::{UdpClient, UdpEcho};
 pub use error::{Error, Result};
 pub use flood::SynFlood;
 pub use host::Host;
@@ -50,7 +54,7 @@ pub use instance::{remove_all_of_this_process, remove_kept};
 pub use load::{LoadGenerator, LoadSpec, Record};
 pub use namespace::Namespace;
 pub use nginx::{LARGE_BYTES, Nginx};
-pub use plan::{DEFAULT_VIP, INTERFACE, Mac, Role};
+pub use plan::{DEFAULT_VIP, INTERFACE, Mac, Role, VIP6};
 pub use remains::remains;
 pub use scene::Scene;
 pub use second::{SECOND_INTERFACE, SecondSegment};
@@ -81,6 +85,8 @@ pub struct Builder {
     sources: usize,
     backends: usize,
     vip: IpAddr,
+    ipv6: bool,
+    far_mtu: Option<u32>,
     label: Option<String>,
 }
 
@@ -105,6 +111,22 @@ impl Builder {
     #[must_use]
     pub fn vip(self, vip: IpAddr) -> Self {
         Self { vip, ..self }
+    }
+
+    /// IPv6 as well: an address for every host, and the VIP [`VIP6`].
+    #[must_use]
+    pub fn ipv6(self) -> Self {
+        Self { ipv6: true, ..self }
+    }
+
+    /// A host `far` behind a router, which reaches it over a link that takes packets of at most `mtu` bytes; all other
+    /// links take 1500.
+    #[must_use]
+    pub fn far(self, mtu: u32) -> Self {
+        Self {
+            far_mtu: Some(mtu),
+            ..self
+        }
     }
 
     /// A word for the names of the namespaces, so that a person knows whose they are.
@@ -133,7 +155,11 @@ impl Builder {
         let prefix = instance::namespace_prefix(instance.tag());
         let switch = Namespace::create(format!("{prefix}switch"))?;
         let mut hosts = Vec::new();
-        for plan in plan::hosts(self.clients, self.sources, self.backends) {
+        let mut plans = plan::hosts(self.clients, self.sources, self.backends);
+        if self.far_mtu.is_some() {
+            plans.extend(plan::far());
+        }
+        for plan in plans {
             let namespace = Namespace::create(format!("{prefix}{}", plan.name))?;
             let directory = instance.directory().join(&plan.name);
             std::fs::create_dir(&directory).to_do(|| format!("create {}", directory.display()))?;
@@ -143,11 +169,15 @@ impl Builder {
                 switch.clone(),
                 directory,
                 self.vip,
+                self.ipv6.then_some(VIP6),
             ));
         }
         link::cable(&switch, &hosts)?;
         for host in &hosts {
             link::configure(host, &hosts)?;
+        }
+        if let Some(mtu) = self.far_mtu {
+            link::reach_far(&hosts, mtu)?;
         }
         let pass = XdpProgram::attach(&switch, "director", PASS, "testbed_pass")?;
         Ok(Testbed {
@@ -197,6 +227,8 @@ impl Testbed {
             sources: 50,
             backends: 2,
             vip: DEFAULT_VIP,
+            ipv6: false,
+            far_mtu: None,
             label: None,
         }
     }
@@ -292,6 +324,20 @@ impl Testbed {
     pub fn backend_config(&self) -> String {
         self.backends()
             .map(|host| self.one_backend_config(host.name(), ""))
+            .collect()
+    }
+
+    /// As [`Testbed::backend_config`], with the backends' IPv6 addresses.
+    #[must_use]
+    pub fn backend_config6(&self) -> String {
+        self.backends()
+            .map(|host| {
+                format!(
+                    "\n[[service.backend]]\nname = \"{}\"\naddress = \"{}\"\n",
+                    host.name(),
+                    host.address6()
+                )
+            })
             .collect()
     }
 

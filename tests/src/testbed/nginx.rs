@@ -186,7 +186,13 @@ impl Nginx {
         let listen: String = self
             .ports
             .iter()
-            .map(|port| format!("        listen {port} backlog=4096;\n"))
+            .map(|port| {
+                let ipv6 = match self.host.has_ipv6() {
+                    true => format!("        listen [::]:{port} backlog=4096;\n"),
+                    false => String::new(),
+                };
+                format!("        listen {port} backlog=4096;\n{ipv6}")
+            })
             .collect();
         // As root, so that the worker may read files wherever the testbed has its directory.
         format!(

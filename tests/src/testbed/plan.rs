@@ -4,13 +4,33 @@
 //! the clients `10.77.2.1` and up. A client's many source addresses are not on the segment but behind the client
 //! (`10.78.CLIENT.x`, routed to it), as if it were the router of an office: a kernel's neighbour table is shared by all
 //! namespaces and holds some 1000 entries, which many addresses on the segment would overflow.
+//!
+//! With IPv6 each host has a second address made of the same numbers, in `fd77::/64`: 10.77.1.11 is also fd77::1:b. A client's
+//! source addresses are then in `fd78:0:CLIENT::/48`, 250 to a /56.
+//!
+//! A router, where there is one, is 10.77.3.1, with a host `far` behind it (10.79.0.2, fd79::2).
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The length of the segment's prefix, in bits.
 pub(super) const SEGMENT_PREFIX: u8 = 16;
 /// The VIP unless the builder names another.
 pub const DEFAULT_VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 100));
+/// The length of the segment's IPv6 prefix, in bits.
+pub(super) const SEGMENT6_PREFIX: u8 = 64;
+/// The IPv6 VIP of a testbed that has one.
+pub const VIP6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0x100));
+/// The router's address, and that of its interface towards the host behind it; then that host's.
+pub(super) const FAR: [[IpAddr; 2]; 2] = [
+    [
+        IpAddr::V4(Ipv4Addr::new(10, 79, 0, 1)),
+        IpAddr::V4(Ipv4Addr::new(10, 79, 0, 2)),
+    ],
+    [
+        IpAddr::V6(Ipv6Addr::new(0xfd79, 0, 0, 0, 0, 0, 0, 1)),
+        IpAddr::V6(Ipv6Addr::new(0xfd79, 0, 0, 0, 0, 0, 0, 2)),
+    ],
+];
 /// The name of the bridge in the switch's namespace.
 pub(super) const BRIDGE: &str = "br0";
 /// The name of every host's only interface.
@@ -48,6 +68,10 @@ pub enum Role {
     Director,
     /// A real server: has the VIP on its loopback and answers clients directly.
     Backend,
+    /// Routes between the segment and the host behind it, over a link that takes smaller packets.
+    Router,
+    /// The host behind the router.
+    Far,
 }
 
 /// One host of the plan.
@@ -59,10 +83,14 @@ pub(super) struct Planned {
     pub role: Role,
     /// Its address on the segment.
     pub address: IpAddr,
+    /// Its IPv6 address there; used where the testbed has IPv6.
+    pub address6: IpAddr,
     /// Its MAC, made from the address so that a packet dump can be read by eye.
     pub mac: Mac,
     /// The addresses it sends requests from; of a client only.
     pub sources: Vec<IpAddr>,
+    /// The same of IPv6.
+    pub sources6: Vec<IpAddr>,
     /// The networks behind it that the other hosts must route to it, as (address, prefix length).
     pub networks: Vec<(IpAddr, u8)>,
 }
@@ -75,7 +103,16 @@ pub(super) fn hosts(clients: usize, sources: usize, backends: usize) -> Vec<Plan
             sources: (0..sources)
                 .map(|source| source_address(client, source))
                 .collect(),
-            networks: vec![(IpAddr::V4(Ipv4Addr::new(10, 78, byte(client * 16), 0)), 20)],
+            sources6: (0..sources)
+                .map(|source| source6_address(client, source))
+                .collect(),
+            networks: vec![
+                (IpAddr::V4(Ipv4Addr::new(10, 78, byte(client * 16), 0)), 20),
+                (
+                    IpAddr::V6(Ipv6Addr::new(0xfd78, 0, word(client), 0, 0, 0, 0, 0)),
+                    48,
+                ),
+            ],
             ..planned(
                 format!("c{}", client + 1),
                 Role::Client,
@@ -94,15 +131,35 @@ pub(super) fn hosts(clients: usize, sources: usize, backends: usize) -> Vec<Plan
     hosts
 }
 
+/// The router, and the host behind it.
+pub(super) fn far() -> [Planned; 2] {
+    let router = Planned {
+        networks: vec![
+            (IpAddr::V4(Ipv4Addr::new(10, 79, 0, 0)), 24),
+            (IpAddr::V6(Ipv6Addr::new(0xfd79, 0, 0, 0, 0, 0, 0, 0)), 64),
+        ],
+        ..planned("router".into(), Role::Router, [10, 77, 3, 1])
+    };
+    let [[_, address], [_, address6]] = FAR;
+    let far = Planned {
+        address,
+        address6,
+        ..planned("far".into(), Role::Far, [10, 79, 0, 2])
+    };
+    [router, far]
+}
+
 fn planned(name: String, role: Role, address: [u8; 4]) -> Planned {
     let [a, b, c, d] = address;
     Planned {
         name,
         role,
         address: IpAddr::V4(Ipv4Addr::from(address)),
+        address6: Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, c.into(), d.into()).into(),
         // 02: locally administered, unicast.
         mac: Mac([0x02, 0x00, a, b, c, d]),
         sources: Vec::new(),
+        sources6: Vec::new(),
         networks: Vec::new(),
     }
 }
@@ -117,6 +174,25 @@ fn source_address(client: usize, source: usize) -> IpAddr {
     ))
 }
 
+/// Each client has a /48 for itself, filled one /56 after the other with host parts 1 to 250.
+fn source6_address(client: usize, source: usize) -> IpAddr {
+    Ipv6Addr::new(
+        0xfd78,
+        0,
+        word(client),
+        word(source / 250 * 256),
+        0,
+        0,
+        0,
+        word(source % 250 + 1),
+    )
+    .into()
+}
+
+fn word(n: usize) -> u16 {
+    u16::try_from(n).expect("the builder checks the counts against the plan's room")
+}
+
 fn byte(n: usize) -> u8 {
     u8::try_from(n).expect("the builder checks the counts against the plan's room")
 }
@@ -129,11 +205,12 @@ mod tests {
     #[test]
     fn no_address_or_mac_is_given_twice() {
         let hosts = hosts(MAX_CLIENTS, MAX_SOURCES, MAX_BACKENDS);
-        let mut addresses = HashSet::from([DEFAULT_VIP]);
+        let mut addresses = HashSet::from([DEFAULT_VIP, VIP6]);
         let mut macs = HashSet::new();
         for host in &hosts {
             assert!(macs.insert(host.mac), "{} shares its MAC", host.name);
-            for address in host.sources.iter().chain([&host.address]) {
+            let own = [&host.address, &host.address6];
+            for address in host.sources.iter().chain(&host.sources6).chain(own) {
                 assert!(
                     addresses.insert(*address),
                     "{}: {address} is given twice",
@@ -143,7 +220,7 @@ mod tests {
         }
         assert_eq!(
             addresses.len(),
-            1 + MAX_CLIENTS * (MAX_SOURCES + 1) + 1 + MAX_BACKENDS
+            2 * (1 + MAX_CLIENTS * (MAX_SOURCES + 1) + 1 + MAX_BACKENDS)
         );
     }
 

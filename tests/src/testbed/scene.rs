@@ -9,7 +9,7 @@ use super::error::{Error, Result};
 use super::host::Host;
 use super::http::{Response, get};
 use super::nginx::Nginx;
-use super::{Testbed, load::LoadSpec};
+use super::{Testbed, VIP6, load::LoadSpec};
 
 /// After how long a client gives up. Far longer than on the slowest machine: only what is lost for good takes it.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -46,10 +46,26 @@ pub fn service(
     affinity: &str,
     probe: &str,
 ) -> String {
+    service_on(testbed.vip(), name, protocol, port, affinity, probe)
+}
+
+/// As [`tcp_service`], on the IPv6 VIP.
+#[must_use]
+pub fn tcp_service6(name: &str, port: u16, affinity: &str, probe: &str) -> String {
+    service_on(VIP6, name, "tcp", port, affinity, probe)
+}
+
+fn service_on(
+    vip: IpAddr,
+    name: &str,
+    protocol: &str,
+    port: u16,
+    affinity: &str,
+    probe: &str,
+) -> String {
     format!(
-        "\n[[service]]\nname = \"{name}\"\nvip = \"{}\"\nprotocol = \"{protocol}\"\nports = [{port}]\n\
-         affinity = \"{affinity}\"\nflow_idle = \"6s\"\n\n{probe}",
-        testbed.vip()
+        "\n[[service]]\nname = \"{name}\"\nvip = \"{vip}\"\nprotocol = \"{protocol}\"\nports = [{port}]\n\
+         affinity = \"{affinity}\"\nflow_idle = \"6s\"\n\n{probe}"
     )
 }
 
@@ -131,12 +147,16 @@ impl Scene {
             .unwrap_or_else(|| panic!("no nginx runs on {backend}"))
     }
 
-    /// One request over a connection of its own, from an address of a client to a port of the VIP.
+    /// One request over a connection of its own, from an address of a client to a port of the VIP of its family.
     ///
     /// # Errors
     /// When it fails.
     pub fn get(&self, source: IpAddr, port: u16) -> Result<Response> {
-        let target = SocketAddr::new(self.testbed.vip(), port);
+        let vip = match source {
+            IpAddr::V4(_) => self.testbed.vip(),
+            IpAddr::V6(_) => VIP6,
+        };
+        let target = SocketAddr::new(vip, port);
         get(self.client_of(source)?, source, target, "/", PATIENCE)
     }
 
@@ -170,7 +190,12 @@ impl Scene {
     fn client_of(&self, source: IpAddr) -> Result<&Host> {
         self.testbed
             .clients()
-            .find(|client| client.address() == source || client.sources().contains(&source))
+            .find(|client| {
+                let own = [client.address(), client.address6()];
+                own.contains(&source)
+                    || client.sources().contains(&source)
+                    || client.sources6().contains(&source)
+            })
             .ok_or_else(|| Error::Request(format!("no client has the address {source}")))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -15,7 +15,7 @@ use super::error::{Error, IoContext, Result};
 use super::host::Host;
 use super::http::thread_lost;
 use super::namespace::Namespace;
-use super::plan::{INTERFACE, Mac};
+use super::plan::{INTERFACE, Mac, VIP6};
 
 /// How often the thread looks whether it shall end.
 const LOOK_UP: Duration = Duration::from_millis(50);
@@ -58,6 +58,24 @@ impl ReplySniffer {
         )
     }
 
+    /// As [`ReplySniffer::at_director`], the replies of the IPv6 VIP.
+    ///
+    /// # Errors
+    /// When the socket cannot be opened.
+    pub fn at_director6(testbed: &Testbed) -> Result<Self> {
+        let director = testbed.director();
+        let except = Some(director.address6());
+        Self::start(testbed.switch(), director.name(), VIP6, except)
+    }
+
+    /// Counts the replies of the IPv6 VIP that arrive at a client.
+    ///
+    /// # Errors
+    /// When the socket cannot be opened.
+    pub fn at_client6(client: &Host) -> Result<Self> {
+        Self::start(client.namespace(), INTERFACE, VIP6, None)
+    }
+
     /// Counts the replies that arrive at a client.
     ///
     /// # Errors
@@ -72,15 +90,6 @@ impl ReplySniffer {
         vip: IpAddr,
         except: Option<IpAddr>,
     ) -> Result<Self> {
-        let (IpAddr::V4(vip), None | Some(IpAddr::V4(_))) = (vip, except) else {
-            return Err(Error::Request(format!(
-                "replies of {vip} cannot be counted: only IPv4 is"
-            )));
-        };
-        let except = except.and_then(|address| match address {
-            IpAddr::V4(address) => Some(address),
-            IpAddr::V6(_) => None,
-        });
         let socket = namespace
             .run_in(|| open(interface, &filter(vip, except)))?
             .to_do(|| format!("listen on {interface} in {}", namespace.name()))?;
@@ -174,12 +183,21 @@ fn listen(mut socket: Socket, stop: &AtomicBool, seen: &Mutex<BTreeMap<Reply, u6
 }
 
 fn parse(frame: &[u8]) -> Option<Reply> {
-    // The kernel's filter has checked that it is IPv4 from the VIP; the payload may be cut by the buffer.
+    // The kernel's filter has checked that it is IP from the VIP; the payload may be cut by the buffer.
     let (ethernet, rest) = etherparse::Ethernet2Header::from_slice(frame).ok()?;
-    let (header, _) = etherparse::Ipv4Header::from_slice(rest).ok()?;
+    let destination = match rest.first()? >> 4 {
+        4 => {
+            let (header, _) = etherparse::Ipv4Header::from_slice(rest).ok()?;
+            IpAddr::V4(Ipv4Addr::from(header.destination))
+        }
+        _ => {
+            let (header, _) = etherparse::Ipv6Header::from_slice(rest).ok()?;
+            IpAddr::V6(Ipv6Addr::from(header.destination))
+        }
+    };
     Some(Reply {
         sender: Mac(ethernet.source),
-        destination: IpAddr::V4(Ipv4Addr::from(header.destination)),
+        destination,
     })
 }
 
@@ -213,35 +231,57 @@ pub(super) fn link_address(index: u32, protocol: u16) -> std::io::Result<SockAdd
     Ok(address)
 }
 
-/// A classic BPF program (linux/filter.h): IPv4 frames from `source`, except those to `except`. The kernel keeps a VLAN tag
+/// A classic BPF program (linux/filter.h): frames from `source`, except those to `except`. The kernel keeps a VLAN tag
 /// apart from the frame, so the offsets hold with one too.
-fn filter(source: Ipv4Addr, except: Option<Ipv4Addr>) -> Vec<SockFilter> {
+fn filter(source: IpAddr, except: Option<IpAddr>) -> Vec<SockFilter> {
     const ETHER_TYPE: u32 = 12;
-    const IP_SOURCE: u32 = 14 + 12;
-    const IP_DESTINATION: u32 = 14 + 16;
+    let words = |address: IpAddr| -> Vec<u32> {
+        match address {
+            IpAddr::V4(address) => vec![address.to_bits()],
+            IpAddr::V6(address) => {
+                let bits = address.to_bits();
+                [96, 64, 32, 0].map(|shift| (bits >> shift) as u32).to_vec()
+            }
+        }
+    };
+    // The offsets of source and destination in a frame.
+    let (ether_type, from, to, nobody) = match source {
+        IpAddr::V4(_) => (0x0800, 14 + 12, 14 + 16, Ipv4Addr::UNSPECIFIED.into()),
+        IpAddr::V6(_) => (0x86dd, 14 + 8, 14 + 24, Ipv6Addr::UNSPECIFIED.into()),
+    };
     let code = |code: u32| u16::try_from(code).expect("classic BPF codes have 16 bits");
     let load = |size: u32, offset: u32| {
         SockFilter::new(code(libc::BPF_LD | libc::BPF_ABS | size), 0, 0, offset)
     };
-    let jump = |value: u32, yes: u8, no: u8| {
-        SockFilter::new(
-            code(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K),
-            yes,
-            no,
-            value,
-        )
+    let jump = |value: u32, yes: usize, no: usize| {
+        let far = |by: usize| u8::try_from(by).expect("the program is short");
+        let equal = code(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K);
+        SockFilter::new(equal, far(yes), far(no), value)
     };
     let give = |bytes: u32| SockFilter::new(code(libc::BPF_RET | libc::BPF_K), 0, 0, bytes);
-    // Without an exception: 0.0.0.0, which is no destination.
-    let except = except.unwrap_or(Ipv4Addr::UNSPECIFIED);
-    vec![
+    // Without an exception: the unspecified address, which is no destination.
+    let (source, except) = (words(source), words(except.unwrap_or(nobody)));
+    // Two instructions for each comparison; the last two accept and refuse.
+    let accept = 2 * (1 + source.len() + except.len());
+    let refuse = accept + 1;
+    let mut program = vec![
         load(libc::BPF_H, ETHER_TYPE),
-        jump(0x0800, 0, 5),
-        load(libc::BPF_W, IP_SOURCE),
-        jump(source.to_bits(), 0, 3),
-        load(libc::BPF_W, IP_DESTINATION),
-        jump(except.to_bits(), 1, 0),
-        give(u32::MAX),
-        give(0),
-    ]
+        jump(ether_type, 0, refuse - 2),
+    ];
+    for (word, offset) in source.iter().zip((from..).step_by(4)) {
+        program.push(load(libc::BPF_W, offset));
+        program.push(jump(*word, 0, refuse - program.len() - 1));
+    }
+    for (left, (word, offset)) in (0..except.len())
+        .rev()
+        .zip(except.iter().zip((to..).step_by(4)))
+    {
+        program.push(load(libc::BPF_W, offset));
+        // Only who is the exception in every word is refused.
+        let next = program.len() + 1;
+        let same = if left == 0 { refuse - next } else { 0 };
+        program.push(jump(*word, same, accept - next));
+    }
+    program.extend([give(u32::MAX), give(0)]);
+    program
 }

@@ -164,7 +164,7 @@ mod tests {
     #[test]
     fn what_is_pinned_is_compared_with_the_file() {
         let small = Held {
-            sizes: Sizes::of(65_536, 1024, 1, 65_536),
+            sizes: Sizes::of(65_536, 1024, 1, 65_536).with_flows6(65_536),
         };
         let facts = planned(&small.sizes, 1);
         let (checks, memory) = in_maps(&config("slots = 4096"), &facts, &small);

@@ -1,11 +1,13 @@
 //! Every map decoded from the types of `lb_common::abi`: how much of it is used, and what is in it.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use jiff::Timestamp;
 use lb_common::{
-    abi::{BackendState, Bucket, HOT_WAYS, SAMPLES_IN_RING, WAYS, map, text},
-    flow::{FlowState, Phase},
+    abi::{BackendState, Bucket, HOT_WAYS, InfoTrack, SAMPLES_IN_RING, WAYS, map, text},
+    address::Ipv6,
+    flow::{FlowLine, FlowState, Phase, Way},
+    fragment::FRAGMENT_TICKS,
     hot::HotWord,
     pick::{Backend, Slot},
     service::{Directory, ServiceKey, ServiceValue},
@@ -79,10 +81,19 @@ pub(super) fn usage(name: &'static str, pinned: &Pinned) -> Result<Usage, Datapl
         }
         map::REDIRECT => usage(redirects(maps)?.len(), maps.ports()?.len(), "interfaces"),
         map::FLOWS => {
-            let ways = maps.flow_buckets().iter().flat_map(|bucket| &bucket.ways);
-            let used = ways.filter(|way| FlowState(way.state.get()).used()).count();
-            usage(used, maps.flow_buckets().len() * WAYS, "flows")
+            let buckets = maps.flow_buckets();
+            usage(records(buckets).count(), buckets.len() * WAYS, "flows")
         }
+        map::FLOWS6 => {
+            let buckets = maps.flow6_buckets();
+            usage(records(buckets).count(), buckets.len() * WAYS, "flows")
+        }
+        map::FRAGMENTS => {
+            let buckets = maps.fragment_buckets();
+            let used = records(buckets).count();
+            usage(used, buckets.len() * WAYS, "fragmented packets")
+        }
+        map::VIPS => usage(vips(pinned).len(), maps.vips().len(), "services"),
         map::COUNTERS => usage(counters(pinned)?.len(), backends - 1, "backends"),
         map::VERDICTS => usage(
             maps.verdicts()?
@@ -163,7 +174,10 @@ pub(super) fn rows(name: &'static str, pinned: &Pinned) -> Result<Vec<Row>, Data
                 row! { "port" => number, "interface" => interface(index), "index" => index }
             })
             .collect(),
-        map::FLOWS => flows(maps, names),
+        map::FLOWS => flows(maps.flow_buckets(), names),
+        map::FLOWS6 => flows(maps.flow6_buckets(), names),
+        map::FRAGMENTS => fragments(maps, names),
+        map::VIPS => vips(pinned),
         map::COUNTERS => counters(pinned)?,
         map::VERDICTS => {
             let packets = maps.verdicts()?;
@@ -235,21 +249,27 @@ fn services(buckets: &[Bucket], names: &Names) -> Vec<Row> {
         .map(|way| (ServiceKey(way.key.get()), ServiceValue(way.value.get())))
         .filter(|(key, _)| key.0 != 0)
         .collect();
-    found.sort_by_key(|(key, _)| (key.vip(), key.protocol(), key.port()));
+    // Of an IPv6 VIP the key has a part only; its value names a service that has it whole, its own entry's as well.
+    let vip_of = |key: ServiceKey, value: ServiceValue| match key.is_ipv6() {
+        false => Some(IpAddr::V4(Ipv4Addr::from_bits(key.vip()))),
+        true => names.vip(value.id()),
+    };
+    found.sort_by_key(|(key, value)| (vip_of(*key, *value), key.protocol(), key.port()));
     let rows = found.into_iter().map(|(key, value)| {
-        let vip = Ipv4Addr::from(key.vip());
+        let vip = vip_of(key, value).map(|vip| vip.to_string());
         // A VIP's own entry names no service: it says that the address is ours.
         let (what, port) = match (key.protocol(), key.port()) {
             (0, _) => return vip_row(vip, value),
+            (number, 0) if value.is_for_fragments() => (protocol(number), json!("fragments")),
             (number, 0) => (protocol(number), json!("any")),
             (number, port) => (protocol(number), json!(port)),
         };
         row! {
-            "vip" => vip.to_string(),
+            "vip" => vip,
             "protocol" => what,
             "port" => port,
             "service" => names.service(value.id()),
-            "affinity" => affinity(value.affinity()),
+            "affinity" => affinity(value.affinity(), key.is_ipv6()),
             "slots" => 1_u64 << value.bits(),
             "first_slot" => value.offset(),
         }
@@ -257,14 +277,14 @@ fn services(buckets: &[Bucket], names: &Names) -> Vec<Row> {
     rows.collect()
 }
 
-fn vip_row(vip: Ipv4Addr, value: ServiceValue) -> Row {
+fn vip_row(vip: Option<String>, value: ServiceValue) -> Row {
     let what = if value.has_any_port() {
         "VIP, has a service for any port"
     } else {
         "VIP"
     };
     row! {
-        "vip" => vip.to_string(),
+        "vip" => vip,
         "protocol" => Value::Null,
         "port" => Value::Null,
         "service" => what,
@@ -341,36 +361,76 @@ fn redirects(maps: &Maps) -> Result<Vec<(u16, u32)>, DataplaneError> {
     Ok(found)
 }
 
-/// The flow table as it is, what has ended and what is torn among it; `flows` shows what lives.
-fn flows(maps: &Maps, names: &Names) -> Vec<Row> {
+/// The records of a table that are in use, each with its bucket and its way.
+fn records<W: Way>(buckets: &[FlowLine<W>]) -> impl Iterator<Item = (usize, usize, &W, FlowState)> {
+    buckets.iter().enumerate().flat_map(|(bucket, content)| {
+        let ways = content.ways.iter().enumerate();
+        ways.map(move |(way, record)| (bucket, way, record, FlowState(record.state().get())))
+            .filter(|(.., state)| state.used())
+    })
+}
+
+/// A flow table as it is, what has ended and what is torn among it; `flows` shows what lives.
+fn flows<W: Way>(buckets: &[FlowLine<W>], names: &Names) -> Vec<Row> {
     let now = coarse_ticks();
-    let mut rows = Vec::new();
-    for (bucket, content) in maps.flow_buckets().iter().enumerate() {
-        for (way, flow) in content.ways.iter().enumerate() {
-            let state = FlowState(flow.state.get());
-            if !state.used() {
-                continue;
-            }
-            let key = flow.key();
-            let phase = match state.phase() {
-                Phase::Opening => "opening",
-                Phase::Open => "open",
-                Phase::Closing => "closing",
-                Phase::Ended => "ended",
-            };
-            rows.push(row! {
-                "bucket" => bucket,
-                "way" => way,
-                "client" => format!("{}:{}", Ipv4Addr::from(key.client), key.client_port()),
-                "service" => names.service(key.service),
-                "service_port" => key.service_port(),
-                "backend" => names.backend(state.backend()),
-                "phase" => phase,
-                "silent_ticks" => state.silence(now),
-            });
+    let rows = records(buckets).map(|(bucket, way, record, state)| {
+        let key = record.flow();
+        let phase = match state.phase() {
+            Phase::Opening => "opening",
+            Phase::Open => "open",
+            Phase::Closing => "closing",
+            Phase::Ended => "ended",
+        };
+        row! {
+            "bucket" => bucket,
+            "way" => way,
+            "client" => SocketAddr::new(key.named().client, key.client_port()),
+            "service" => names.service(key.service),
+            "service_port" => key.service_port(),
+            "backend" => names.backend(state.backend()),
+            "phase" => phase,
+            "silent_ticks" => state.silence(now),
         }
-    }
-    rows
+    });
+    rows.collect()
+}
+
+/// Where the fragments of each packet go whose first one has been seen. What names the packet is a digest only.
+fn fragments(maps: &Maps, names: &Names) -> Vec<Row> {
+    let now = coarse_ticks();
+    let rows = records(maps.fragment_buckets()).map(|(bucket, way, record, state)| {
+        row! {
+            "bucket" => bucket,
+            "way" => way,
+            "digest" => format!("{:016x}", record.key.get()),
+            "backend" => names.backend(state.backend()),
+            "silent_ticks" => state.silence(now),
+            "believed" => state.silence(now) <= FRAGMENT_TICKS,
+        }
+    });
+    rows.collect()
+}
+
+/// The IPv6 VIPs of the services that there are. What a service left that is gone is compared with nothing.
+fn vips(pinned: &Pinned) -> Vec<Row> {
+    let Pinned { maps, names } = pinned;
+    let six = names
+        .services
+        .iter()
+        .filter(|(_, info)| pinned::address(info.vip).is_ipv6());
+    let rows = six.filter_map(|(id, info)| {
+        let vip = maps.vips().get(usize::from(*id))?;
+        let address = Ipv6 {
+            high: vip.high.get(),
+            low: vip.low.get(),
+        };
+        Some(row! {
+            "id" => id,
+            "service" => text(&info.name),
+            "vip" => address.addr(),
+        })
+    });
+    rows.collect()
 }
 
 fn counters(pinned: &Pinned) -> Result<Vec<Row>, DataplaneError> {
@@ -396,12 +456,14 @@ fn service_info(names: &Names) -> Vec<Row> {
         row! {
             "id" => id,
             "name" => text(&info.name),
-            "vip" => pinned::ipv4(&info.vip).map(|vip| vip.to_string()),
+            "vip" => pinned::address(info.vip),
             "protocol" => protocol(info.protocol),
-            "affinity" => affinity(value.affinity()),
+            "affinity" => affinity(value.affinity(), pinned::address(info.vip).is_ipv6()),
             "slots" => 1_u64 << value.bits(),
             "first_slot" => value.offset(),
             "flow_idle_ms" => info.flow_idle_ms,
+            "track" => InfoTrack::from_number(info.track).map(InfoTrack::name),
+            "affinity_timeout_ms" => info.affinity_timeout_ms,
         }
     });
     rows.collect()
@@ -414,7 +476,7 @@ fn backend_info(names: &Names) -> Vec<Row> {
             "number" => number,
             "name" => text(&info.name),
             "service" => names.service(info.service),
-            "address" => pinned::ipv4(&info.address).map(|address| address.to_string()),
+            "address" => pinned::address(info.address),
             "state" => state,
             "healthy" => info.healthy != 0,
             "weight" => info.weight,

@@ -3,11 +3,14 @@
 mod arrival;
 mod words;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::bail;
 use clap::ValueEnum;
-use lb_common::tables::Step;
+use lb_common::{
+    service::{ServiceValue, Track},
+    tables::Step,
+};
 use serde::Serialize;
 
 use self::words::{Line, Narrator};
@@ -25,7 +28,7 @@ pub(crate) struct Args {
     client: Client,
     /// The VIP and the service's port
     #[arg(value_name = "VIP:PORT", value_parser = service)]
-    service: SocketAddrV4,
+    service: SocketAddr,
     /// The protocol
     #[arg(long, value_enum, default_value = "tcp")]
     protocol: Protocol,
@@ -56,40 +59,48 @@ impl Protocol {
 /// The client's address and, where it was given, its port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Client {
-    address: Ipv4Addr,
+    address: IpAddr,
     port: Option<u16>,
 }
 
 impl std::fmt::Display for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.port {
-            Some(port) => write!(f, "{}:{port}", self.address),
+            Some(port) => write!(f, "{}", SocketAddr::new(self.address, port)),
             None => write!(f, "{}", self.address),
         }
     }
 }
 
 fn client(text: &str) -> Result<Client, String> {
-    if let Ok(address) = text.parse() {
+    // An address that is to get a port may be in brackets already.
+    let bare = text
+        .strip_prefix('[')
+        .and_then(|text| text.strip_suffix(']'))
+        .unwrap_or(text);
+    if let Ok(address) = bare.parse::<IpAddr>() {
         return Ok(Client {
-            address,
+            address: address.to_canonical(),
             port: None,
         });
     }
-    match text.parse::<SocketAddrV4>() {
+    match text.parse::<SocketAddr>() {
         Ok(both) => Ok(Client {
-            address: *both.ip(),
+            address: both.ip().to_canonical(),
             port: Some(both.port()),
         }),
-        Err(_error) => {
-            Err("expected an IPv4 address, or one with a port as 10.1.2.3:40000".to_owned())
-        }
+        Err(_error) => Err(
+            "expected an address, or one with a port as 10.1.2.3:40000 or [2001:db8::1]:40000"
+                .to_owned(),
+        ),
     }
 }
 
-fn service(text: &str) -> Result<SocketAddrV4, String> {
-    text.parse()
-        .map_err(|_error| "expected an IPv4 address with a port as 192.0.2.10:80".to_owned())
+fn service(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text.parse().map_err(|_error| {
+        "expected an address with a port as 192.0.2.10:80 or [2001:db8::10]:80".to_owned()
+    })?;
+    Ok(SocketAddr::new(address.ip().to_canonical(), address.port()))
 }
 
 /// The shape of `where --json`.
@@ -108,23 +119,30 @@ struct Answer {
     /// The interface it came in on.
     arrived: Option<String>,
     steps: Vec<Line>,
-    /// In a slot in transition: the packet of a TCP flow that is there already. The outer answer is the one for a
+    /// Where that may be another: the packet of a TCP flow or QUIC connection that is there already. The outer answer is the one for a
     /// packet that opens a flow.
     #[serde(skip_serializing_if = "Option::is_none")]
     established: Option<Box<Answer>>,
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
+    if args.client.address.is_ipv6() != args.service.is_ipv6() {
+        bail!(
+            "{} and {} are of different families: a packet has two IPv4 addresses or two IPv6 ones",
+            args.client.address,
+            args.service.ip()
+        );
+    }
     let pinned = Pinned::open(context)?;
     let unserved_pass = context.reach.setting("node", "unserved", "drop")? == "pass";
     let arrival = arrival::of(
         args.interface.as_deref(),
-        IpAddr::V4(args.client.address),
+        args.client.address,
         &pinned.maps.ports()?,
     )?;
     let ask = |kind| {
         let question = Question {
-            client: SocketAddrV4::new(args.client.address, args.client.port.unwrap_or(0)),
+            client: SocketAddr::new(args.client.address, args.client.port.unwrap_or(0)),
             service: args.service,
             kind,
             unserved_pass,
@@ -132,23 +150,19 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         };
         explain(&pinned.maps, &question)
     };
-    let kind = match args.protocol {
-        Protocol::Tcp => Kind::TcpOpens,
-        Protocol::Udp => Kind::Udp,
+    let (opens, continues) = match args.protocol {
+        Protocol::Tcp => (Kind::TcpOpens, Kind::TcpContinues),
+        Protocol::Udp => (Kind::QuicOpens, Kind::Udp),
     };
-    let explained = ask(kind)?;
+    // Where nobody looks into it, it does not matter what a UDP packet says.
+    let explained = ask(opens)?;
     needs_port(args, &explained)?;
 
     let mut answer = answer(&explained, args, arrival, &pinned);
-    let in_transition = explained.steps.iter().any(|step| match step {
-        Step::Slot { slot, .. } => slot.in_transition(),
-        Step::HotSlot { .. } => true,
-        _ => false,
-    });
-    if in_transition && args.protocol == Protocol::Tcp {
+    if differs(&explained.steps, args.protocol) {
         match args.client.port {
             Some(_) => {
-                let established = self::answer(&ask(Kind::TcpContinues)?, args, arrival, &pinned);
+                let established = self::answer(&ask(continues)?, args, arrival, &pinned);
                 answer.established = Some(Box::new(established));
             }
             None => answer.steps.push(Line::new(
@@ -166,6 +180,24 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
+/// Whether a packet that opens a flow and one of a flow that is there may go different ways.
+fn differs(steps: &[Step], protocol: Protocol) -> bool {
+    let service = steps.iter().find_map(|step| match step {
+        Step::Service { found, .. } => *found,
+        _ => None,
+    });
+    let in_transition = steps.iter().any(|step| match step {
+        Step::Slot { slot, .. } => slot.in_transition(),
+        Step::HotSlot { .. } => true,
+        _ => false,
+    });
+    match (service.map(ServiceValue::track), protocol) {
+        (None, _) | (Some(Track::Changes | Track::Always), Protocol::Udp) => false,
+        (Some(Track::Always), Protocol::Tcp) => true,
+        (Some(Track::Changes), Protocol::Tcp) | (Some(Track::Quic), _) => in_transition,
+    }
+}
+
 /// Refuses to answer where the answer would be about port 0.
 fn needs_port(args: &Args, explained: &Explained) -> anyhow::Result<()> {
     let picks = |step: &Step| matches!(step, Step::Service { found: Some(service), .. } if service.affinity().ports);
@@ -179,8 +211,8 @@ fn needs_port(args: &Args, explained: &Explained) -> anyhow::Result<()> {
     }
     if args.client.port.is_none() && explained.steps.iter().any(picks) {
         bail!(
-            "the service's affinity is `none`, so the client's port takes part in the pick: give it, as `xdp-lb where {}:40000 {}`",
-            args.client,
+            "the service's affinity is `none`, so the client's port takes part in the pick: give it, as `xdp-lb where {} {}`",
+            SocketAddr::new(args.client.address, 40_000),
             args.service
         );
     }
@@ -198,7 +230,8 @@ fn tagged(interface: String, vlan: u16) -> String {
 fn answer(explained: &Explained, args: &Args, arrival: Arrival, pinned: &Pinned) -> Answer {
     let narrator = Narrator {
         names: &pinned.names,
-        client: args.client.address,
+        client: SocketAddr::new(args.client.address, args.client.port.unwrap_or(0)),
+        port: args.service.port(),
     };
     let mut answer = Answer {
         verdict: explained.verdict.name(),
@@ -302,7 +335,7 @@ mod tests {
 
     #[test]
     fn addresses() {
-        let address = Ipv4Addr::new(10, 1, 2, 3);
+        let address = IpAddr::from([10, 1, 2, 3]);
         assert_eq!(
             client("10.1.2.3"),
             Ok(Client {
@@ -317,13 +350,30 @@ mod tests {
                 port: Some(9)
             })
         );
-        for wrong in ["10.1.2", "10.1.2.3:", "10.1.2.3:65536", "::1", "client"] {
+        let address = IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]);
+        for (text, port) in [
+            ("2001:db8::1", None),
+            ("[2001:db8::1]", None),
+            ("[2001:DB8:0::1]:443", Some(443)),
+        ] {
+            assert_eq!(client(text), Ok(Client { address, port }), "{text}");
+        }
+        let shown = client("[2001:db8::1]:9").expect("an address").to_string();
+        assert_eq!(shown, "[2001:db8::1]:9");
+        for wrong in [
+            "10.1.2",
+            "10.1.2.3:",
+            "10.1.2.3:65536",
+            "[::1",
+            "[2001:db8::1]:",
+            "client",
+        ] {
             assert!(client(wrong).is_err(), "{wrong}");
         }
-        assert!(
-            service("192.0.2.10").is_err(),
-            "without a port there is no service"
-        );
+        for portless in ["192.0.2.10", "2001:db8::10", "[2001:db8::10]"] {
+            assert!(service(portless).is_err(), "{portless} has no port");
+        }
+        assert!(service("[2001:db8::10]:443").is_ok());
     }
 
     /// What design.md section 7 promises to whoever reads `where --json`.

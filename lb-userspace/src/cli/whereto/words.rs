@@ -2,9 +2,10 @@
 
 use std::{
     collections::VecDeque,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
 };
 
+use ipnet::IpNet;
 use lb_common::{
     abi::{BackendState, text},
     flow::FlowName,
@@ -18,7 +19,7 @@ use lb_common::{
 use serde::Serialize;
 
 use crate::{
-    cli::pinned::{Names, affinity, ipv4, mac, protocol},
+    cli::pinned::{Names, address, affinity, mac, protocol},
     control::hot::network_text,
 };
 
@@ -32,7 +33,9 @@ pub(super) struct Line {
 /// Knows the names that the steps' numbers stand for.
 pub(super) struct Narrator<'n> {
     pub(super) names: &'n Names,
-    pub(super) client: Ipv4Addr,
+    pub(super) client: SocketAddr,
+    /// The service's port.
+    pub(super) port: u16,
 }
 
 impl Narrator<'_> {
@@ -59,13 +62,16 @@ impl Narrator<'_> {
                     lines.push(Line::new("service", self.service(&what, found)));
                     service = found;
                 }
-                Step::Hash { source, hash } => {
+                Step::Hash { hash, .. } => {
                     if let Some(service) = service {
                         let picks = match spread.pop_front() {
-                            Some(true) => Affinity::NONE_IPV4,
+                            Some(true) => Affinity {
+                                ports: true,
+                                ..service.affinity()
+                            },
                             _ => service.affinity(),
                         };
-                        lines.push(Line::new("affinity", self.affinity(picks, source)));
+                        lines.push(Line::new("affinity", self.affinity(picks)));
                     }
                     let text = format!(
                         "{hash:#018x}, keyed with the secret seed that all directors share"
@@ -124,20 +130,22 @@ impl Narrator<'_> {
         }
     }
 
-    /// Which part of the packet picked; `source` is that part.
-    fn affinity(&self, picks: Affinity, source: u64) -> String {
-        let name = affinity(picks);
-        let from = Ipv4Addr::from((source >> 32) as u32);
+    /// Which part of the packet picked.
+    fn affinity(&self, picks: Affinity) -> String {
+        let from = self.client.ip();
+        let name = affinity(picks, from.is_ipv6());
+        let whole = IpNet::from(from);
         if picks.ports {
-            let (client, service) = ((source >> 16) as u16, source as u16);
-            format!("{name}: address and ports pick ({from}, port {client} to port {service})")
-        } else if picks.prefix >= 32 {
+            format!(
+                "{name}: address and ports pick ({from}, port {} to port {})",
+                self.client.port(),
+                self.port
+            )
+        } else if picks.prefix >= whole.prefix_len() {
             format!("{name}: the client's address picks ({from}), its port does not")
         } else {
-            format!(
-                "{name}: the client's network picks ({from}/{}), which {} is in",
-                picks.prefix, self.client
-            )
+            let network = IpNet::new(from, picks.prefix).map_or(whole, |net| net.trunc());
+            format!("{name}: the client's network picks ({network}), which {from} is in")
         }
     }
 
@@ -233,8 +241,7 @@ impl Narrator<'_> {
     fn backend(&self, number: u16, mac_word: u64) -> String {
         let mut words = format!("{} (number {number})", self.names.backend(number));
         if let Some(info) = self.names.backends.get(&number) {
-            let address = ipv4(&info.address)
-                .map_or_else(|| "an unknown address".to_owned(), |a| a.to_string());
+            let address = address(info.address);
             let state = BackendState::from_number(info.state)
                 .map_or("in an unknown state", BackendState::name);
             words.push_str(&format!(" at {address}, {state}: {}", text(&info.reason)));
@@ -296,6 +303,8 @@ pub(super) fn verdict(verdict: Verdict) -> Line {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use lb_common::{
         abi::{BackendInfo, ServiceInfo, text_field},
         address::Address,
@@ -339,7 +348,8 @@ mod tests {
         let names = names();
         let narrator = Narrator {
             names: &names,
-            client: Ipv4Addr::from(CLIENT),
+            client: SocketAddr::new(Ipv4Addr::from(CLIENT).into(), 40_000),
+            port: 80,
         };
         let lines = narrator.steps(steps);
         let lines: Vec<String> = lines

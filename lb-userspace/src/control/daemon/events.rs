@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     time::Instant,
 };
 
@@ -16,7 +15,7 @@ use super::{
         failure::{Failed, fail},
         knowledge::Neighbour,
         ports::PortState,
-        probe_routes, report, startup,
+        report, startup,
     },
     Cause, Daemon, Touched, unix_ms,
 };
@@ -66,11 +65,11 @@ impl Daemon {
         health.observe(&report.result, report.at);
         let changed = before.0 != health.state() || before.1 != health.reason();
         if report.result.is_err()
-            && let Some(port) = self.knowledge.port_towards(IpAddr::V4(backend.address))
+            && let Some(port) = self.knowledge.port_towards(backend.address)
         {
             // The MAC address may be another one by now.
             self.resolver.confirm(NeighbourTarget {
-                address: IpAddr::V4(backend.address),
+                address: backend.address,
                 ifindex: port.ifindex,
             });
         }
@@ -191,7 +190,6 @@ impl Daemon {
         let actual = &self.running.executor.actual;
         let mut concerned = Concerned::new();
         for address in &addresses {
-            let IpAddr::V4(v4) = address else { continue };
             for service in self.knowledge.services_with(*address) {
                 let Some(id) = actual.service_id(&service.name) else {
                     continue;
@@ -200,7 +198,7 @@ impl Daemon {
                     .backends
                     .iter()
                     .filter(|backend| backend.address == *address)
-                    .filter_map(|backend| actual.backend_number(id, &backend.name, *v4));
+                    .filter_map(|backend| actual.backend_number(id, &backend.name, *address));
                 concerned.entry(id).or_default().extend(numbers);
             }
             for service in self.knowledge.left_with(*address) {
@@ -210,7 +208,7 @@ impl Daemon {
                 let numbers = actual
                     .backends_of(id)
                     .into_iter()
-                    .filter(|(_, backend)| backend.address == *v4)
+                    .filter(|(_, backend)| backend.address == *address)
                     .map(|(number, _)| number);
                 concerned.entry(id).or_default().extend(numbers);
             }
@@ -245,19 +243,21 @@ impl Daemon {
                     self.adopt_mac(port.number, mac).await?;
                 } else if event.link.up {
                     // The kernel dropped the probes' routes while it was down.
-                    probe_routes::prepare(&self.netlink, &self.knowledge).await;
+                    self.prepare_network().await;
                 }
             }
             NetworkEvent::Address(_) => {
                 self.knowledge.facts = neighbour::host_facts()
                     .await
                     .context("reading the interfaces")?;
+                self.widen_features();
                 self.number_vlans()?;
                 let cause = Cause::new(ApplyKind::Host, "addresses of the director");
                 self.change(&cause, Touched::All)?;
+                self.narrow_features();
                 // Another way to a backend: other neighbours to follow.
                 self.follow_all();
-                probe_routes::prepare(&self.netlink, &self.knowledge).await;
+                self.prepare_network().await;
             }
         }
         Ok(())

@@ -8,11 +8,13 @@ use tokio::sync::oneshot;
 use super::{
     super::{
         decisions::Decisions,
+        features,
         fixed::{Held, fixed_while_running, refuse_too_large},
         orders::{self, Order, Refusal, Until},
         probe_routes,
         reconcile::TooSmall,
         report::{self, Report, Told},
+        startup,
     },
     Cause, Daemon, Touched, unix_ms,
 };
@@ -205,14 +207,23 @@ impl Daemon {
         if let Err(error) = refuse_too_large(&file.config.needs(), &held) {
             return refused(format!("{error}; nothing was changed"));
         }
+        // A program that knows what is new is there before the maps use it.
+        let known = self.running.executor.maps.features();
+        let wanted = features::features(&file.config, &facts);
+        if let Err(error) =
+            startup::load_features(&file.config, known.with(wanted), &mut self.running)
+        {
+            return refused(format!("{error:#}; nothing was changed"));
+        }
         self.knowledge.facts = facts;
         let before = self.knowledge.take(file.config);
         self.number_vlans()?;
         match self.change(&cause, Touched::All) {
             Ok(changes) => {
+                self.narrow_features();
                 probe_routes::remove_unused(&self.netlink, &before.0, self.knowledge.config())
                     .await;
-                probe_routes::prepare(&self.netlink, &self.knowledge).await;
+                self.prepare_network().await;
                 self.follow_all();
                 self.sweep_soon();
                 Ok(Response::Done { changes })
@@ -220,6 +231,7 @@ impl Daemon {
             Err(error) if error.is::<TooSmall>() => {
                 self.knowledge.take_back(before);
                 self.number_vlans()?;
+                self.narrow_features();
                 refused(format!("{error}; nothing was changed"))
             }
             Err(error) => Err(error),
@@ -251,6 +263,7 @@ impl Daemon {
             pin_path: config.node.pin_path.display().to_string(),
             config: self.options.config.display().to_string(),
             abi: report::ABI,
+            features: features::names(self.running.executor.maps.features()),
             generation: control.generation.get(),
             interfaces: self
                 .running

@@ -76,6 +76,7 @@ impl Daemon {
         if !done.is_empty() {
             let cause = Cause::new(ApplyKind::Reload, "hot sources have returned");
             self.change(&cause, Touched::Only(&done))?;
+            self.narrow_features();
         }
         Ok(())
     }

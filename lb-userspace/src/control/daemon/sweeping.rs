@@ -7,6 +7,7 @@ use anyhow::Result;
 use super::{
     super::{
         announce::announce,
+        fragments,
         sweep::{Budget, View},
     },
     Daemon, unix_ms,
@@ -17,6 +18,12 @@ impl Daemon {
     /// Begins a pass if it is time, and clears what no packet is on its way through any more.
     pub(super) fn begin_sweep(&mut self) {
         self.running.executor.end_grace_if_over();
+        // Where nothing else calls for a pass, which looks at them as well.
+        if self.fragments_swept.elapsed() >= fragments::EVERY {
+            self.fragments_swept = Instant::now();
+            let buckets = self.running.executor.maps.fragment_buckets();
+            fragments::clear(buckets, &fragments::look(buckets, coarse_ticks()).clear);
+        }
         let now = self.now();
         self.sweeper.begin(&self.running.executor.actual, now);
     }
@@ -34,6 +41,8 @@ impl Daemon {
         let executor = &self.running.executor;
         let view = View {
             buckets: executor.maps.flow_buckets(),
+            buckets6: executor.maps.flow6_buckets(),
+            fragments: executor.maps.fragment_buckets(),
             actual: &executor.actual,
             seed: executor.maps.control().seed(),
             ticks: coarse_ticks(),
@@ -48,6 +57,8 @@ impl Daemon {
         }
         // After the slots: a record whose slot settles is needed until it has.
         self.running.executor.clear_flows(&piece.clear);
+        let buckets = self.running.executor.maps.fragment_buckets();
+        fragments::clear(buckets, &piece.fragments);
         let now = self.now();
         let actual = &self.running.executor.actual;
         Ok(self.sweeper.done(actual, now, since.elapsed()))

@@ -4,10 +4,7 @@ use anyhow::{Context as _, Result};
 use tracing::{error, info, warn};
 
 use super::{
-    super::{
-        ports::{self, PortState},
-        probe_routes,
-    },
+    super::ports::{self, PortState},
     Cause, Daemon, Touched,
 };
 use crate::{
@@ -35,11 +32,13 @@ impl Daemon {
         self.knowledge.facts = neighbour::host_facts()
             .await
             .context("reading the interfaces")?;
+        self.widen_features();
         self.number_vlans()?;
         let cause = Cause::new(ApplyKind::Host, "VLANs of the director");
         self.change(&cause, Touched::All)?;
+        self.narrow_features();
         self.follow_all();
-        probe_routes::prepare(&self.netlink, &self.knowledge).await;
+        self.prepare_network().await;
         Ok(())
     }
 

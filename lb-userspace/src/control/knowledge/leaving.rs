@@ -12,7 +12,7 @@ use super::{
         actual::Actual,
         desired::{DesiredBackend, time_was_up},
     },
-    Knowledge, Neighbour, ipv4,
+    Knowledge, Neighbour,
     wishes::no_subnet,
 };
 use crate::{
@@ -104,11 +104,7 @@ impl Knowledge {
             };
             for (_, backend) in actual.backends_of(id) {
                 self.leaving.insert(
-                    (
-                        service.name.clone(),
-                        backend.name.clone(),
-                        IpAddr::V4(backend.address),
-                    ),
+                    (service.name.clone(), backend.name.clone(), backend.address),
                     Leaving {
                         probe: service.probe.clone(),
                         own_probe: false,
@@ -124,7 +120,7 @@ impl Knowledge {
         self.leaving.retain(|(service, name, address), _| {
             actual
                 .service_id(service)
-                .and_then(|id| actual.backend_number(id, name, ipv4(*address)))
+                .and_then(|id| actual.backend_number(id, name, *address))
                 .is_some()
         });
     }
@@ -171,7 +167,7 @@ impl Knowledge {
         };
         DesiredBackend {
             name: name.to_owned(),
-            address: ipv4(address),
+            address,
             weight: 0,
             priority: config::Backend::PRIORITY,
             state: BackendState::Leaving,

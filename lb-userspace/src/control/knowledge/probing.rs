@@ -10,7 +10,7 @@ use lb_common::abi::probe_mark;
 
 use super::{
     super::{actual::Actual, ports::PortState},
-    Knowledge, ipv4,
+    Knowledge,
 };
 use crate::{
     config::{self, Service},
@@ -69,7 +69,7 @@ impl Knowledge {
             return;
         };
         for (name, address, probe) in self.members(service) {
-            let number = actual.backend_number(id, name, ipv4(address));
+            let number = actual.backend_number(id, name, address);
             if let (Some(probe), Some(number)) = (probe, number)
                 && let Some(settings) = self.aim(probe, service.vip, address, number, actual)
             {

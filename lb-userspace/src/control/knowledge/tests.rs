@@ -11,9 +11,9 @@ use crate::{
     neighbour::{Interface, Link},
 };
 
-const BACKENDS: [Ipv4Addr; 2] = [
-    Ipv4Addr::new(198, 51, 100, 1),
-    Ipv4Addr::new(198, 51, 100, 2),
+const BACKENDS: [IpAddr; 2] = [
+    IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 1)),
+    IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 2)),
 ];
 
 /// Two services on the same two backends, of which the first is probed.
@@ -73,7 +73,7 @@ fn facts() -> HostFacts {
 
 fn set_mac(knowledge: &mut Knowledge, backend: usize, mac: Option<Mac>) {
     let target = Target {
-        address: IpAddr::V4(BACKENDS[backend]),
+        address: BACKENDS[backend],
         ifindex: 7,
     };
     let reason = "no ARP answer".to_owned();

@@ -6,7 +6,7 @@ use std::{
 };
 
 use lb_common::{
-    abi::BackendState,
+    abi::{BackendState, InfoTrack, PROTO_TCP_UDP},
     pick::{Affinity, Backend},
     wire::{PROTO_TCP, PROTO_UDP, mac_word},
 };
@@ -19,9 +19,9 @@ use super::{
         directory::Entries,
         failback::{self, Standing},
         failure::Failed,
-        retarget::Track,
+        following::Following,
     },
-    Knowledge, ipv4,
+    Knowledge,
 };
 use crate::{
     config::{self, Ports, Protocol, Service},
@@ -29,10 +29,35 @@ use crate::{
     neighbour::Target,
 };
 
+/// What picks, for the family of the service's VIP.
+fn affinity(service: &Service) -> Affinity {
+    let (none, client, network) = match service.vip {
+        IpAddr::V4(_) => (
+            Affinity::NONE_IPV4,
+            Affinity::CLIENT_IPV4,
+            Affinity::NETWORK_IPV4,
+        ),
+        IpAddr::V6(_) => (
+            Affinity::NONE_IPV6,
+            Affinity::CLIENT_IPV6,
+            Affinity::NETWORK_IPV6,
+        ),
+    };
+    match service.affinity {
+        config::Affinity::None => none,
+        config::Affinity::Client => client,
+        config::Affinity::Network => Affinity {
+            prefix: service.network_prefix.unwrap_or(network.prefix),
+            ..network
+        },
+    }
+}
+
 const fn protocol_number(protocol: Protocol) -> u8 {
     match protocol {
         Protocol::Tcp => PROTO_TCP,
         Protocol::Udp => PROTO_UDP,
+        Protocol::TcpUdp => PROTO_TCP_UDP,
     }
 }
 
@@ -70,7 +95,7 @@ impl Knowledge {
         let backend = service
             .backends
             .iter()
-            .find(|b| b.name == old.name && ipv4(b.address) == old.address)?;
+            .find(|b| b.name == old.name && b.address == old.address)?;
         let wanted = self.desired_backend(service, backend, Some(number));
         let only_failed = wanted.state == BackendState::Down
             && wanted.weight == old.weight
@@ -111,25 +136,28 @@ impl Knowledge {
 
     fn desired_service(&self, service: &Service, actual: &Actual) -> DesiredService {
         let id = actual.service_id(&service.name);
+        let following = Following {
+            track: match service.track {
+                config::Track::Changes => InfoTrack::Changes,
+                config::Track::Always => InfoTrack::Always,
+                config::Track::Never => InfoTrack::Never,
+                config::Track::Quic => InfoTrack::Quic,
+            },
+            affinity_timeout: service.affinity_timeout,
+        };
         DesiredService {
             name: service.name.clone(),
             entries: Entries {
-                vip: ipv4(service.vip).to_bits(),
+                vip: service.vip,
                 protocol: protocol_number(service.protocol),
                 ports: match &service.ports {
                     Ports::Any => Vec::new(),
                     Ports::Ranges(ranges) => ranges.clone(),
                 },
             },
-            affinity: match service.affinity {
-                config::Affinity::None => Affinity::NONE_IPV4,
-                config::Affinity::Client => Affinity::CLIENT_IPV4,
-                config::Affinity::Network => Affinity::NETWORK_IPV4,
-            },
-            track: match service.protocol {
-                Protocol::Tcp => Track::Flows,
-                Protocol::Udp => Track::Nothing,
-            },
+            affinity: affinity(service),
+            track: following.changes(protocol_number(service.protocol)),
+            following,
             spreads: service.spread_hot_sources.is_some()
                 || id.is_some_and(|id| actual.has_hot(id)),
             flow_idle: service.flow_idle,
@@ -138,16 +166,15 @@ impl Knowledge {
                 .backends
                 .iter()
                 .map(|backend| {
-                    let number = id.and_then(|id| {
-                        actual.backend_number(id, &backend.name, ipv4(backend.address))
-                    });
+                    let number =
+                        id.and_then(|id| actual.backend_number(id, &backend.name, backend.address));
                     self.desired_backend(service, backend, number)
                 })
                 .collect(),
             leaving: self
                 .leaving_of(&service.name)
                 .map(|(name, address, leaving)| {
-                    let number = id.and_then(|id| actual.backend_number(id, name, ipv4(address)));
+                    let number = id.and_then(|id| actual.backend_number(id, name, address));
                     self.desired_leaving(service, name, address, leaving, number)
                 })
                 .collect(),
@@ -174,8 +201,13 @@ impl Knowledge {
             (None, _) => no_subnet(backend.address),
             (Some(_), Some(neighbour)) => neighbour.reason.clone(),
             (Some(port), None) => format!(
-                "waiting for the ARP answer of {} on {}",
-                backend.address, port.name
+                "waiting for the {} of {} on {}",
+                match backend.address {
+                    IpAddr::V4(_) => "ARP answer",
+                    IpAddr::V6(_) => "neighbour advertisement",
+                },
+                backend.address,
+                port.name
             ),
         };
         let health = number.and_then(|number| self.health.get(&number));
@@ -206,7 +238,7 @@ impl Knowledge {
         };
         DesiredBackend {
             name: backend.name.clone(),
-            address: ipv4(backend.address),
+            address: backend.address,
             weight: decision.weight.unwrap_or(backend.weight),
             priority: backend.priority,
             state,

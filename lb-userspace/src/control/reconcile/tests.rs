@@ -1,6 +1,6 @@
 //! Each change on its own: which operations it makes, and that the same is not done twice.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use super::*;
 use crate::control::{
@@ -228,7 +228,7 @@ fn a_readdressed_backend_is_another_one_and_the_old_one_leaves() {
     let mut bench = web(&[backend("a"), backend("b")]);
     let old = bench.number("web", "b");
     let moved = DesiredBackend {
-        address: Ipv4Addr::new(198, 51, 100, 250),
+        address: IpAddr::from([198, 51, 100, 250]),
         ..backend("b")
     };
     bench.bring(&[service("web", 10, &[backend("a"), moved])]);
@@ -351,7 +351,7 @@ fn what_does_not_fit_changes_nothing_and_says_which_number() {
     assert_eq!(
         refused(&[wide]),
         TooSmall::Directory(DirectoryFull {
-            entries: 1001,
+            entries: 1002,
             buckets: 32
         })
     );

@@ -269,7 +269,10 @@ fn what_a_packet_renewed_is_not_cleared() {
     let found = bench.look();
     assert_eq!(found.len(), 1);
     for (bucket, way, word) in &found {
-        let record = &bench.executor.maps.tables.flows[*bucket].ways[*way];
+        let Bucket::Ipv4(bucket) = *bucket else {
+            panic!("an IPv4 flow");
+        };
+        let record = &bench.executor.maps.tables.flows[bucket].ways[*way];
         record.state.set(word + (1 << 32));
     }
     bench.executor.clear_flows(&found);

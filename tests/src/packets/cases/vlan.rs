@@ -166,9 +166,15 @@ fn set() -> Vec<Case> {
             tcp().tagged(ETHERTYPE_VLAN, PRIORITY | VLAN).build(),
         ),
         case(
-            "its EtherType stays, and the inner tag",
+            "a provider's tag becomes a customer's, and the inner tag stays",
             &all_on(town.clone(), TAGGED_EGRESS),
             tcp().tagged(ETHERTYPE_QINQ, 7).vlan(8).build(),
+        )
+        .redirected_as(TAGGED_EGRESS, tcp().vlan(EGRESS_VLAN).vlan(8).build()),
+        case(
+            "a provider's tag that has the identifier already stays as it is",
+            &all_on(town.clone(), TAGGED_EGRESS),
+            tcp().tagged(ETHERTYPE_QINQ, EGRESS_VLAN).vlan(8).build(),
         )
         .redirected_as(
             TAGGED_EGRESS,
