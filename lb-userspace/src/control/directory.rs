@@ -130,7 +130,9 @@ pub fn entries<'a>(
                 protocol,
                 port: 0,
             };
-            keys.entry(key).or_insert(value.for_fragments());
+            keys.entry(key)
+                .and_modify(|any| *any = any.with_fragments())
+                .or_insert(value.for_fragments());
         }
     }
     for (vip, id) in vips {
@@ -245,7 +247,7 @@ mod tests {
         let keys = entries([(&web, value(1)), (&all, value(2))].into_iter());
         assert_eq!(keys.len(), 4 + 1 + 2 + 1);
         assert_eq!(keys[&key(ONE, 6, 8001)], value(1));
-        assert_eq!(keys[&key(TWO, 17, 0)], value(2));
+        assert_eq!(keys[&key(TWO, 17, 0)], value(2).with_fragments());
         assert!(!keys[&key(ONE, 0, 0)].has_any_port());
         assert!(keys[&key(TWO, 0, 0)].has_any_port());
     }
@@ -291,7 +293,17 @@ mod tests {
             ..dns
         };
         let keys = entries([(&any, value(2))].into_iter());
-        assert_eq!(keys[&fragments], value(2), "serves all packets anyway");
+        assert_eq!(keys[&fragments], value(2).with_fragments());
+        let beside = Entries {
+            ports: vec![123..=123],
+            ..any.clone()
+        };
+        let keys = entries([(&any, value(2)), (&beside, value(4))].into_iter());
+        assert_eq!(
+            keys[&fragments],
+            value(2),
+            "a fragment may be of either service"
+        );
     }
 
     #[test]

@@ -259,7 +259,7 @@ fn services(buckets: &[Bucket], names: &Names) -> Vec<Row> {
         let vip = vip_of(key, value).map(|vip| vip.to_string());
         // A VIP's own entry names no service: it says that the address is ours.
         let (what, port) = match (key.protocol(), key.port()) {
-            (0, _) => return vip_row(vip, value),
+            (0, _) => return vip_row(vip.as_deref(), value),
             (number, 0) if value.is_for_fragments() => (protocol(number), json!("fragments")),
             (number, 0) => (protocol(number), json!("any")),
             (number, port) => (protocol(number), json!(port)),
@@ -277,7 +277,7 @@ fn services(buckets: &[Bucket], names: &Names) -> Vec<Row> {
     rows.collect()
 }
 
-fn vip_row(vip: Option<String>, value: ServiceValue) -> Row {
+fn vip_row(vip: Option<&str>, value: ServiceValue) -> Row {
     let what = if value.has_any_port() {
         "VIP, has a service for any port"
     } else {
