@@ -152,7 +152,7 @@ impl Address for u32 {
 
     #[inline(always)]
     fn held<T: Tables>(self, tables: &T) -> Self {
-        tables.held(self as u64) as Self
+        tables.held(u64::from(self)) as Self
     }
 
     #[inline(always)]
@@ -164,7 +164,7 @@ impl Address for u32 {
     fn mapped(self) -> Ipv6 {
         Ipv6 {
             high: 0,
-            low: 0xffff << 32 | self as u64,
+            low: 0xffff << 32 | u64::from(self),
         }
     }
 
