@@ -15,6 +15,9 @@
 //! | `FLOWS` | bucket | [`crate::flow::FlowBucket`] | data path, swept by the controller (mapped) |
 //! | `FLOWS6` | bucket | [`crate::flow::FlowBucket6`] | likewise, of IPv6 clients |
 //! | `FRAGMENTS` | bucket | [`crate::flow::FlowBucket`], see [`crate::fragment`] | likewise |
+//! | `HOT` | line | [`HotLine`] | controller (mapped) |
+//! | `HOT_INFO` | line * 8 + way | [`HotInfo`] | controller, for people and for the next controller |
+//! | `SAMPLES` | processor | [`SampleRing`] | data path (mapped) |
 //! | `VIPS` | service id | [`Vip6`] | controller (mapped) |
 //! | `COUNTERS` | backend number | [`Counter`] per CPU | data path |
 //! | `VERDICTS` | [`crate::verdict::Verdict`] | `u64` per CPU | data path |
@@ -62,8 +65,14 @@ pub mod map {
     pub const SERVICE_INFO: &str = "SERVICE_INFO";
     /// Names and states of the backends.
     pub const BACKEND_INFO: &str = "BACKEND_INFO";
+    /// The sources that are spread by their ports.
+    pub const HOT: &str = "HOT";
+    /// Who they are.
+    pub const HOT_INFO: &str = "HOT_INFO";
+    /// Sources of sampled packets, one ring for each processor.
+    pub const SAMPLES: &str = "SAMPLES";
     /// Every map there is.
-    pub const ALL: [&str; 15] = [
+    pub const ALL: [&str; 18] = [
         CONTROL,
         SERVICES,
         SLOTS,
@@ -79,6 +88,9 @@ pub mod map {
         EVENTS,
         SERVICE_INFO,
         BACKEND_INFO,
+        HOT,
+        HOT_INFO,
+        SAMPLES,
     ];
 }
 
@@ -109,6 +121,16 @@ pub mod global {
     /// `u64`: the MAC address of an NLB cluster, as [`crate::wire::mac_word`]; 0 for none.
     pub const CLUSTER_MAC: &str = "CLUSTER_MAC";
 }
+
+/// Ways in a [`HotLine`]: 8 bytes each fill a cache line.
+pub const HOT_WAYS: usize = 8;
+/// Number of lines of `HOT`: four times what all services together may have ([`MAX_HOT`]), so that a line with too many
+/// is rare; a power of two.
+pub const HOT_LINES: u32 = 256;
+/// Most hot sources, all services together.
+pub const MAX_HOT: u32 = HOT_LINES * HOT_WAYS as u32 / 4;
+/// Samples in a [`SampleRing`]; a power of two.
+pub const SAMPLES_IN_RING: u64 = 256;
 
 /// Default number of service buckets, both halves together (64 bytes each).
 pub const DEFAULT_SERVICE_BUCKETS: u32 = 1 << 15;
@@ -206,6 +228,71 @@ pub struct Vip6 {
     pub high: Word64,
     /// Its last eight bytes, host order.
     pub low: Word64,
+}
+
+/// One cache line of hot sources. A source has one line that it may be in.
+#[derive(Clone, Debug, Default)]
+#[repr(C, align(64))]
+pub struct HotLine {
+    /// Each a [`crate::hot::HotWord`], in no order.
+    pub ways: [Word64; HOT_WAYS],
+}
+
+/// The source of one sampled packet.
+#[derive(Clone, Debug, Default)]
+#[repr(C)]
+pub struct Sample {
+    /// Bits 0-15 the service's id, 16-63 which sample of its processor it is, from 1; 0 while the others are written.
+    pub stamp: Word64,
+    /// First half of the source, as [`crate::address::Address::mapped`].
+    pub high: Word64,
+    /// Second half.
+    pub low: Word64,
+    /// Not used.
+    pub reserved: Word64,
+}
+
+/// What one processor has sampled: written by it alone.
+#[derive(Clone, Debug)]
+#[repr(C, align(64))]
+pub struct SampleRing {
+    /// Packets of services that spread hot sources.
+    pub packets: Word64,
+    /// How many of them were sampled. Sample n is in place n modulo [`SAMPLES_IN_RING`].
+    pub taken: Word64,
+    /// Not used.
+    pub reserved: [Word64; 6],
+    /// The last ones.
+    pub samples: [Sample; SAMPLES_IN_RING as usize],
+}
+
+impl Default for SampleRing {
+    fn default() -> Self {
+        Self {
+            packets: Word64::default(),
+            taken: Word64::default(),
+            reserved: Default::default(),
+            samples: core::array::from_fn(|_| Sample::default()),
+        }
+    }
+}
+
+/// A hot source as people know it; the data path does not read this.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct HotInfo {
+    /// The source: the address, or the first one of the network, that picks. IPv6, or IPv4 mapped, in network byte order.
+    pub source: [u8; 16],
+    /// Unix time in milliseconds since when its new flows are picked as they are.
+    pub since_ms: u64,
+    /// Its share of the service's packets when last measured, in millionths.
+    pub share_ppm: u32,
+    /// The service's id.
+    pub service: u16,
+    /// How many bits of the source pick, counted as of its family.
+    pub prefix: u8,
+    /// 1 where this is a source.
+    pub used: u8,
 }
 
 /// One of the director's interfaces, or a VLAN on it.
@@ -446,6 +533,10 @@ const _: () = {
     assert!(size_of::<SlotLine>() == 64 && align_of::<SlotLine>() == 64);
     assert!(size_of::<Port>() == 16 && align_of::<Port>() == 8);
     assert!(size_of::<Vip6>() == 16);
+    assert!(size_of::<HotLine>() == 64 && HOT_LINES.is_power_of_two());
+    assert!(size_of::<Sample>() == 32 && SAMPLES_IN_RING.is_power_of_two());
+    assert!(size_of::<SampleRing>() == 64 + 32 * SAMPLES_IN_RING as usize);
+    assert!(size_of::<HotInfo>() == 32 && align_of::<HotInfo>() == 8);
     assert!(size_of::<Counter>() == 16);
     assert!(size_of::<ServiceInfo>() == 64 + 16 + 8 + 8 + 8 && align_of::<ServiceInfo>() == 8);
     assert!(

@@ -41,6 +41,8 @@ impl From<Ipv6Addr> for Ipv6 {
 pub trait Address: Copy + Eq + Debug {
     /// One record of the family's flow table.
     type Way: Way + 'static;
+    /// The 5-tuple: every flow for itself.
+    const NONE: Affinity;
 
     /// The part of a flow that picks, as [`crate::hash::mix`] takes it.
     fn source(self, affinity: Affinity, ports: u32, seed: Seed) -> u64;
@@ -67,6 +69,13 @@ pub trait Address: Copy + Eq + Debug {
     fn find_flow<T: Tables>(tables: &T, key: FlowKey<Self>, hash: u64) -> FlowState;
     /// [`crate::flow::put_into_table`], by way of [`Tables`].
     fn put_flow<T: Tables>(tables: &T, key: FlowKey<Self>, hash: u64, state: FlowState) -> Put;
+    /// The same address, where the compiler can't compute anything of it earlier: see [`Tables::held`].
+    #[must_use]
+    fn held<T: Tables>(self, tables: &T) -> Self;
+    /// [`crate::forward::place_of_any`], by way of [`Tables`].
+    fn place_of_any<T: Tables>(tables: &T, service: ServiceValue, client: Self, ports: u32) -> u64;
+    /// The address as IPv6, or IPv4 mapped (RFC 4291 section 2.5.5.2).
+    fn mapped(self) -> Ipv6;
     /// The address as the standard library writes it.
     fn addr(self) -> IpAddr;
 }
@@ -74,6 +83,7 @@ pub trait Address: Copy + Eq + Debug {
 /// IPv4, in host order.
 impl Address for u32 {
     type Way = FlowWay4;
+    const NONE: Affinity = Affinity::NONE_IPV4;
 
     #[inline(always)]
     fn source(self, affinity: Affinity, ports: u32, _seed: Seed) -> u64 {
@@ -141,6 +151,24 @@ impl Address for u32 {
     }
 
     #[inline(always)]
+    fn held<T: Tables>(self, tables: &T) -> Self {
+        tables.held(u64::from(self)) as Self
+    }
+
+    #[inline(always)]
+    fn place_of_any<T: Tables>(tables: &T, service: ServiceValue, client: Self, ports: u32) -> u64 {
+        tables.place4(service, client, ports)
+    }
+
+    #[inline(always)]
+    fn mapped(self) -> Ipv6 {
+        Ipv6 {
+            high: 0,
+            low: 0xffff << 32 | u64::from(self),
+        }
+    }
+
+    #[inline(always)]
     fn addr(self) -> IpAddr {
         IpAddr::V4(Ipv4Addr::from_bits(self))
     }
@@ -148,6 +176,7 @@ impl Address for u32 {
 
 impl Address for Ipv6 {
     type Way = FlowWay6;
+    const NONE: Affinity = Affinity::NONE_IPV6;
 
     #[inline(always)]
     fn source(self, affinity: Affinity, ports: u32, seed: Seed) -> u64 {
@@ -237,6 +266,21 @@ impl Address for Ipv6 {
     #[inline(always)]
     fn put_flow<T: Tables>(tables: &T, key: FlowKey<Self>, hash: u64, state: FlowState) -> Put {
         tables.put_flow6(key, hash, state)
+    }
+
+    #[inline(always)]
+    fn held<T: Tables>(self, _tables: &T) -> Self {
+        self
+    }
+
+    #[inline(always)]
+    fn place_of_any<T: Tables>(tables: &T, service: ServiceValue, client: Self, ports: u32) -> u64 {
+        tables.place6(service, client, ports)
+    }
+
+    #[inline(always)]
+    fn mapped(self) -> Ipv6 {
+        self
     }
 
     #[inline(always)]

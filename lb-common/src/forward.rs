@@ -5,10 +5,11 @@ use crate::address::{Address, Ipv6};
 use crate::features::Features;
 use crate::flow::FlowKey;
 use crate::fragment::{self, FragmentKey};
+use crate::hot::{self, HotState};
 use crate::icmp::{self, Message};
 use crate::packet::Packet;
 use crate::parse::{self, Flow, Fragment, Frame, Icmp, Ip, Link, Part, Unfit};
-use crate::pick::{self, Backend, Slot};
+use crate::pick::{self, Affinity, Backend, Slot};
 use crate::service::{Directory, ServiceValue, Track, lookup};
 use crate::tables::{Step, Tables};
 use crate::transition::{backend_of_flow, has_failed};
@@ -179,22 +180,26 @@ fn pick<P: Packet, T: Tables, A: Address>(
     from_somebody(flow.client, flow.destination)?;
 
     let seed = control.seed();
-    let slot = slot_of(tables, service, flow.client, flow.ports, control)?;
+    let client = flow.client.held(tables);
+    let Place {
+        slot,
+        in_transition,
+        ..
+    } = place_of(tables, service, client, flow.ports, control)?;
     let always = features.has(Features::TRACK_ALWAYS) && service.track() == Track::Always;
-    let number = if slot.in_transition() || always {
+    let number = if in_transition || always {
         let track = recorded_track(features, service);
         let signal = parse::signal(packet, flow, track)?;
         let udp = flow.protocol == PROTO_UDP;
         let key = FlowKey {
-            client: flow.client,
+            client,
             ports: flow.ports,
             service: service.id(),
             udp,
         };
-        let client = if features.has(Features::CLIENTS) && service.clients() && slot.in_transition()
-        {
+        let of_client = if features.has(Features::CLIENTS) && service.clients() && in_transition {
             Some(FlowKey {
-                client: flow.client.network(service.affinity().prefix),
+                client: client.network(service.affinity().prefix),
                 ports: 0,
                 service: service.id(),
                 // A client's record serves all its flows.
@@ -203,7 +208,7 @@ fn pick<P: Packet, T: Tables, A: Address>(
         } else {
             None
         };
-        backend_of_flow(tables, slot, key, client, signal, seed)?
+        backend_of_flow(tables, slot, key, of_client, signal, seed)?
     } else {
         slot.current()
     };
@@ -214,7 +219,7 @@ fn pick<P: Packet, T: Tables, A: Address>(
         && let Part::FirstFragment(identification) = flow.part
     {
         let key = FragmentKey::new(
-            flow.client,
+            client,
             flow.destination,
             flow.protocol,
             identification,
@@ -238,17 +243,136 @@ fn recorded_track(features: Features, service: ServiceValue) -> Track {
     }
 }
 
-/// The slot that a source picks.
+/// Where a flow's packets go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The slot, or what stands for it.
+    pub slot: Slot,
+    /// Whether the flow table decides.
+    pub in_transition: bool,
+    /// Whether the source is hot, or was until lately.
+    pub hot: bool,
+}
+
+impl Place {
+    const IN_TRANSITION: u64 = 1 << 32;
+    const HOT: u64 = 1 << 33;
+    const NOWHERE: u64 = 1 << 34;
+
+    /// What [`Self::from_number`] takes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn number(place: Result<Self, Verdict>) -> u64 {
+        match place {
+            Ok(place) => {
+                place.slot.0 as u64
+                    | (place.in_transition as u64) << Self::IN_TRANSITION.ilog2()
+                    | (place.hot as u64) << Self::HOT.ilog2()
+            }
+            Err(_) => Self::NOWHERE,
+        }
+    }
+
+    /// The place of this number.
+    ///
+    /// # Errors
+    /// [`Verdict::Inconsistent`] where the maps do not fit together.
+    #[inline(always)]
+    pub const fn from_number(number: u64) -> Result<Self, Verdict> {
+        if number & Self::NOWHERE != 0 {
+            return Err(Verdict::Inconsistent);
+        }
+        Ok(Self {
+            slot: Slot(number as u32),
+            in_transition: number & Self::IN_TRANSITION != 0,
+            hot: number & Self::HOT != 0,
+        })
+    }
+}
+
+/// The slot of a flow, or what stands for it where its source is hot.
+///
+/// # Errors
+/// [`Verdict::Inconsistent`] where the maps do not fit together.
 #[inline(always)]
-fn slot_of<A: Address, T: Tables>(
+pub fn place_of<A: Address, T: Tables>(
     tables: &T,
     service: ServiceValue,
     client: A,
     ports: u32,
     control: &Control,
+) -> Result<Place, Verdict> {
+    if tables.features().has(Features::SPREAD) && service.spreads() {
+        return Place::from_number(A::place_of_any(tables, service, client, ports));
+    }
+    let affinity = service.affinity();
+    let slot = slot_of(tables, service, affinity, client, ports, control)?;
+    Ok(Place {
+        slot,
+        in_transition: slot.in_transition(),
+        hot: false,
+    })
+}
+
+/// The place of a flow whose source may be hot: [`Place::number`]. The source is sampled on the way.
+#[inline(always)]
+pub fn place_of_any<A: Address, T: Tables>(
+    tables: &T,
+    service: ServiceValue,
+    client: A,
+    ports: u32,
+) -> u64 {
+    Place::number(place_in_tables(tables, service, client, ports))
+}
+
+#[inline(always)]
+fn place_in_tables<A: Address, T: Tables>(
+    tables: &T,
+    service: ServiceValue,
+    client: A,
+    ports: u32,
+) -> Result<Place, Verdict> {
+    let control = tables.control().ok_or(Verdict::Inconsistent)?;
+    let network = client.network(service.affinity().prefix);
+    hot::sample(tables, service.id(), network);
+    let state = hot::find(tables, service.id(), network, control.seed());
+    if state != HotState::COLD {
+        let source = network.addr();
+        tables.note(Step::Hot { source, state });
+    }
+    let slot = |spread| {
+        let affinity = if spread { A::NONE } else { service.affinity() };
+        slot_of(tables, service, affinity, client, ports, control)
+    };
+    let now = slot(state.spreads())?;
+    if !state.in_transition() {
+        return Ok(Place {
+            slot: now,
+            in_transition: now.in_transition(),
+            hot: state != HotState::COLD,
+        });
+    }
+    let slot = hot::joined(now, slot(state.spread_before())?);
+    tables.note(Step::HotSlot { slot });
+    Ok(Place {
+        slot,
+        in_transition: true,
+        hot: true,
+    })
+}
+
+/// The slot that a source picks.
+#[inline(always)]
+fn slot_of<A: Address, T: Tables>(
+    tables: &T,
+    service: ServiceValue,
+    affinity: Affinity,
+    client: A,
+    ports: u32,
+    control: &Control,
 ) -> Result<Slot, Verdict> {
     let seed = control.seed();
-    let source = client.source(service.affinity(), ports, seed);
+    let source = client.source(affinity, ports, seed);
     let hash = crate::hash::mix(source, seed);
     tables.note(Step::Hash { source, hash });
     let index = pick::slot_index(hash, service.bits());
@@ -318,9 +442,10 @@ fn later_fragment<P: Packet, T: Tables, A: Address>(
         return Err(Verdict::Fragment);
     }
     from_somebody(fragment.client, fragment.destination)?;
+    let client = fragment.client.held(tables);
     let seed = control.seed();
     let key = FragmentKey::new(
-        fragment.client,
+        client,
         fragment.destination,
         fragment.protocol,
         fragment.identification,
@@ -332,7 +457,7 @@ fn later_fragment<P: Packet, T: Tables, A: Address>(
             tables.note(Step::Fragment { backend });
             backend
         }
-        None => alone(tables, control, fragment)?,
+        None => alone(tables, control, fragment, client)?,
     };
     send_to(
         packet,
@@ -351,6 +476,7 @@ fn alone<A: Address, T: Tables>(
     tables: &T,
     control: &Control,
     fragment: &Fragment<A>,
+    client: A,
 ) -> Result<u16, Verdict> {
     let directory = Directory(control.directory.get());
     let service = lookup(
@@ -368,7 +494,12 @@ fn alone<A: Address, T: Tables>(
     {
         return Err(Verdict::Fragment);
     }
-    let slot = slot_of(tables, service, fragment.client, 0, control)?;
+    if tables.features().has(Features::SPREAD) && service.spreads() {
+        // A hot source's pick needs the ports.
+        return Err(Verdict::Fragment);
+    }
+    let affinity = service.affinity();
+    let slot = slot_of(tables, service, affinity, client, 0, control)?;
     // Of UDP that is not QUIC no flow is recorded: it goes to the new pick at once, unless its client is recorded.
     let unrecorded = fragment.protocol != PROTO_TCP
         && recorded_track(tables.features(), service) == Track::Changes

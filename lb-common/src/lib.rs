@@ -18,6 +18,7 @@ pub mod flow;
 pub mod forward;
 pub mod fragment;
 pub mod hash;
+pub mod hot;
 pub mod icmp;
 pub mod memory;
 pub mod ndp;

@@ -7,7 +7,10 @@ extern crate alloc;
 use alloc::{vec, vec::Vec};
 use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
-use crate::abi::{Bucket, Control, Counter, MAX_PORTS, Port, SLOTS_IN_LINE, SlotLine, Vip6};
+use crate::abi::{
+    Bucket, Control, Counter, HOT_LINES, HotLine, MAX_PORTS, Port, SLOTS_IN_LINE, SampleRing,
+    SlotLine, Vip6,
+};
 use crate::features::Features;
 use crate::flow::{FlowBucket, FlowBucket6};
 use crate::forward::{self, Outcome};
@@ -100,6 +103,10 @@ pub struct PlainTables {
     pub fragments: Vec<FlowBucket>,
     /// The IPv6 VIPs, by service id.
     pub vips: Vec<Vip6>,
+    /// The hot sources.
+    pub hot: Vec<HotLine>,
+    /// Sampled sources: one ring, as if of one processor.
+    pub samples: Vec<SampleRing>,
     instance: Instance,
     now: AtomicU16,
     counters: Vec<[AtomicU64; 2]>,
@@ -122,6 +129,8 @@ impl PlainTables {
             flows6: vec![FlowBucket6::default(); times(capacity.flow6_buckets)],
             fragments: vec![FlowBucket::default(); times(capacity.fragment_buckets)],
             vips: vec![Vip6::default(); times(capacity.services)],
+            hot: vec![HotLine::default(); times(HOT_LINES)],
+            samples: vec![SampleRing::default()],
             instance,
             now: AtomicU16::new(0),
             counters: (0..capacity.backends).map(|_| Default::default()).collect(),
@@ -235,6 +244,14 @@ impl Tables for PlainTables {
 
     fn vip(&self, service: u16) -> Option<&Vip6> {
         self.vips.get(usize::from(service))
+    }
+
+    fn hot_line(&self, index: u32) -> Option<&HotLine> {
+        self.hot.get(index as usize)
+    }
+
+    fn sample_ring(&self) -> Option<&SampleRing> {
+        self.samples.first()
     }
 
     fn now(&self) -> u16 {

@@ -2,11 +2,13 @@
 
 use core::net::IpAddr;
 
-use crate::abi::{Bucket, Control, Port, Vip6};
+use crate::abi::{Bucket, Control, HotLine, Port, SampleRing, Vip6};
 use crate::address::Ipv6;
 use crate::features::Features;
 use crate::flow::{self, FlowBucket, FlowBucket6, FlowKey, FlowName, FlowState, Put};
+use crate::forward;
 use crate::fragment::FragmentKey;
+use crate::hot::HotState;
 use crate::pick::{Backend, Slot};
 use crate::service::ServiceValue;
 use crate::verdict::Verdict;
@@ -51,6 +53,18 @@ pub enum Step {
         port: u16,
         /// What was found.
         found: Option<ServiceValue>,
+    },
+    /// The source is hot (`spread_hot_sources`): its new flows are picked by address and ports, or older ones were.
+    Hot {
+        /// The address, or the first one of the network, that picks.
+        source: IpAddr,
+        /// How its flows are picked.
+        state: HotState,
+    },
+    /// The source is in transition: what stands for its slot, of the picks of now and of before.
+    HotSlot {
+        /// The pick of now, and where flows go that are older than the change.
+        slot: Slot,
     },
     /// The hash of the affinity's part of the packet.
     Hash {
@@ -155,6 +169,10 @@ pub trait Tables {
     fn fragment_bits(&self) -> u32;
     /// The IPv6 VIP of a service.
     fn vip(&self, service: u16) -> Option<&Vip6>;
+    /// A line of the hot sources.
+    fn hot_line(&self, index: u32) -> Option<&HotLine>;
+    /// Where this processor writes down the sources of sampled packets.
+    fn sample_ring(&self) -> Option<&SampleRing>;
     /// The time in units of [`crate::flow::TICK_NS`], wrapping.
     fn now(&self) -> u16;
     /// The MAC address of the interface the packet came in on, as [`crate::wire::mac_word`].
@@ -188,7 +206,7 @@ pub trait Tables {
 
     /// A flow's record.
     ///
-    /// This and the next five are here so that the kernel's tables can make functions of their own of them, which the
+    /// This and the next seven are here so that the kernel's tables can make functions of their own of them, which the
     /// verifier proves once instead of once for every way that leads there.
     #[inline(always)]
     fn find_flow4(&self, key: FlowKey<u32>, hash: u64) -> FlowState
@@ -241,6 +259,31 @@ pub trait Tables {
         Self: Sized,
     {
         flow::put_into_table(self, key, hash, state)
+    }
+
+    /// The place of an IPv4 client's flow whose source may be hot.
+    #[inline(always)]
+    fn place4(&self, service: ServiceValue, client: u32, ports: u32) -> u64
+    where
+        Self: Sized,
+    {
+        forward::place_of_any(self, service, client, ports)
+    }
+
+    /// The place of an IPv6 client's flow whose source may be hot.
+    #[inline(always)]
+    fn place6(&self, service: ServiceValue, client: Ipv6, ports: u32) -> u64
+    where
+        Self: Sized,
+    {
+        forward::place_of_any(self, service, client, ports)
+    }
+
+    /// The same word, which the compiler must take for another one. Otherwise it may compute something of an address before
+    /// it is known which kind of packet it is, on a register that holds a pointer then; the verifier does not take that.
+    #[inline(always)]
+    fn held(&self, word: u64) -> u64 {
+        word
     }
 
     /// Counts a packet of `bytes` bytes that goes to `backend`.

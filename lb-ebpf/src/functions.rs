@@ -1,13 +1,15 @@
 //! Global functions: the verifier proves each once by itself (`do_check_subprogs` in `kernel/bpf/verifier.c`), instead of
 //! once for every way through the program that leads to it. Numbers in, a number out; what they do is in
-//! `lb_common::flow`.
+//! `lb_common::flow` and `lb_common::forward`.
 //!
 //! None is on the hot path of a settled slot.
 
 use lb_common::{
     address::Ipv6,
     flow::{FlowKey, FlowState, Owner, find_in_table, put_into_table},
+    forward::place_of_any,
     fragment::FragmentKey,
+    service::ServiceValue,
 };
 
 use crate::maps::KernelTables;
@@ -86,4 +88,19 @@ pub(crate) extern "C" fn put_fragment(digest: u64, hash: u64, state: u64) -> u32
         hash,
         FlowState(state),
     ) as u32
+}
+
+/// The place of an IPv4 client's flow whose source may be hot: `lb_common::forward::Place::number`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn place4(service: u64, client: u32, ports: u32) -> u64 {
+    place_of_any(&KernelTables, ServiceValue(service), client, ports)
+}
+
+/// The place of an IPv6 client's flow whose source may be hot.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn place6(service: u64, high: u64, low: u64, ports: u32) -> u64 {
+    let client = Ipv6 { high, low };
+    place_of_any(&KernelTables, ServiceValue(service), client, ports)
 }

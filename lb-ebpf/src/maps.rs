@@ -5,7 +5,7 @@
 use aya_ebpf::{
     Global,
     bindings::xdp_action,
-    helpers::generated::bpf_ktime_get_coarse_ns,
+    helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns},
     macros::map,
     maps::{Array, DevMap, PerCpuArray},
 };
@@ -13,7 +13,8 @@ use lb_common::{
     abi::{
         BackendInfo, Bucket, Control, Counter, DEFAULT_BACKENDS, DEFAULT_FLOW_BUCKETS,
         DEFAULT_FLOW6_BUCKETS, DEFAULT_FRAGMENT_BUCKETS, DEFAULT_SERVICE_BUCKETS, DEFAULT_SERVICES,
-        DEFAULT_SLOTS, MAX_PORTS, MMAPABLE, Port, SLOTS_IN_LINE, ServiceInfo, SlotLine, Vip6,
+        DEFAULT_SLOTS, HOT_LINES, HOT_WAYS, HotInfo, HotLine, MAX_PORTS, MMAPABLE, Port,
+        SLOTS_IN_LINE, SampleRing, ServiceInfo, SlotLine, Vip6,
     },
     address::Ipv6,
     features::Features,
@@ -21,6 +22,7 @@ use lb_common::{
     fragment::FragmentKey,
     memory::Word64,
     pick::{Backend, Slot},
+    service::ServiceValue,
     tables::{Event, Tables},
     verdict::Verdict,
 };
@@ -82,6 +84,13 @@ static EVENTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Event::COUNT as 
 static SERVICE_INFO: Array<ServiceInfo> = Array::with_max_entries(DEFAULT_SERVICES, 0);
 #[map]
 static BACKEND_INFO: Array<BackendInfo> = Array::with_max_entries(DEFAULT_BACKENDS, 0);
+#[map]
+static HOT: Array<HotLine> = Array::with_max_entries(HOT_LINES, MMAPABLE);
+#[map]
+static HOT_INFO: Array<HotInfo> = Array::with_max_entries(HOT_LINES * HOT_WAYS as u32, 0);
+/// As many as there are processors; the loader knows.
+#[map]
+static SAMPLES: Array<SampleRing> = Array::with_max_entries(1, MMAPABLE);
 
 /// Sends the packet out of another interface; the host gets it where that interface is gone.
 #[inline(always)]
@@ -175,6 +184,18 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
+    fn hot_line(&self, index: u32) -> Option<&HotLine> {
+        HOT.get(index)
+    }
+
+    #[inline(always)]
+    fn sample_ring(&self) -> Option<&SampleRing> {
+        // SAFETY: a helper without arguments. The ring is this processor's own: XDP runs with preemption disabled, so no
+        // other program writes it in between.
+        SAMPLES.get(unsafe { bpf_get_smp_processor_id() })
+    }
+
+    #[inline(always)]
     fn now(&self) -> u16 {
         // SAFETY: a helper without arguments; the coarse clock costs a tenth of the exact one.
         let now = unsafe { bpf_ktime_get_coarse_ns() };
@@ -239,6 +260,31 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn put_fragment(&self, key: FragmentKey, hash: u64, state: FlowState) -> Put {
         Put::from_number(functions::put_fragment(key.digest, hash, state.0))
+    }
+
+    #[inline(always)]
+    fn held(&self, word: u64) -> u64 {
+        #[cfg(target_arch = "bpf")]
+        {
+            let mut word = word;
+            // SAFETY: the register keeps its value. Not an empty text, as in `packet`.
+            unsafe {
+                core::arch::asm!("{0} = {0}", inout(reg) word, options(nomem, nostack, preserves_flags));
+            }
+            word
+        }
+        #[cfg(not(target_arch = "bpf"))]
+        word
+    }
+
+    #[inline(always)]
+    fn place4(&self, service: ServiceValue, client: u32, ports: u32) -> u64 {
+        functions::place4(service.0, client, ports)
+    }
+
+    #[inline(always)]
+    fn place6(&self, service: ServiceValue, client: Ipv6, ports: u32) -> u64 {
+        functions::place6(service.0, client.high, client.low, ports)
     }
 
     #[inline(always)]

@@ -29,6 +29,13 @@ struct ServiceLabels {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct SourceLabels {
+    service: String,
+    source: String,
+    state: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct NameLabel {
     name: String,
 }
@@ -112,6 +119,7 @@ fn node(status: &Status, registry: &mut Registry) {
 fn services(status: &Status, registry: &mut Registry) {
     let slots = Family::<ServiceLabels, Gauge>::default();
     let moving = Family::<ServiceLabels, Gauge>::default();
+    let hot = Family::<SourceLabels, Gauge<f64, std::sync::atomic::AtomicU64>>::default();
     let priority = Family::<ServiceLabels, Gauge>::default();
     let held = Family::<ServiceLabels, Gauge>::default();
     for service in &status.services {
@@ -122,6 +130,14 @@ fn services(status: &Status, registry: &mut Registry) {
         moving
             .get_or_create(&labels)
             .set(gauge(service.slots_in_transition));
+        for source in &service.hot_sources {
+            let labels = SourceLabels {
+                service: service.name.clone(),
+                source: source.source.clone(),
+                state: source.state.clone(),
+            };
+            hot.get_or_create(&labels).set(source.share);
+        }
         priority
             .get_or_create(&labels)
             .set(service.priority.map_or(0, i64::from));
@@ -129,6 +145,11 @@ fn services(status: &Status, registry: &mut Registry) {
     }
     registry.register("service_slots", "Slots of the service's table", slots);
     registry.register("service_slots_in_transition", "Slots in transition", moving);
+    registry.register(
+        "hot_source_share",
+        "Share of the service's packets, of each source that is spread or was until lately",
+        hot,
+    );
     registry.register(
         "service_priority",
         "The priority that new flows go to, 0 where nobody takes any",

@@ -112,6 +112,10 @@ pub struct ServiceStatus {
     pub ports: Vec<String>,
     /// `none`, `client` or `network`.
     pub affinity: String,
+    /// The share of its packets above which a source is spread by its ports, 0 to 1. `None`: none is.
+    pub spread_hot_sources: Option<f64>,
+    /// The sources that are spread, or were until lately; the largest share first.
+    pub hot_sources: Vec<HotSourceStatus>,
     /// After how many seconds of silence a flow counts as ended.
     pub flow_idle_s: f64,
     /// `changes`, `always`, `never` or `quic`: which flows are recorded.
@@ -138,6 +142,20 @@ pub struct ServiceStatus {
     pub better_priority: Option<u32>,
     /// In the order of the configuration; those that are leaving come last.
     pub backends: Vec<BackendStatus>,
+}
+
+/// A source that sends more than its share of a service's packets, or did until lately.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HotSourceStatus {
+    /// The address, or the network (`"203.0.113.0/24"`) where the service's affinity is `network`.
+    pub source: String,
+    /// Its share of the service's packets when last measured, 0 to 1.
+    pub share: f64,
+    /// Since when its new flows are picked as they are; RFC 3339.
+    pub since: String,
+    /// `spreading` (new flows are spread, older ones stay where they are), `spread`, or `returning` (new flows go by the
+    /// affinity again, older ones stay where they are).
+    pub state: String,
 }
 
 /// A backend of a service.

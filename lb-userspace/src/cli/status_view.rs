@@ -77,6 +77,7 @@ pub(crate) fn render(status: &Status, window: &Window) -> String {
         text.push('\n');
         heading(&mut text, service, window);
         text.push_str(&backends(service, window));
+        hot_sources(&mut text, service, window);
     }
     verdicts(&mut text, status, window.look);
     text.truncate(text.trim_end().len());
@@ -297,6 +298,24 @@ fn backends(service: &ServiceStatus, window: &Window) -> String {
         );
     }
     text
+}
+
+/// The sources that are spread, or were until lately.
+fn hot_sources(text: &mut String, service: &ServiceStatus, window: &Window) {
+    for hot in &service.hot_sources {
+        let how = match hot.state.as_str() {
+            "spread" => "spread over all backends",
+            "spreading" => "its new flows are spread over all backends",
+            _ => "its new flows go to one backend again",
+        };
+        let line = format!(
+            "  {} is {:.1}% of the packets: {how} since {}",
+            hot.source,
+            hot.share * 100.0,
+            human::clock(&hot.since, window.now, &window.zone)
+        );
+        put!(text, "{}", window.look.warning(&line));
+    }
 }
 
 /// What is said of a backend below the table.

@@ -7,8 +7,8 @@ use jiff::tz::TimeZone;
 use super::{Rates, Window, render};
 use crate::{
     api::{
-        ApplyKind, BackendStatus, FlowTableStatus, InterfaceStatus, LastApply, NodeStatus,
-        ServiceStatus, Status,
+        ApplyKind, BackendStatus, FlowTableStatus, HotSourceStatus, InterfaceStatus, LastApply,
+        NodeStatus, ServiceStatus, Status,
     },
     cli::screen::Look,
 };
@@ -62,6 +62,8 @@ pub(crate) fn example() -> Status {
         protocol: "tcp".to_owned(),
         ports: vec!["80".to_owned(), "8000-8010".to_owned()],
         affinity: "none".to_owned(),
+        spread_hot_sources: None,
+        hot_sources: Vec::new(),
         track: "changes".to_owned(),
         affinity_timeout_s: None,
         flow_idle_s: 900.0,
@@ -91,6 +93,27 @@ pub(crate) fn example() -> Status {
         protocol: "udp".to_owned(),
         ports: vec!["any".to_owned()],
         affinity: "client".to_owned(),
+        spread_hot_sources: Some(0.05),
+        hot_sources: vec![
+            HotSourceStatus {
+                source: "203.0.113.7".to_owned(),
+                share: 0.412,
+                since: "2026-11-21T19:58:30Z".to_owned(),
+                state: "spread".to_owned(),
+            },
+            HotSourceStatus {
+                source: "203.0.113.9".to_owned(),
+                share: 0.07,
+                since: "2026-11-21T19:59:48Z".to_owned(),
+                state: "spreading".to_owned(),
+            },
+            HotSourceStatus {
+                source: "203.0.113.8".to_owned(),
+                share: 0.011,
+                since: "2026-11-21T19:59:50Z".to_owned(),
+                state: "returning".to_owned(),
+            },
+        ],
         track: "changes".to_owned(),
         affinity_timeout_s: None,
         flow_idle_s: 30.0,

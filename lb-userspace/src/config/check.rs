@@ -11,7 +11,7 @@ use toml::Spanned;
 use super::{
     capacity::{BACKENDS_MAX, PORTS_MAX, SERVICES_MAX, SLOTS_MAX, table_slots},
     error::{ConfigError, ErrorKind},
-    model::{Ports, Protocol},
+    model::{Affinity, Ports, Protocol},
     raw::{RawBackend, RawConfig, RawService},
     reader::Sink,
 };
@@ -33,6 +33,7 @@ pub(super) fn check(config: &RawConfig, sink: &Sink) {
     unique(names, "service name", "", sink);
     for service in &config.services {
         backends_of(service, sink);
+        hot_sources(service, sink);
     }
     same_address(&config.services, sink);
     families(&config.services, sink);
@@ -99,6 +100,36 @@ fn backends_of(service: &RawService, sink: &Sink) {
             .at(service.span.clone())
             .expected("at least one backend with a weight above 0")
             .help("to take the service out of use, remove it from the file"),
+        );
+    }
+}
+
+/// Where every connection picks for itself there is nothing left to spread.
+fn hot_sources(service: &RawService, sink: &Sink) {
+    if let (Some(Some(share)), Some(Affinity::None)) =
+        (&service.spread_hot_sources, service.affinity)
+    {
+        sink.push(
+            ConfigError::new(
+                ErrorKind::Conflict,
+                "`spread_hot_sources` has no meaning with the affinity \"none\", which spreads every source",
+            )
+            .at(share.span())
+            .expected("it only with `affinity = \"client\"` or \"network\"")
+            .help("remove it, or set `affinity = \"client\"`"),
+        );
+    }
+    if let (Some(Some(share)), Some(Some(_))) =
+        (&service.spread_hot_sources, &service.affinity_timeout)
+    {
+        sink.push(
+            ConfigError::new(
+                ErrorKind::Conflict,
+                "`spread_hot_sources` contradicts `affinity_timeout`",
+            )
+            .at(share.span())
+            .expected("one of the two")
+            .help("one takes a client's connections apart, the other keeps them together"),
         );
     }
 }

@@ -148,6 +148,7 @@ fn finish_service(raw: RawService) -> Option<Service> {
         protocol: raw.protocol?,
         ports: raw.ports?.into_inner(),
         affinity: raw.affinity?,
+        spread_hot_sources: raw.spread_hot_sources?.map(toml::Spanned::into_inner),
         network_prefix: raw.network_prefix?,
         flow_idle: raw.flow_idle?,
         track: raw.track?,

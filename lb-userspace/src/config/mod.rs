@@ -26,5 +26,5 @@ pub use host::{HostFacts, InterfaceFacts, check_host};
 pub use load::ConfigFile;
 pub use model::{
     Affinity, Backend, Config, Control, Failback, Limits, Node, Ports, Probe, ProbeKind, Protocol,
-    Service, Track, Unserved, Via, XdpMode,
+    Service, Share, Track, Unserved, Via, XdpMode,
 };

@@ -187,6 +187,10 @@ pub struct Service {
     /// with any other affinity.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network_prefix: Option<u8>,
+    /// The share of the service's packets above which a source is spread by its ports. `None`: none is. Never set with
+    /// [`Affinity::None`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spread_hot_sources: Option<Share>,
     /// How long a flow may be silent before it counts as ended, 1 s to 8 h.
     #[serde(serialize_with = "as_text")]
     pub flow_idle: Duration,
@@ -216,6 +220,40 @@ impl Service {
     pub const NETWORK_PREFIX_IPV4: u8 = 24;
     /// The default of `service.network_prefix` for an IPv6 VIP: the least that one site is given (RFC 6177).
     pub const NETWORK_PREFIX_IPV6: u8 = 56;
+}
+
+/// A share of a whole, in millionths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Share(pub u32);
+
+impl Share {
+    /// The whole.
+    pub const WHOLE: Self = Self(1_000_000);
+
+    /// 0 to 1.
+    #[must_use]
+    pub fn fraction(self) -> f64 {
+        f64::from(self.0) / 1e6
+    }
+}
+
+/// As the file has it: `"5%"`.
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (whole, rest) = (self.0 / 10_000, self.0 % 10_000);
+        if rest == 0 {
+            write!(f, "{whole}%")
+        } else {
+            let rest = format!("{rest:04}");
+            write!(f, "{whole}.{}%", rest.trim_end_matches('0'))
+        }
+    }
+}
+
+impl Serialize for Share {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
 }
 
 /// A service's transport protocol.

@@ -9,7 +9,7 @@ use super::{
     capacity::{BACKENDS_MAX, FLOWS_MAX, PORTS_MAX, SLOTS_MAX},
     error::{ConfigError, ErrorKind, visible},
     model::{
-        Affinity, Backend, Control, Failback, Limits, Node, Ports, Probe, Protocol, Track,
+        Affinity, Backend, Control, Failback, Limits, Node, Ports, Probe, Protocol, Share, Track,
         Unserved, XdpMode,
     },
     reader::{Field, Fields, Sink},
@@ -54,6 +54,7 @@ pub(super) struct RawService {
     pub(super) ports: Option<Spanned<Ports>>,
     pub(super) affinity: Option<Affinity>,
     pub(super) network_prefix: Option<Option<u8>>,
+    pub(super) spread_hot_sources: Option<Option<Spanned<Share>>>,
     pub(super) flow_idle: Option<std::time::Duration>,
     pub(super) track: Option<Track>,
     pub(super) affinity_timeout: Option<Option<std::time::Duration>>,

@@ -71,6 +71,7 @@ pub(super) static SERVICE: Section = Section {
         "ports",
         "affinity",
         "network_prefix",
+        "spread_hot_sources",
         "flow_idle",
         "track",
         "affinity_timeout",

@@ -6,7 +6,9 @@ use toml::Spanned;
 
 use super::{
     error::{ConfigError, ErrorKind},
-    model::{Affinity, Backend, Failback, Ports, Probe, ProbeKind, Protocol, Service, Track, Via},
+    model::{
+        Affinity, Backend, Failback, Ports, Probe, ProbeKind, Protocol, Service, Share, Track, Via,
+    },
     ports,
     raw::{RawBackend, RawService},
     reader::{Field, Fields, Sink, nearest, one_of},
@@ -14,6 +16,8 @@ use super::{
 };
 
 const FLOW_IDLE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(8 * 3600);
+/// Below one percent a source is too small to overload anybody, and its share too small to be told for sure.
+const HOT_SHARE: RangeInclusive<Share> = Share(10_000)..=Share::WHOLE;
 const INTERVAL: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
 const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(3600);
 const WEIGHT: RangeInclusive<u32> = 0..=65_535;
@@ -57,6 +61,9 @@ pub(super) fn read(fields: &Fields<'_, '_>, sink: &Sink) -> RawService {
         ];
         values::choice(field, &affinities, sink)
     });
+    let spread_hot_sources = fields.read_or("spread_hot_sources", None, |field| {
+        with_span(field, values::share(field, HOT_SHARE, sink)).map(Some)
+    });
     let network_prefix = read_network_prefix(fields, vip.as_ref(), affinity, sink);
     let flow_idle = fields.read_or("flow_idle", Service::FLOW_IDLE, |field| {
         values::duration(field, FLOW_IDLE, sink)
@@ -76,6 +83,7 @@ pub(super) fn read(fields: &Fields<'_, '_>, sink: &Sink) -> RawService {
         protocol,
         ports: listed.map(|ports| Spanned::new(ports.span(), ports.into_inner().0)),
         affinity,
+        spread_hot_sources,
         network_prefix,
         flow_idle,
         track,

@@ -11,6 +11,7 @@ use toml::de::{DeInteger, DeValue};
 
 use super::{
     error::{ErrorKind, visible},
+    model::Share,
     reader::{Field, Sink, nearest, one_of},
 };
 
@@ -121,6 +122,69 @@ pub(super) fn duration(
         return None;
     }
     Some(duration)
+}
+
+/// A part of a whole: `"5%"`, or the fraction 0.05.
+pub(super) fn share(
+    field: &Field<'_, '_>,
+    range: RangeInclusive<Share>,
+    sink: &Sink,
+) -> Option<Share> {
+    let expected = format!(
+        "a share from {} to {}, as \"5%\" or 0.05",
+        range.start(),
+        range.end()
+    );
+    let millionths = match field.value {
+        DeValue::String(text) => {
+            let Some(percent) = text
+                .strip_suffix('%')
+                .and_then(|number| number.trim().parse::<f64>().ok())
+                .filter(|number| number.is_finite())
+            else {
+                let mut error = field
+                    .error(ErrorKind::BadValue, "is no share")
+                    .expected(expected);
+                if text.trim().parse::<f64>().is_ok() {
+                    error = error.help(format!(
+                        "write it with its unit: \"{}%\"",
+                        visible(text.trim())
+                    ));
+                }
+                sink.push(error);
+                return None;
+            };
+            percent * 10_000.0
+        }
+        DeValue::Float(number) => number.as_str().replace('_', "").parse::<f64>().ok()? * 1e6,
+        _ => {
+            let mut error = field.wrong_type(&expected);
+            if let DeValue::Integer(number) = field.value {
+                error = error.help(format!(
+                    "write it as text with its unit: \"{}%\"",
+                    visible(number.as_str())
+                ));
+            }
+            sink.push(error);
+            return None;
+        }
+    };
+    // What is negative or too large saturates, and is out of range.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "saturates"
+    )]
+    let share = Share(millionths.round() as u32);
+    if !range.contains(&share) {
+        sink.push(
+            field
+                .error(ErrorKind::OutOfRange, "is out of range")
+                .expected(expected),
+        );
+        return None;
+    }
+    Some(share)
 }
 
 /// One of a few words.

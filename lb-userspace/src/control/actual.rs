@@ -15,6 +15,7 @@ use lb_common::{
 use super::{
     directory::{Entries, Layout},
     following::Following,
+    hot::{HotSource, Source},
     regions::Regions,
     retarget::Track,
 };
@@ -41,6 +42,7 @@ pub struct Actual {
     /// Backends that drain or leave.
     ending: BTreeSet<u16>,
     retired: Retired,
+    hot: BTreeMap<Source, HotSource>,
     directory: Directory,
     /// Where the tables lie.
     pub(super) regions: Regions,
@@ -90,6 +92,8 @@ pub struct ActualService {
     pub affinity: Affinity,
     /// Whether its flows are tracked through a change.
     pub track: Track,
+    /// Whether a source may be hot (`spread_hot_sources`), or one still is.
+    pub spreads: bool,
     /// `track` and `affinity_timeout`.
     pub following: Following,
     /// After which silence a flow counts as ended.
@@ -113,6 +117,7 @@ impl ActualService {
     pub fn value(&self, id: u16) -> ServiceValue {
         self.following
             .marked(ServiceValue::new(id, self.offset, self.bits, self.affinity))
+            .spreading(self.spreads)
     }
 }
 
@@ -187,6 +192,13 @@ pub enum Op {
         /// Its number.
         number: u16,
     },
+    /// A source is spread from now on, or no more; or that change is over.
+    Hot {
+        /// Whose.
+        source: Source,
+        /// What it is from now on; `None` where it is as any other.
+        entry: Option<HotSource>,
+    },
     /// No slot and no record names these any more: they can have new owners.
     Release(Retired),
 }
@@ -204,6 +216,7 @@ impl Actual {
             named: vec![Named::default(); 1 << 16],
             ending: BTreeSet::new(),
             retired: Retired::default(),
+            hot: BTreeMap::new(),
             directory: Directory(0),
             regions: Regions::new(slots),
             service_capacity: services,
@@ -256,6 +269,23 @@ impl Actual {
             .filter_map(|number| Some((*number, self.backends.get(number)?)))
     }
 
+    /// The sources that are spread by their ports, or were until lately.
+    #[must_use]
+    pub const fn hot(&self) -> &BTreeMap<Source, HotSource> {
+        &self.hot
+    }
+
+    /// The hot sources of a service.
+    pub fn hot_of(&self, service: u16) -> impl Iterator<Item = (&Source, &HotSource)> {
+        self.hot.range(Source::range(service))
+    }
+
+    /// Whether a source of this service is hot, or was until lately.
+    #[must_use]
+    pub fn has_hot(&self, service: u16) -> bool {
+        self.hot_of(service).next().is_some()
+    }
+
     /// What may not have a new owner yet.
     #[must_use]
     pub const fn retired(&self) -> &Retired {
@@ -303,7 +333,9 @@ impl Actual {
     /// Whether a new service may get this id.
     #[must_use]
     pub fn is_free_id(&self, id: u16) -> bool {
-        !self.services.contains_key(&id) && !self.retired.services.contains(&id)
+        !self.services.contains_key(&id)
+            && !self.retired.services.contains(&id)
+            && !self.has_hot(id)
     }
 
     /// Whether a new backend may get this number.
@@ -351,6 +383,19 @@ impl Actual {
                 self.retired.services.insert(*id);
             }
             Op::SwapDirectory { layout } => self.directory = layout.directory,
+            Op::Hot {
+                source,
+                entry: Some(entry),
+            } => {
+                let changed = now;
+                self.hot.insert(*source, HotSource { changed, ..*entry });
+            }
+            Op::Hot {
+                source,
+                entry: None,
+            } => {
+                self.hot.remove(source);
+            }
             Op::RemoveBackend { number } => {
                 self.forget_backend(*number);
                 self.retired.backends.insert(*number);
@@ -386,8 +431,24 @@ impl Actual {
                     }
                 }
             }
+            Op::Hot { source, .. } => {
+                if let Some(hot) = self.hot.get_mut(source) {
+                    hot.changed = ended;
+                }
+            }
             _ => {}
         }
+    }
+
+    /// Notes a hot source's share as measured last.
+    pub fn set_share(&mut self, source: Source, share_ppm: u32) {
+        if let Some(hot) = self.hot.get_mut(&source) {
+            hot.share_ppm = share_ppm;
+        }
+    }
+
+    pub(super) fn insert_hot(&mut self, source: Source, hot: HotSource) {
+        self.hot.insert(source, hot);
     }
 
     /// Takes in what is pinned: the words of the lookup, and what must not have a new owner yet.

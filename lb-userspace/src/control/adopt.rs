@@ -10,6 +10,7 @@ use lb_common::{
     abi::{self, BackendState, PROTO_TCP_UDP},
     address::Ipv6,
     flow::{FlowLine, FlowState, Way},
+    hot::{HotWord, digest},
     pick::Slot,
     service::{Directory, ServiceKey, ServiceValue},
 };
@@ -19,6 +20,7 @@ use super::{
     directory::Entries,
     following::Following,
     fragments,
+    hot::{HotSource, Source},
     memory::Memory,
 };
 use crate::dataplane::DataplaneError;
@@ -40,6 +42,7 @@ pub fn adopt(maps: &impl Memory, now: Millis) -> Result<Actual, DataplaneError> 
     );
     let directory = Directory(maps.control().directory.get());
     if directory.0 == 0 {
+        adopt_hot(maps, &mut actual, now)?;
         actual.take_over(directory, orphans(maps, &actual));
         return Ok(actual);
     }
@@ -81,6 +84,7 @@ pub fn adopt(maps: &impl Memory, now: Millis) -> Result<Actual, DataplaneError> 
                     ports: ranges(&keys),
                 },
                 affinity: value.affinity(),
+                spreads: value.spreads(),
                 track: following.changes(protocol),
                 following,
                 flow_idle: Duration::from_millis(info.flow_idle_ms),
@@ -119,9 +123,42 @@ pub fn adopt(maps: &impl Memory, now: Millis) -> Result<Actual, DataplaneError> 
             },
         );
     }
+    adopt_hot(maps, &mut actual, now)?;
     let retired = orphans(maps, &actual);
     actual.take_over(directory, retired);
     Ok(actual)
+}
+
+/// The hot sources, those of services that are gone among them: the sweep takes them away.
+fn adopt_hot(maps: &impl Memory, actual: &mut Actual, now: Millis) -> Result<(), DataplaneError> {
+    let seed = maps.control().seed();
+    let words = maps.hot_lines().iter().flat_map(|line| &line.ways);
+    for (place, word) in (0..).zip(words.map(|word| HotWord(word.get()))) {
+        if word.0 == 0 {
+            continue;
+        }
+        let Some(info) = maps.hot_info(place)? else {
+            continue;
+        };
+        let source = Source {
+            service: info.service,
+            address: Ipv6Addr::from(info.source).into(),
+        };
+        if word.is_of(digest(source.service, source.address, seed)) {
+            actual.insert_hot(
+                source,
+                HotSource {
+                    place,
+                    state: word.state(),
+                    changed: now,
+                    since_ms: info.since_ms,
+                    share_ppm: info.share_ppm,
+                    prefix: info.prefix,
+                },
+            );
+        }
+    }
+    Ok(())
 }
 
 /// What a slot or the record of a flow names though it has no owner.

@@ -5,7 +5,34 @@ use std::collections::BTreeMap;
 use lb_common::abi::BackendState;
 use tracing::{info, warn};
 
-use super::actual::{Actual, Op};
+use super::{
+    actual::{Actual, Op},
+    hot::source_text,
+};
+
+/// Logs that a source is spread from now on, or no more. To be called before the operation is done.
+pub fn announce_hot(actual: &Actual, op: &Op) {
+    let Op::Hot {
+        source,
+        entry: Some(entry),
+    } = op
+    else {
+        return;
+    };
+    let service = actual.services().get(&source.service);
+    info!(
+        service = service.map_or("", |service| service.name.as_str()),
+        source = source_text(&entry.info(*source)),
+        share = f64::from(entry.share_ppm) / 1e6,
+        state = entry.state.name(),
+        "{}",
+        if entry.state.spreads() {
+            "hot source: its new flows are spread over all backends"
+        } else {
+            "hot source no more: its new flows go to one backend again"
+        }
+    );
+}
 
 /// Logs every change of a backend with its reason, and gives the same as lines. To be called before the operations are
 /// done: `actual` is what they change.
@@ -117,6 +144,10 @@ pub fn announce(actual: &Actual, ops: &[Op]) -> Vec<String> {
                     if old.entries != service.entries {
                         lines.push(format!("{}: address or ports changed", service.name));
                     }
+                    if old.spreads != service.spreads {
+                        let now = if service.spreads { "are" } else { "are not" };
+                        lines.push(format!("{}: hot sources {now} spread", service.name));
+                    }
                     if old.flow_idle != service.flow_idle {
                         lines.push(format!("{}: flow_idle changed", service.name));
                     }
@@ -134,7 +165,7 @@ pub fn announce(actual: &Actual, ops: &[Op]) -> Vec<String> {
                     info!(service, backend = backend.name, "backend gone");
                 }
             }
-            Op::Slots { .. } | Op::SwapDirectory { .. } | Op::Release(_) => {}
+            Op::Slots { .. } | Op::SwapDirectory { .. } | Op::Hot { .. } | Op::Release(_) => {}
         }
     }
     lines

@@ -3,6 +3,7 @@
 mod events;
 mod follow;
 mod requests;
+mod sources;
 mod sweeping;
 mod vlans;
 
@@ -13,6 +14,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow};
+use lb_common::features::Features;
 use tokio::{
     select,
     signal::unix::{SignalKind, signal},
@@ -29,6 +31,7 @@ use super::{
     decisions::Decisions,
     execute::Done,
     features,
+    hot::watch::Watch,
     knowledge::Knowledge,
     orders, probe_routes,
     reconcile::{Scope, reconcile},
@@ -99,8 +102,10 @@ pub async fn run(options: Options) -> Result<()> {
         decisions.held.clear();
     }
     let knowledge = Knowledge::new(file.config, decisions, ports, facts, !running.adopted);
+    let watch = Watch::from_now_on(running.executor.maps.sample_rings());
     let mut daemon = Daemon {
         options,
+        watch,
         running,
         knowledge,
         resolver,
@@ -218,6 +223,7 @@ struct Daemon {
     sweeper: Sweeper,
     fragments_swept: Instant,
     followed: Follow,
+    watch: Watch,
     /// Each status that is being put together, and for whom.
     reports: VecDeque<(Report, oneshot::Sender<Response>)>,
     started: Instant,
@@ -263,7 +269,10 @@ impl Daemon {
                     Response::Refused { message } => error!(%message, "reload refused; everything stays as it is"),
                     _ => info!("reloaded"),
                 },
-                _ = sweeping.tick() => self.begin_sweep(),
+                _ = sweeping.tick() => {
+                    self.watch_sources()?;
+                    self.begin_sweep();
+                }
                 // Last: whatever else has happened comes first. Yielding lets the tasks of probes and clients go on as well.
                 () = yield_now(), if self.sweeper.is_active() || !self.reports.is_empty() => {
                     self.tell_piece()?;
@@ -300,7 +309,12 @@ impl Daemon {
     /// end.
     fn narrow_features(&mut self) {
         let config = self.knowledge.config();
-        let wanted = features::features(config, &self.knowledge.facts);
+        let mut wanted = features::features(config, &self.knowledge.facts);
+        // Hot sources are on their way back, though the configuration spreads none any more.
+        let mut services = self.running.executor.actual.services().values();
+        if services.any(|service| service.spreads) {
+            wanted = wanted.with(Features::SPREAD);
+        }
         if let Err(error) = startup::load_features(config, wanted, &mut self.running) {
             error!(
                 error = format!("{error:#}"),

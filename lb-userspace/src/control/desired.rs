@@ -17,6 +17,8 @@ pub struct DesiredService {
     pub affinity: Affinity,
     /// Whether its flows are tracked through a change.
     pub track: Track,
+    /// Whether a source may be hot (`spread_hot_sources`), or one still is.
+    pub spreads: bool,
     /// `track` and `affinity_timeout`.
     pub following: Following,
     /// After which silence a flow counts as ended.

@@ -3,14 +3,16 @@
 use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 use lb_common::{
-    abi::{self, BackendInfo, ServiceInfo},
+    abi::{self, BackendInfo, HotInfo, ServiceInfo},
     flow::{FlowLine, Way},
+    hot::{HotWord, digest},
     pick::Backend,
 };
 
 use super::{
     actual::{Actual, ActualBackend, ActualService, Millis, Op},
     directory::Layout,
+    hot::Source,
     memory::{Grace, Memory},
     sweep::{Bucket, Record},
 };
@@ -43,7 +45,7 @@ fn reuses(op: &Op, actual: &Actual) -> bool {
         | Op::SwapDirectory { .. }
         | Op::RemoveBackend { .. } => true,
         Op::Backend { number, .. } => !actual.backends().contains_key(number),
-        Op::Slots { .. } | Op::Release(_) => false,
+        Op::Slots { .. } | Op::Hot { .. } | Op::Release(_) => false,
     }
 }
 
@@ -103,6 +105,7 @@ impl<M: Memory> Executor<M> {
         let mut done = Done::default();
         let mut backends = BTreeSet::new();
         let mut services = BTreeSet::new();
+        let mut places = BTreeSet::new();
         let mut taken_away = false;
         for op in ops {
             match op {
@@ -164,6 +167,23 @@ impl<M: Memory> Executor<M> {
                     backends.insert(*number);
                     taken_away = true;
                 }
+                Op::Hot { source, entry } => {
+                    let old = self.actual.hot().get(source);
+                    let place = entry.as_ref().or(old).map(|hot| hot.place);
+                    if let (Some(place), Some(entry)) = (place, entry) {
+                        if old.is_none() {
+                            // A controller killed in the middle of this leaves no source that nobody can name.
+                            self.maps.set_hot_info(place, entry.info(*source))?;
+                        }
+                        let seed = self.maps.control().seed();
+                        let digest = digest(source.service, source.address, seed);
+                        self.maps.set_hot(place, HotWord::new(digest, entry.state));
+                    } else if let Some(place) = place {
+                        self.maps.set_hot(place, HotWord::default());
+                    }
+                    done.stores += 1;
+                    places.extend(place);
+                }
                 Op::Release(_) => {}
             }
             self.actual.apply(op, began);
@@ -199,6 +219,11 @@ impl<M: Memory> Executor<M> {
                 .map_or_else(ServiceInfo::default, |s| service_info(id, s));
             self.maps.set_service_info(id, info)?;
         }
+        for place in places {
+            let owner = self.actual.hot().iter().find(|(_, hot)| hot.place == place);
+            let info = owner.map_or_else(HotInfo::default, |(source, hot)| hot.info(*source));
+            self.maps.set_hot_info(place, info)?;
+        }
         let generation = &self.maps.control().generation;
         generation.set(generation.get() + 1);
         Ok(done)
@@ -212,6 +237,18 @@ impl<M: Memory> Executor<M> {
                 Bucket::Ipv4(index) => clear(flows, index, *way, *seen),
                 Bucket::Ipv6(index) => clear(flows6, index, *way, *seen),
             }
+        }
+    }
+
+    /// Notes a hot source's share as measured last.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    pub fn set_share(&mut self, source: Source, share_ppm: u32) -> Result<(), DataplaneError> {
+        self.actual.set_share(source, share_ppm);
+        match self.actual.hot().get(&source) {
+            Some(hot) => self.maps.set_hot_info(hot.place, hot.info(source)),
+            None => Ok(()),
         }
     }
 

@@ -26,6 +26,7 @@ pub fn features(config: &Config, facts: &HostFacts) -> Features {
         uses(service.track == Track::Always, Features::TRACK_ALWAYS);
         uses(service.track == Track::Quic, Features::QUIC);
         uses(service.affinity_timeout.is_some(), Features::CLIENTS);
+        uses(service.spread_hot_sources.is_some(), Features::SPREAD);
     }
     features
 }
@@ -64,6 +65,10 @@ mod tests {
         assert_eq!(
             of("", "track = \"quic\"\naffinity_timeout = \"10m\""),
             ["fragments", "quic", "affinity_timeout"]
+        );
+        assert_eq!(
+            of("", "spread_hot_sources = \"5%\""),
+            ["fragments", "spread_hot_sources"]
         );
     }
 }

@@ -3,9 +3,10 @@
 use std::thread::JoinHandle;
 
 use lb_common::{
-    abi::{BackendInfo, Bucket, Control, Counter, ServiceInfo},
+    abi::{BackendInfo, Bucket, Control, Counter, HotInfo, HotLine, ServiceInfo},
     address::Ipv6,
     flow::{FlowBucket, FlowBucket6},
+    hot::HotWord,
     pick::{Backend, Slot},
     service::Directory,
     tables::Event,
@@ -86,6 +87,20 @@ pub trait Memory {
     /// # Errors
     /// [`DataplaneError::Map`].
     fn set_backend_info(&mut self, number: u16, info: BackendInfo) -> Result<(), DataplaneError>;
+    /// The hot sources.
+    fn hot_lines(&self) -> &[HotLine];
+    /// Writes the place of a hot source, counted over all lines, with one store.
+    fn set_hot(&self, place: u32, word: HotWord);
+    /// A hot source as people know it.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    fn hot_info(&self, place: u32) -> Result<Option<HotInfo>, DataplaneError>;
+    /// Writes it.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    fn set_hot_info(&mut self, place: u32, info: HotInfo) -> Result<(), DataplaneError>;
     /// Begins to wait until every packet that is being processed now has left the program.
     fn grace(&self) -> Grace;
 }
@@ -237,6 +252,22 @@ impl Memory for Maps {
 
     fn set_backend_info(&mut self, number: u16, info: BackendInfo) -> Result<(), DataplaneError> {
         self.set_backend_info(number, info)
+    }
+
+    fn hot_lines(&self) -> &[HotLine] {
+        self.hot_lines()
+    }
+
+    fn set_hot(&self, place: u32, word: HotWord) {
+        self.set_hot(place, word);
+    }
+
+    fn hot_info(&self, place: u32) -> Result<Option<HotInfo>, DataplaneError> {
+        self.hot_info(place)
+    }
+
+    fn set_hot_info(&mut self, place: u32, info: HotInfo) -> Result<(), DataplaneError> {
+        self.set_hot_info(place, info)
     }
 
     fn grace(&self) -> Grace {

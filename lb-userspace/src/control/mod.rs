@@ -17,6 +17,7 @@ pub mod features;
 pub mod fixed;
 pub mod following;
 pub mod fragments;
+pub mod hot;
 pub mod knowledge;
 pub mod memory;
 pub mod orders;

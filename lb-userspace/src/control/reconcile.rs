@@ -300,6 +300,7 @@ impl Plan<'_> {
             entries: desired.entries.clone(),
             affinity: desired.affinity,
             track: desired.track,
+            spreads: desired.spreads,
             following: desired.following,
             flow_idle: desired.flow_idle,
             offset,
@@ -339,13 +340,15 @@ impl Plan<'_> {
             && (old.entries != desired.entries
                 || old.affinity != desired.affinity
                 || old.track != desired.track
+                || old.spreads != desired.spreads
                 || old.following != desired.following
                 || old.flow_idle != desired.flow_idle)
         {
             // The table is written already; the service keeps it.
             self.swap |= old.entries != desired.entries
                 || old.affinity != desired.affinity
-                || old.following.marked(old.value(id)) != desired.following.marked(old.value(id));
+                || old.following.marked(old.value(id)) != desired.following.marked(old.value(id))
+                || old.spreads != desired.spreads;
             let mut changed = changed.into_owned();
             for ((slot, old), changed) in slots.iter().zip(&*before).zip(&mut changed) {
                 if slot != old {

@@ -19,13 +19,14 @@ use super::{
     actual::{Actual, ActualBackend, ActualService, Millis, Named},
     decisions::{Decision, Decisions},
     failback::Standing,
+    hot::source_text,
     memory::Memory,
     retarget::Track,
     sweep::Sweep,
 };
 use crate::{
-    api::{BackendStatus, FlowTableStatus, NodeStatus, ServiceStatus, Status},
-    config::Failback,
+    api::{BackendStatus, FlowTableStatus, HotSourceStatus, NodeStatus, ServiceStatus, Status},
+    config::{Failback, Share},
     dataplane::DataplaneError,
 };
 
@@ -52,6 +53,8 @@ pub fn mac_text(mac: [u8; 6]) -> String {
 pub struct Told<'a> {
     /// How a configured service of this name stands with its priorities.
     pub standing: &'a dyn Fn(&str) -> Option<Standing>,
+    /// Above which share of its packets a configured service of this name spreads a source.
+    pub threshold: &'a dyn Fn(&str) -> Option<Share>,
     /// What the operator decided.
     pub decisions: &'a Decisions,
 }
@@ -170,8 +173,11 @@ impl Report {
             spent += 1 + backends.len() + service.slots.len() / 512;
             let standing = (told.standing)(&service.name);
             let in_transition = actual.in_transition(id);
-            self.services
-                .push(service_status(service, standing, in_transition, backends));
+            self.services.push(ServiceStatus {
+                spread_hot_sources: (told.threshold)(&service.name).map(Share::fraction),
+                hot_sources: hot_sources(actual, id),
+                ..service_status(service, standing, in_transition, backends)
+            });
         }
         Ok(self.left.is_empty())
     }
@@ -205,6 +211,21 @@ impl Report {
 
 /// The layouts' version, for [`NodeStatus::abi`].
 pub const ABI: u32 = ABI_VERSION;
+
+/// The hot sources of a service, the largest share first.
+fn hot_sources(actual: &Actual, service: u16) -> Vec<HotSourceStatus> {
+    let mut sources: Vec<_> = actual.hot_of(service).collect();
+    sources.sort_by_key(|(source, hot)| (Reverse(hot.share_ppm), **source));
+    sources
+        .into_iter()
+        .map(|(source, hot)| HotSourceStatus {
+            source: source_text(&hot.info(*source)),
+            share: Share(hot.share_ppm).fraction(),
+            since: rfc3339_ms(hot.since_ms),
+            state: hot.state.name().into(),
+        })
+        .collect()
+}
 
 /// How many bits an address of this family has.
 const fn address_bits(address: IpAddr) -> u8 {
@@ -248,6 +269,8 @@ fn service_status(
             (false, prefix) if prefix == address_bits(service.entries.vip) => "client".into(),
             (false, _) => "network".into(),
         },
+        spread_hot_sources: None,
+        hot_sources: Vec::new(),
         flow_idle_s: service.flow_idle.as_secs_f64(),
         track: service.following.track.name().into(),
         affinity_timeout_s: service
@@ -369,6 +392,7 @@ mod tests {
         };
         let told = Told {
             standing: &|_| Some(standing),
+            threshold: &|_| Some(Share(50_000)),
             decisions,
         };
         let maps = &bench.executor.maps;
@@ -492,6 +516,7 @@ mod tests {
         let decisions = Decisions::default();
         let told_of_nobody = Told {
             standing: &|_| None,
+            threshold: &|_| None,
             decisions: &decisions,
         };
         let order = services.iter().map(|s| s.name.as_str());

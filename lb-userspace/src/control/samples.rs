@@ -3,10 +3,15 @@
 use std::{cell::Cell, net::IpAddr, time::Duration};
 
 use lb_common::{
-    abi::{BackendInfo, BackendState, Bucket, Control, Counter, NAME_LEN, ServiceInfo},
+    abi::{
+        BackendInfo, BackendState, Bucket, Control, Counter, HOT_LINES, HOT_WAYS, HotInfo, HotLine,
+        NAME_LEN, ServiceInfo,
+    },
     address::Ipv6,
     flow::{FlowBucket, FlowBucket6, FlowKey, FlowState, Key, Phase, bucket_indices},
     hash::Seed,
+    hot::{HotWord, digest},
+    memory::Word64,
     pick::{Affinity, Backend, Slot},
     plain::{Capacity, Instance, PlainTables},
     service::Directory,
@@ -38,6 +43,7 @@ pub(super) struct PlainMemory {
     pub(super) tables: PlainTables,
     service_info: Vec<ServiceInfo>,
     backend_info: Vec<BackendInfo>,
+    hot_info: Vec<HotInfo>,
     /// Writes that are still done before the controller dies; `None` where it lives for ever.
     pub(super) writes_left: Cell<Option<u32>>,
     /// What was read and written since it was last asked for.
@@ -81,6 +87,7 @@ impl PlainMemory {
             tables,
             service_info: vec![ServiceInfo::default(); usize::from(services)],
             backend_info: vec![BackendInfo::default(); backends as usize],
+            hot_info: vec![HotInfo::default(); HOT_LINES as usize * HOT_WAYS],
             writes_left: Cell::new(None),
             touched: Cell::default(),
         }
@@ -238,6 +245,29 @@ impl Memory for PlainMemory {
         self.touch(|touched| touched.infos += 1);
         if self.lives() {
             self.backend_info[usize::from(number)] = info;
+        }
+        Ok(())
+    }
+
+    fn hot_lines(&self) -> &[HotLine] {
+        &self.tables.hot
+    }
+
+    fn set_hot(&self, place: u32, word: HotWord) {
+        if self.lives() {
+            let place = place as usize;
+            self.tables.hot[place / HOT_WAYS].ways[place % HOT_WAYS].set(word.0);
+        }
+    }
+
+    fn hot_info(&self, place: u32) -> Result<Option<HotInfo>, DataplaneError> {
+        let info = self.hot_info[place as usize];
+        Ok((info.used != 0).then_some(info))
+    }
+
+    fn set_hot_info(&mut self, place: u32, info: HotInfo) -> Result<(), DataplaneError> {
+        if self.lives() {
+            self.hot_info[place as usize] = info;
         }
         Ok(())
     }
@@ -456,6 +486,22 @@ impl Bench {
             );
         }
         assert_eq!(maps.tables.control.directory.get(), actual.directory().0);
+        let words = maps.tables.hot.iter().flat_map(|line| &line.ways);
+        let mut in_maps: Vec<(u32, u64)> = (0..)
+            .zip(words.map(Word64::get))
+            .filter(|(_, word)| *word != 0)
+            .collect();
+        in_maps.sort_unstable();
+        let mut known: Vec<(u32, u64)> = actual
+            .hot()
+            .iter()
+            .map(|(source, hot)| {
+                let digest = digest(source.service, source.address, SEED);
+                (hot.place, HotWord::new(digest, hot.state).0)
+            })
+            .collect();
+        known.sort_unstable();
+        assert_eq!(in_maps, known, "the hot sources");
     }
 }
 
@@ -474,6 +520,7 @@ pub(super) fn service(name: &str, vip: u8, backends: &[DesiredBackend]) -> Desir
         },
         affinity: Affinity::CLIENT_IPV4,
         track: Track::Flows,
+        spreads: false,
         following: Following::default(),
         flow_idle: IDLE,
         held: None,

@@ -14,9 +14,9 @@ use lb_common::{
     abi::BackendState,
     address::{Address, Ipv6},
     flow::{FlowKey, FlowState, Key as _, Phase, TICK_NS, find},
-    forward::process,
+    forward::{place_of, process},
     packet::Buffer,
-    pick::{Affinity, hash_of, slot_index},
+    pick::Affinity,
     service::{Directory, lookup},
     tables::{Event, Tables as _},
     verdict::Verdict,
@@ -33,6 +33,7 @@ use super::{
     decisions::{Decision, Decisions},
     desired::{DesiredBackend, DesiredService, Knowledge, state},
     directory::Entries,
+    hot::{Source, turn},
     orders::end_drains,
     samples::{Bench, PlainMemory, SEED, service},
     sweep::{Budget, CLOSING_SILENCE, Sweep},
@@ -42,6 +43,9 @@ use super::{
 const SERVICES: usize = 2;
 const BACKENDS: usize = 5;
 const FLOWS: usize = 300;
+/// The service whose sources may be hot, and how many it has.
+const HOT_SERVICE: usize = 1;
+const SOURCES: usize = 12;
 /// Fewer than all services and backends with all their addresses need: numbers are used again soon.
 const NUMBERS: u32 = 18;
 const WEIGHTS: [u32; 4] = [0, 5, 50, 100];
@@ -66,6 +70,12 @@ enum Step {
     Killed(usize, usize, Change, u32),
     /// A service is taken out of the configuration, or put back.
     ToggleService(usize),
+    /// A source of the second service is found hot, or calm again.
+    Turn(usize, bool),
+    /// The same, but the controller is killed after that many writes.
+    KilledTurn(usize, bool, u32),
+    /// The configuration of the second service ceases to spread hot sources, or begins to.
+    ToggleSpread,
     /// Time passes, in milliseconds, without a sweep.
     Pass(u64),
     /// The controller sweeps.
@@ -118,6 +128,7 @@ struct ModelBackend {
 #[derive(Clone, Debug)]
 struct ModelService {
     listed: bool,
+    spreads: bool,
     /// `failback = "manual"`.
     manual: bool,
     /// The priority that new flows are held on.
@@ -155,6 +166,8 @@ struct World {
     headless: bool,
     /// Pieces of a sweep were made, and no pass since has found everything clean.
     in_pieces: bool,
+    /// A hot source has settled in the last pass: its flows' records are still there.
+    outlived: bool,
 }
 
 fn idle(service: usize) -> Duration {
@@ -224,6 +237,7 @@ impl World {
             model: vec![
                 ModelService {
                     listed: true,
+                    spreads: true,
                     manual: false,
                     held: None,
                     backends,
@@ -234,6 +248,7 @@ impl World {
             lost: BTreeSet::new(),
             headless: false,
             in_pieces: false,
+            outlived: false,
         };
         // A primary, a pool of two and a last resort, which new flows leave only when the operator says so.
         let standby = &mut world.model[1];
@@ -247,6 +262,13 @@ impl World {
 
     fn service_of(flow: usize) -> usize {
         flow % SERVICES
+    }
+
+    /// Whether the data path looks for hot sources of a service: as long as there are any, whatever the configuration says.
+    fn spreads(&self, service: usize) -> bool {
+        let id = self.bench.actual().service_id(&service_name(service));
+        service == HOT_SERVICE && self.model[service].spreads
+            || id.is_some_and(|id| self.bench.actual().has_hot(id))
     }
 
     fn server(&self, service: usize, backend: usize) -> Server {
@@ -323,6 +345,7 @@ impl World {
                 DesiredService {
                     held: self.model[s].held,
                     flow_idle: idle(s),
+                    spreads: self.spreads(s),
                     entries: Entries {
                         vip: vip(s),
                         ..sample.entries
@@ -416,12 +439,10 @@ impl World {
         let Some(service) = lookup(tables, directory, vip, PROTO_TCP, 80) else {
             return false;
         };
-        let hash = hash_of(service.affinity(), client, ports(flow), SEED);
-        let index = slot_index(hash, service.bits());
-        tables
-            .slot(service.offset() + index)
+        let control = tables.control().unwrap();
+        place_of(tables, service, client, ports(flow), control)
             .unwrap()
-            .in_transition()
+            .in_transition
     }
 
     /// Sends one packet through the real data path: who got it.
@@ -600,6 +621,42 @@ impl World {
         }
     }
 
+    /// A source is spread from now on, or no more.
+    fn turn(&mut self, source: usize, spread: bool, writes: Option<u32>) {
+        let Some(id) = self.bench.actual().service_id(&service_name(HOT_SERVICE)) else {
+            return;
+        };
+        if spread && !self.model[HOT_SERVICE].spreads {
+            return;
+        }
+        let source = match source_of(source) {
+            IpAddr::V4(source) => Source::of(id, Affinity::CLIENT_IPV4, source.to_bits()),
+            IpAddr::V6(source) => Source::of(id, Affinity::CLIENT_IPV6, Ipv6::from(source)),
+        };
+        let unix_ms = 1_700_000_000_000 + self.bench.now;
+        let op = turn(self.bench.actual(), source, spread, 400_000, SEED, unix_ms).unwrap();
+        let Some(op) = op else {
+            return;
+        };
+        self.bench.executor.maps.writes_left.set(writes);
+        self.bench.execute(&[op]);
+        match writes {
+            None => self.bench.check(),
+            Some(_) => self.headless = true,
+        }
+    }
+
+    /// Packets of every flow while nobody controls; then another controller takes over.
+    fn take_over(&mut self) {
+        let listed = |w: &Self, f| w.model[Self::service_of(f)].listed;
+        self.each(0, FLOWS, |w, f| {
+            if listed(w, f) && w.lives[f].is_some() {
+                w.go_on(f, TCP_ACK);
+            }
+        });
+        self.restart();
+    }
+
     /// Who is leaving and fails now is lost, also if it comes back; who is listed again is not.
     fn lose(&mut self) {
         for service in 0..SERVICES {
@@ -705,6 +762,11 @@ impl World {
                     .backends
                     .is_subset(&kept.retired().backends)
             );
+            let mut hot = kept.hot().clone();
+            for source in hot.values_mut() {
+                source.changed = self.bench.now;
+            }
+            assert_eq!(*adopted.hot(), hot);
             assert_eq!(adopted.services().len(), kept.services().len());
             for (id, service) in kept.services() {
                 let mut expected = service.clone();
@@ -726,11 +788,17 @@ impl World {
         self.bench.check();
     }
 
+    fn sources_in_transition(&self) -> usize {
+        let sources = self.bench.actual().hot().values();
+        sources.filter(|hot| hot.state.in_transition()).count()
+    }
+
     fn sweep(&mut self) -> Sweep {
         while self.bench.sweeper.is_active() {
             self.bench.sweep_piece(Budget::ALL);
         }
         self.forget_settled();
+        let moving = self.sources_in_transition();
         let found = self.bench.sweep();
         let now = self.bench.now;
         // Flows that have sent since the change are counted exactly, give or take the coarse time's last unit.
@@ -751,10 +819,10 @@ impl World {
             let surely = lives()
                 .filter(|life| life.recorded && !life.ended && silent(life) < patience(life))
                 .count() as u64;
-            // A record that outlived its slot's transition, because it was made after the look at its bucket, counts while
-            // it is true.
+            // A record that outlived its slot's transition, because it was made after the look at its bucket, or its
+            // source's, counts while it is true.
             let perhaps = lives()
-                .filter(|life| life.recorded || self.in_pieces)
+                .filter(|life| life.recorded || self.in_pieces || self.outlived)
                 .filter(|life| silent(life) < idle(life.home.0) + slack)
                 .count() as u64;
             assert!(
@@ -766,6 +834,8 @@ impl World {
                 assert_eq!(surely, 0, "{} is drained", backend.name);
             }
         }
+        // The records of a source that has settled go with the next pass.
+        self.outlived = self.sources_in_transition() < moving;
         self.in_pieces = found.settled > 0 && self.in_pieces;
         self.forget_settled();
         found
@@ -823,14 +893,24 @@ impl World {
             Step::Killed(service, backend, change, writes) => {
                 self.apply(service, backend, change, Some(writes));
                 if self.headless {
-                    let listed = |w: &Self, f| w.model[Self::service_of(f)].listed;
-                    self.each(0, FLOWS, |w, f| {
-                        if listed(w, f) && w.lives[f].is_some() {
-                            w.go_on(f, TCP_ACK);
-                        }
-                    });
-                    self.restart();
+                    self.take_over();
                 }
+            }
+            Step::Turn(source, spread) => self.turn(source, spread, None),
+            Step::KilledTurn(source, spread, writes) => {
+                self.turn(source, spread, Some(writes));
+                if self.headless {
+                    self.take_over();
+                }
+            }
+            Step::ToggleSpread => {
+                let before = self.model.clone();
+                let spreads = &mut self.model[HOT_SERVICE].spreads;
+                *spreads = !*spreads;
+                if !*spreads {
+                    (0..SOURCES).for_each(|source| self.turn(source, false, None));
+                }
+                self.reconcile(before, None);
             }
             Step::ToggleService(service) => {
                 let before = self.model.clone();
@@ -867,12 +947,28 @@ impl World {
                 backend.state
             );
         }
+        let spread = actual.hot().values().all(|hot| !hot.state.in_transition());
+        assert!(spread, "{:?}", actual.hot());
         assert!(self.bench.sweep().quiet);
     }
 }
 
-/// Its client's address, in the family of its service.
+/// A source of the second service, in the family of its VIP.
+fn source_of(source: usize) -> IpAddr {
+    let source = (source % SOURCES) as u16;
+    match vip(HOT_SERVICE) {
+        IpAddr::V4(_) => {
+            Ipv4Addr::from_bits(Ipv4Addr::new(203, 0, 200, 0).to_bits() + u32::from(source)).into()
+        }
+        IpAddr::V6(_) => Ipv6Addr::new(0x2001, 0xdb8, 3, source, 0, 0, 0, 1).into(),
+    }
+}
+
+/// Its client's address, in the family of its service. Clients of the second service share a few.
 fn client(flow: usize) -> IpAddr {
+    if World::service_of(flow) == HOT_SERVICE {
+        return source_of(flow / SERVICES);
+    }
     match vip(World::service_of(flow)) {
         IpAddr::V4(_) => {
             Ipv4Addr::from_bits(Ipv4Addr::new(203, 0, 113, 0).to_bits() + flow as u32).into()
@@ -934,6 +1030,9 @@ fn step() -> impl Strategy<Value = Step> {
         9 => (0..SERVICES, 0..BACKENDS, change()).prop_map(|(s, b, c)| Step::Change(s, b, c)),
         2 => (0..SERVICES, 0..BACKENDS, change(), prop_oneof![0u32..12, 0u32..3000])
             .prop_map(|(s, b, c, writes)| Step::Killed(s, b, c, writes)),
+        5 => (0..SOURCES, any::<bool>()).prop_map(|(s, spread)| Step::Turn(s, spread)),
+        1 => (0..SOURCES, any::<bool>(), 0u32..4).prop_map(|(s, spread, w)| Step::KilledTurn(s, spread, w)),
+        1 => Just(Step::ToggleSpread),
         1 => (0..SERVICES).prop_map(Step::ToggleService),
         2 => (0u64..4000).prop_map(Step::Pass),
         3 => Just(Step::Sweep),

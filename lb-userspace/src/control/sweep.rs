@@ -13,15 +13,16 @@ use std::{
 
 use lb_common::{
     abi::{BackendState, WAYS},
-    address::Address,
-    flow::{FlowBucket, FlowBucket6, FlowKey, FlowState, LONGEST_SILENCE, Phase, TICK_NS, Way},
+    flow::{FlowBucket, FlowBucket6, FlowState, LONGEST_SILENCE, Phase, TICK_NS, Way},
     hash::Seed,
-    pick::{Slot, hash_of, slot_index},
+    hot::HotState,
+    pick::Slot,
 };
 
 use super::{
     actual::{Actual, ActualBackend, ActualService, Millis, Op, Retired},
     fragments,
+    hot::{Belongs, HotSource, Keeper, Source, belongs, is_stale},
 };
 
 /// After this long without a packet, a flow whose client has sent FIN counts as ended: a closing connection's last
@@ -57,12 +58,6 @@ pub fn is_live(state: FlowState, now: u16, flow_idle: Duration) -> bool {
         Phase::Closing => silent < ticks(CLOSING_SILENCE.min(flow_idle)),
         Phase::Ended => false,
     }
-}
-
-/// The slot of a recorded flow in its service's table.
-fn slot_of<A: Address>(service: &ActualService, key: FlowKey<A>, seed: Seed) -> u32 {
-    let hash = hash_of(service.affinity, key.client, key.ports, seed);
-    slot_index(hash, u32::from(service.bits))
 }
 
 /// What a pass looks at, as it is during one piece.
@@ -112,18 +107,23 @@ impl View<'_> {
         }
     }
 
-    /// The state of the record in this place, and its slot in the service's table.
-    fn state_and_slot(&self, service: &ActualService, bucket: Bucket, way: usize) -> (u64, u32) {
+    /// The state of the record in this place, and whose transition it is kept for.
+    fn state_and_keeper(
+        &self,
+        service: &ActualService,
+        bucket: Bucket,
+        way: usize,
+    ) -> (u64, Keeper) {
         match bucket {
             Bucket::Ipv4(index) => {
                 let record = &self.buckets[index].ways[way];
-                let slot = slot_of(service, record.flow(), self.seed);
-                (record.state.get(), slot)
+                let belongs = belongs(self.actual, service, record.flow(), self.seed);
+                (record.state.get(), belongs.keeper)
             }
             Bucket::Ipv6(index) => {
                 let record = &self.buckets6[index].ways[way];
-                let slot = slot_of(service, record.flow(), self.seed);
-                (record.state.get(), slot)
+                let belongs = belongs(self.actual, service, record.flow(), self.seed);
+                (record.state.get(), belongs.keeper)
             }
         }
     }
@@ -147,7 +147,7 @@ pub struct Sweep {
     pub flows: BTreeMap<u16, u64>,
     /// Ways in use.
     pub used: u64,
-    /// Slots that settled.
+    /// Slots and hot sources that settled.
     pub settled: u64,
     /// Nothing was found that could change by itself: until the next operation, no other pass is needed.
     pub quiet: bool,
@@ -222,6 +222,8 @@ pub struct Pass {
     ending: BTreeMap<u16, u64>,
     /// The backends that slots named as previous until they settled in this pass.
     rested: BTreeSet<u16>,
+    /// Hot sources that a live flow elsewhere keeps from settling.
+    busy_sources: BTreeSet<Source>,
     found: Sweep,
 }
 
@@ -249,6 +251,7 @@ impl Pass {
                 .map(|(number, backend)| (number, backend.since_ms))
                 .collect(),
             rested: BTreeSet::new(),
+            busy_sources: BTreeSet::new(),
             found: Sweep::default(),
         }
     }
@@ -297,7 +300,11 @@ impl Pass {
                 && actual.retired().is_empty()
                 // What such a service will record is not known beforehand.
                 && !actual.services().values().any(ActualService::records_always)
-                && actual.ending().next().is_none(),
+                && actual.ending().next().is_none()
+                && !actual
+                    .hot()
+                    .iter()
+                    .any(|(of, hot)| hot.state.in_transition() || is_stale(actual, *of, hot)),
             ..self.found.clone()
         })
     }
@@ -338,9 +345,12 @@ impl Pass {
             };
             let key = record.flow();
             let client = key.is_client();
-            let slot_index = slot_of(service, key, view.seed) as usize;
-            let slot = service.slots[slot_index];
-            let needed = slot.in_transition() || service.records_always() && !client;
+            let Belongs {
+                slot,
+                in_transition,
+                keeper,
+            } = belongs(actual, service, key, view.seed);
+            let needed = in_transition || service.records_always() && !client;
             let backend = actual
                 .backends()
                 .get(&state.backend())
@@ -349,7 +359,11 @@ impl Pass {
                 piece.clear.push((bucket, way, word));
                 continue;
             };
-            let due = self.due(actual, service, slot_index);
+            let slot_index = match keeper {
+                Keeper::Slot(index) => Some(index as usize),
+                Keeper::Source(_) => None,
+            };
+            let due = slot_index.is_some_and(|index| self.due(actual, service, index));
             // A table that has grown since the pass began has other slots: none of them settles in this one.
             let watch = self
                 .watched
@@ -362,18 +376,25 @@ impl Pass {
                 if !client && !backend.entry.failed() {
                     *self.found.flows.entry(state.backend()).or_default() += 1;
                 }
-                if service.waits_for(backend.entry, client)
-                    && state.backend() != slot.current()
-                    && let Some(watch) = watch
-                {
-                    watch.busy.resize(service.slots.len(), false);
-                    watch.busy[slot_index] = true;
-                    continue;
+                if service.waits_for(backend.entry, client) && state.backend() != slot.current() {
+                    match (keeper, watch) {
+                        (Keeper::Source(source), _) => {
+                            self.busy_sources.insert(source);
+                            continue;
+                        }
+                        (Keeper::Slot(index), Some(watch)) => {
+                            watch.busy.resize(service.slots.len(), false);
+                            watch.busy[index as usize] = true;
+                            continue;
+                        }
+                        (Keeper::Slot(_), None) => {}
+                    }
                 }
             }
             if !worth.kept {
                 piece.clear.push((bucket, way, word));
             } else if due
+                && let Some(slot_index) = slot_index
                 && (client || !service.records_always())
                 && let Some(watch) = self.watched.get_mut(&state.service())
                 && watch.bits == service.bits
@@ -439,13 +460,15 @@ impl Pass {
                         view.bucket(*number as usize / WAYS),
                         *number as usize % WAYS,
                     );
-                    let (word, slot) = view.state_and_slot(service, bucket, way);
+                    let (word, keeper) = view.state_and_keeper(service, bucket, way);
                     if !FlowState(word).used() || FlowState(word).service() != id {
                         continue;
                     }
-                    if changes
-                        .binary_search_by_key(&slot, |(index, _)| *index)
-                        .is_ok_and(|found| !changes[found].1.in_transition())
+                    // Not that of a source that has become hot meanwhile: it is in transition now.
+                    if let Keeper::Slot(slot) = keeper
+                        && changes
+                            .binary_search_by_key(&slot, |(index, _)| *index)
+                            .is_ok_and(|found| !changes[found].1.in_transition())
                     {
                         piece.clear.push((bucket, way, word));
                     }
@@ -468,12 +491,42 @@ impl Pass {
         Next::End
     }
 
+    /// Hot sources whose transition is over, and those that nobody picks by any more. Their records go with the next pass,
+    /// which follows at once: until then they tell the truth.
+    fn settle_sources(&mut self, actual: &Actual, piece: &mut Piece) {
+        for (source, hot) in actual.hot() {
+            let stale = is_stale(actual, *source, hot);
+            let due = hot.state.in_transition()
+                && !self.busy_sources.contains(source)
+                && actual
+                    .services()
+                    .get(&source.service)
+                    .is_some_and(|service| {
+                        let idle = Millis::try_from(service.flow_idle.as_millis());
+                        hot.changed.saturating_add(idle.unwrap_or(Millis::MAX)) <= self.started
+                    });
+            if stale || due {
+                let settled = HotSource {
+                    state: hot.state.settled(),
+                    ..*hot
+                };
+                let remains = !stale && settled.state != HotState::COLD;
+                self.found.settled += 1;
+                piece.ops.push(Op::Hot {
+                    source: *source,
+                    entry: remains.then_some(settled),
+                });
+            }
+        }
+    }
+
     /// Drains that are done, backends that have left, numbers that are free.
     ///
     /// What settled just now no slot names any more; a packet may still be on its way through such a slot, so what was named
     /// by it then rests until the next pass.
-    fn end(&self, view: &View<'_>, piece: &mut Piece) {
+    fn end(&mut self, view: &View<'_>, piece: &mut Piece) {
         let actual = view.actual;
+        self.settle_sources(actual, piece);
         for (number, backend) in actual.ending() {
             if self.ending.get(&number) != Some(&backend.since_ms)
                 || self.found.flows.contains_key(&number)

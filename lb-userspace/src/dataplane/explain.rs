@@ -7,7 +7,7 @@ use std::{
 };
 
 use lb_common::{
-    abi::{Bucket, Control, Port, Vip6},
+    abi::{Bucket, Control, HotLine, Port, SampleRing, Vip6},
     features::Features,
     flow::{FlowBucket, FlowBucket6},
     forward::process,
@@ -267,6 +267,14 @@ impl Tables for Thought<'_> {
 
     fn vip(&self, service: u16) -> Option<&Vip6> {
         self.maps.vips().get(usize::from(service))
+    }
+
+    fn hot_line(&self, index: u32) -> Option<&HotLine> {
+        self.maps.hot_lines().get(index as usize)
+    }
+
+    fn sample_ring(&self) -> Option<&SampleRing> {
+        None
     }
 
     fn now(&self) -> u16 {

@@ -8,8 +8,8 @@ use std::{
 use aya::maps::{MapData, MapInfo, MapType};
 use lb_common::{
     abi::{
-        BackendInfo, Bucket, Control, Counter, MAX_PORTS, Port, SLOTS_IN_LINE, ServiceInfo,
-        SlotLine, Vip6, map,
+        BackendInfo, Bucket, Control, Counter, HOT_LINES, HOT_WAYS, HotInfo, HotLine, MAX_PORTS,
+        Port, SLOTS_IN_LINE, SampleRing, ServiceInfo, SlotLine, Vip6, map,
     },
     flow::{FlowBucket, FlowBucket6},
     memory::Word64,
@@ -79,6 +79,9 @@ pub(super) const LAYOUTS: [Layout; map::ALL.len()] = [
     layout::<u64>(map::EVENTS, MapType::PerCpuArray),
     layout::<ServiceInfo>(map::SERVICE_INFO, MapType::Array),
     layout::<BackendInfo>(map::BACKEND_INFO, MapType::Array),
+    layout::<HotLine>(map::HOT, MapType::Array),
+    layout::<HotInfo>(map::HOT_INFO, MapType::Array),
+    layout::<SampleRing>(map::SAMPLES, MapType::Array),
 ];
 
 /// How many entries a map gets when the maps are made for `sizes`; `None` where the kernel object says it.
@@ -103,6 +106,9 @@ pub fn planned(sizes: &Sizes, cpus: u64) -> Vec<MapFacts> {
         .map(|layout| {
             let entries = entries_of(layout.name, sizes).unwrap_or(match layout.name {
                 map::PORTS | map::REDIRECT => MAX_PORTS,
+                map::HOT => HOT_LINES,
+                map::HOT_INFO => HOT_LINES * HOT_WAYS as u32,
+                map::SAMPLES => u32::try_from(cpus).unwrap_or(u32::MAX),
                 map::VERDICTS => Verdict::COUNT as u32,
                 map::EVENTS => Event::COUNT as u32,
                 _ => 1,

@@ -10,7 +10,7 @@ use lb_common::{
 
 use super::{
     DataplaneError, KERNEL_OBJECT,
-    layout::{entries_of, maps_dir},
+    layout::{entries_of, maps_dir, processors},
 };
 
 /// How large the maps are made. What is pinned already keeps its size.
@@ -146,6 +146,8 @@ pub fn load(
             loader.map_max_entries(name, entries);
         }
     }
+    let processors = u32::try_from(processors()?).unwrap_or(u32::MAX);
+    loader.map_max_entries(map::SAMPLES, processors);
     if let Some(dir) = &dir {
         for name in map::ALL {
             loader.map_pin_path(name, dir.join(name));

@@ -29,6 +29,10 @@ unsafe impl Shared for lb_common::flow::FlowBucket {}
 unsafe impl Shared for lb_common::flow::FlowBucket6 {}
 // SAFETY: as above.
 unsafe impl Shared for lb_common::abi::Vip6 {}
+// SAFETY: as above.
+unsafe impl Shared for lb_common::abi::HotLine {}
+// SAFETY: as above.
+unsafe impl Shared for lb_common::abi::SampleRing {}
 // SAFETY: eight bytes.
 unsafe impl Shared for lb_common::memory::Word64 {}
 

@@ -12,12 +12,13 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        ABI_VERSION, BackendInfo, Bucket, Control, Counter, MAGIC, MAX_PORTS, Port, SLOTS_IN_LINE,
-        ServiceInfo, SlotLine, Vip6, map,
+        ABI_VERSION, BackendInfo, Bucket, Control, Counter, HOT_WAYS, HotInfo, HotLine, MAGIC,
+        MAX_PORTS, Port, SLOTS_IN_LINE, SampleRing, ServiceInfo, SlotLine, Vip6, map,
     },
     address::Ipv6,
     features::Features,
     flow::{FlowBucket, FlowBucket6},
+    hot::HotWord,
     memory::Word64,
     pick::{Backend, Slot},
     tables::Event,
@@ -52,6 +53,8 @@ unsafe impl Pod for Plain<Counter> {}
 unsafe impl Pod for Plain<ServiceInfo> {}
 // SAFETY: as above.
 unsafe impl Pod for Plain<BackendInfo> {}
+// SAFETY: as above.
+unsafe impl Pod for Plain<HotInfo> {}
 
 /// Every map of the data path.
 pub struct Maps {
@@ -74,6 +77,9 @@ pub struct Maps {
     events: PerCpuArray<MapData, u64>,
     service_info: Array<MapData, Plain<ServiceInfo>>,
     backend_info: Array<MapData, Plain<BackendInfo>>,
+    hot: Mapped<HotLine>,
+    hot_info: Array<MapData, Plain<HotInfo>>,
+    samples: Mapped<SampleRing>,
     facts: Vec<MapFacts>,
 }
 
@@ -194,6 +200,9 @@ impl Maps {
             events,
             service_info,
             backend_info,
+            hot,
+            hot_info,
+            samples,
         ] = &LAYOUTS;
         let mut facts = Vec::new();
         let mut counters_fd = None;
@@ -227,6 +236,10 @@ impl Maps {
                 .map_err(|e| DataplaneError::map(service_info.name, e))?,
             backend_info: Array::try_from(Map::Array(take(backend_info)?))
                 .map_err(|e| DataplaneError::map(backend_info.name, e))?,
+            hot: map_memory(&take(hot)?, hot.name, access)?,
+            hot_info: Array::try_from(Map::Array(take(hot_info)?))
+                .map_err(|e| DataplaneError::map(hot_info.name, e))?,
+            samples: map_memory(&take(samples)?, samples.name, access)?,
             counters_fd,
             facts,
         })
@@ -519,6 +532,48 @@ impl Maps {
         self.backend_info
             .set(u32::from(number), Plain(info), 0)
             .map_err(|e| DataplaneError::map(map::BACKEND_INFO, e))
+    }
+
+    /// The hot sources.
+    #[must_use]
+    pub fn hot_lines(&self) -> &[HotLine] {
+        self.hot.get()
+    }
+
+    /// Writes the place of a hot source, counted over all lines: one aligned store.
+    pub fn set_hot(&self, place: u32, word: HotWord) {
+        assert!(self.hot.writable(), "maps opened for reading");
+        let place = place as usize;
+        self.hot.get()[place / HOT_WAYS].ways[place % HOT_WAYS].set(word.0);
+    }
+
+    /// A hot source as people know it; `None` where there is none.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    pub fn hot_info(&self, place: u32) -> Result<Option<HotInfo>, DataplaneError> {
+        let info = self
+            .hot_info
+            .get(&place, 0)
+            .map_err(|e| DataplaneError::map(map::HOT_INFO, e))?
+            .0;
+        Ok((info.used != 0).then_some(info))
+    }
+
+    /// Writes it.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    pub fn set_hot_info(&mut self, place: u32, info: HotInfo) -> Result<(), DataplaneError> {
+        self.hot_info
+            .set(place, Plain(info), 0)
+            .map_err(|e| DataplaneError::map(map::HOT_INFO, e))
+    }
+
+    /// The rings of sampled sources, one for each processor.
+    #[must_use]
+    pub fn sample_rings(&self) -> &[SampleRing] {
+        self.samples.get()
     }
 
     /// What the kernel says about each map, in the order of [`map::ALL`].

@@ -77,6 +77,7 @@ golden! {
     type_text_for_list: WrongType, "[\"eth0\"]" => "\"eth0\"";
     type_number_for_ports: WrongType, "[80, 443]" => "80";
     type_table_for_value: WrongType, "name = \"web1\"" => "name = { first = 1 }";
+    type_number_for_hot_share: WrongType, "ports = [80, 443]" => "ports = [80]\naffinity = \"client\"\nspread_hot_sources = 5";
     type_entry_of_interfaces: WrongType, "[\"eth0\"]" => "[\"eth0\", 1]";
     type_seed: WrongType, "name = \"lb1\"" => "name = \"lb1\"\nseed = 12345678";
 
@@ -91,6 +92,7 @@ golden! {
     range_priority: OutOfRange, "weight = 50" => "priority = 0";
     range_interval: OutOfRange, "interval = \"1s\"" => "interval = \"50ms\"";
     range_flow_idle: OutOfRange, "ports = [80, 443]" => "ports = [80]\nflow_idle = \"1day\"";
+    range_hot_share: OutOfRange, "ports = [80, 443]" => "ports = [80]\naffinity = \"client\"\nspread_hot_sources = \"0.5%\"";
     range_rise: OutOfRange, "interval = \"1s\"" => "rise = 0";
     range_probe_port: OutOfRange, "interval = \"1s\"" => "port = 0";
     range_port_zero: OutOfRange, "[80, 443]" => "[80, 0]";
@@ -104,6 +106,7 @@ golden! {
     value_protocol: BadValue, "protocol = \"tcp\"" => "protocol = \"tpc\"";
     value_case: BadValue, "protocol = \"tcp\"" => "protocol = \"TCP\"";
     value_affinity: BadValue, "ports = [80, 443]" => "ports = [80]\naffinity = \"source-ip\"";
+    value_hot_share_without_unit: BadValue, "ports = [80, 443]" => "ports = [80]\naffinity = \"client\"\nspread_hot_sources = \"5\"";
     value_failback: BadValue, "ports = [80, 443]" => "ports = [80]\nfailback = \"manuel\"";
     type_failback: WrongType, "ports = [80, 443]" => "ports = [80]\nfailback = true";
     value_probe_type_later: BadValue, "type = \"http\"" => "type = \"https\"";
@@ -145,6 +148,9 @@ golden! {
     duplicate_backend_name: Duplicate, "name = \"web2\"" => "name = \"web1\"";
     duplicate_backend_address: Duplicate, "192.0.2.22" => "192.0.2.21";
     duplicate_interface: Duplicate, "[\"eth0\"]" => "[\"eth0\", \"eth0\"]";
+    conflict_hot_sources_without_affinity: Conflict, "ports = [80, 443]" => "ports = [80]\nspread_hot_sources = 0.05";
+    conflict_hot_sources_and_timeout: Conflict, "ports = [80, 443]"
+        => "ports = [80]\naffinity = \"client\"\naffinity_timeout = \"1h\"\nspread_hot_sources = 0.05";
     conflict_timeout: Conflict, "interval = \"1s\"" => "interval = \"1s\"\ntimeout = \"2s\"";
     conflict_http_key: Conflict, "type = \"http\"" => "type = \"tcp\"\npath = \"/\"";
     conflict_vip_is_backend: Conflict, "address = \"192.0.2.22\"" => "address = \"192.0.2.10\"";

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, time::Duration};
 
 use lb_userspace::config::{
     Affinity, Backend, Config, ConfigErrors, Control, Failback, Limits, Node, Ports, Probe,
-    ProbeKind, Protocol, Service, Track, Unserved, Via, XdpMode,
+    ProbeKind, Protocol, Service, Share, Track, Unserved, Via, XdpMode,
 };
 use proptest::prelude::*;
 
@@ -282,6 +282,7 @@ fn config() -> impl Strategy<Value = Config> {
         (
             prop::sample::select(&[Affinity::None, Affinity::Client, Affinity::Network][..]),
             1..=32_u8,
+            prop::option::of((10_000..=1_000_000_u32).prop_map(Share)),
         ),
         (
             millis(1_000, 8 * 3_600_000),
@@ -328,7 +329,7 @@ fn config() -> impl Strategy<Value = Config> {
                             name,
                             (protocol, track),
                             ports,
-                            (affinity, prefix),
+                            (affinity, prefix, hot),
                             (flow_idle, failback, timeout),
                             probe,
                             backends,
@@ -340,6 +341,8 @@ fn config() -> impl Strategy<Value = Config> {
                         protocol,
                         ports,
                         affinity,
+                        spread_hot_sources: hot
+                            .filter(|_| affinity != Affinity::None && timeout.is_none()),
                         network_prefix: (affinity == Affinity::Network).then_some(prefix),
                         flow_idle,
                         track,

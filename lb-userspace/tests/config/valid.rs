@@ -83,6 +83,7 @@ fn the_example_of_the_design_means_what_it_says() {
             protocol: Protocol::Tcp,
             ports: Ports::Ranges(vec![25..=25, 587..=587, 8000..=8010]),
             affinity: Affinity::Client,
+            spread_hot_sources: None,
             network_prefix: None,
             flow_idle: Duration::from_secs(900),
             track: Track::Changes,

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use lb_common::{
-    abi::{ABI_VERSION, Bucket, Control, MAGIC, Port, Vip6},
+    abi::{ABI_VERSION, Bucket, Control, HotLine, MAGIC, Port, Vip6},
     address::Ipv6,
     features::Features,
     flow::{
@@ -12,6 +12,7 @@ use lb_common::{
     },
     fragment::FragmentKey,
     hash::Seed,
+    hot::{HotState, HotWord, digest, line_of},
     pick::{Affinity, Backend, Slot},
     plain::{Capacity, PlainTables},
     service::{Directory, ServiceKey, ServiceValue, Track},
@@ -66,6 +67,8 @@ pub struct Service {
     pub track: Track,
     /// Whether clients are recorded (`affinity_timeout`).
     pub clients: bool,
+    /// Whether it looks for hot sources.
+    pub spreads: bool,
     /// Whether it takes the later fragments of its protocols on its VIP that came before their first one.
     pub fragments: bool,
 }
@@ -100,6 +103,17 @@ pub struct Flow {
     pub backend: u16,
     /// How far it has come.
     pub phase: Phase,
+}
+
+/// A source that is spread by its ports, or was until lately.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hot {
+    /// The service's id.
+    pub service: u16,
+    /// The address, or the first one of the network, that picks.
+    pub source: IpAddr,
+    /// How its flows are picked.
+    pub state: HotState,
 }
 
 /// The fragments of one packet, whose first one has been seen.
@@ -153,6 +167,8 @@ pub struct Fixture {
     pub ports: Vec<(u16, Port)>,
     /// Recorded flows, the first one silent for longest.
     pub flows: Vec<Flow>,
+    /// Hot sources.
+    pub hot: Vec<Hot>,
     /// IPv6 addresses by service id that stand in the place of the services' own VIPs.
     pub other_vips: Vec<(u16, Ipv6Addr)>,
     /// Recorded fragments.
@@ -182,6 +198,8 @@ pub trait Store {
     fn set_port(&mut self, number: u16, port: Port) -> Result<(), DataplaneError>;
     /// The flow table.
     fn flow_buckets(&self) -> &[FlowBucket];
+    /// The hot sources.
+    fn hot_lines(&self) -> &[HotLine];
     /// The IPv6 clients' flow table.
     fn flow6_buckets(&self) -> &[FlowBucket6];
     /// The fragment table.
@@ -209,6 +227,9 @@ impl Store for PlainTables {
     }
     fn flow_buckets(&self) -> &[FlowBucket] {
         &self.flows
+    }
+    fn hot_lines(&self) -> &[HotLine] {
+        &self.hot
     }
     fn flow6_buckets(&self) -> &[FlowBucket6] {
         &self.flows6
@@ -239,6 +260,9 @@ impl Store for Maps {
     }
     fn flow_buckets(&self) -> &[FlowBucket] {
         Self::flow_buckets(self)
+    }
+    fn hot_lines(&self) -> &[HotLine] {
+        Self::hot_lines(self)
     }
     fn flow6_buckets(&self) -> &[FlowBucket6] {
         Self::flow6_buckets(self)
@@ -365,6 +389,16 @@ impl Fixture {
         self
     }
 
+    /// Adds a hot source; its service looks for such.
+    #[must_use]
+    pub fn hot(mut self, hot: Hot) -> Self {
+        for service in &mut self.services {
+            service.spreads |= service.id == hot.service;
+        }
+        self.hot.push(hot);
+        self
+    }
+
     /// Writes all of it, over whatever was there, as of `now` (in units of [`lb_common::flow::TICK_NS`]).
     ///
     /// # Errors
@@ -401,6 +435,7 @@ impl Fixture {
             vip.low.set(0);
         }
 
+        self.write_hot(store);
         let control = store.control();
         control.magic.set(MAGIC);
         control.abi.set(ABI_VERSION);
@@ -456,6 +491,23 @@ impl Fixture {
         Ok(())
     }
 
+    fn write_hot(&self, store: &impl Store) {
+        let lines = store.hot_lines();
+        for way in lines.iter().flat_map(|line| &line.ways) {
+            way.set(0);
+        }
+        for hot in &self.hot {
+            let source = match hot.source {
+                IpAddr::V4(source) => source.to_ipv6_mapped(),
+                IpAddr::V6(source) => source,
+            };
+            let digest = digest(hot.service, source.into(), SEED);
+            let mut ways = lines[line_of(digest) as usize].ways.iter();
+            let way = ways.find(|way| way.get() == 0).expect("few hot sources");
+            way.set(HotWord::new(digest, hot.state).0);
+        }
+    }
+
     fn write_tables(&self, store: &impl Store) -> Vec<u32> {
         let mut offsets = Vec::new();
         let mut next = 16;
@@ -487,7 +539,8 @@ fn lookup_entries(
         let bits = service.slots.len().ilog2() as u8;
         let value = ServiceValue::new(service.id, *offset, bits, service.affinity)
             .tracking(service.track)
-            .recording_clients(service.clients);
+            .recording_clients(service.clients)
+            .spreading(service.spreads);
         let any = matches!(service.ports, Ports::Any);
         match vips.iter_mut().find(|(known, ..)| *known == service.vip) {
             Some((.., known)) => *known |= any,

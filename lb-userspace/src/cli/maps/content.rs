@@ -4,10 +4,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use jiff::Timestamp;
 use lb_common::{
-    abi::{BackendState, Bucket, InfoTrack, WAYS, map, text},
+    abi::{BackendState, Bucket, HOT_WAYS, InfoTrack, SAMPLES_IN_RING, WAYS, map, text},
     address::Ipv6,
     flow::{FlowLine, FlowState, Phase, Way},
     fragment::FRAGMENT_TICKS,
+    hot::HotWord,
     pick::{Backend, Slot},
     service::{Directory, ServiceKey, ServiceValue},
     tables::Event,
@@ -20,7 +21,10 @@ use super::super::{
     pinned::{self, Names, Pinned, affinity, interface, mac, protocol},
     rows::{Row, row},
 };
-use crate::dataplane::{DataplaneError, Maps, clock::coarse_ticks};
+use crate::{
+    control::hot::source_text,
+    dataplane::{DataplaneError, Maps, clock::coarse_ticks},
+};
 
 /// How much of a map is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +114,20 @@ pub(super) fn usage(name: &'static str, pinned: &Pinned) -> Result<Usage, Datapl
             "services",
         ),
         map::BACKEND_INFO => usage(names.backends.len(), backends - 1, "backends"),
+        map::HOT | map::HOT_INFO => usage(
+            hot_words(maps).count(),
+            maps.hot_lines().len() * HOT_WAYS,
+            "sources",
+        ),
+        map::SAMPLES => {
+            let rings = maps.sample_rings();
+            let kept = |taken: u64| taken.min(SAMPLES_IN_RING) as usize;
+            usage(
+                rings.iter().map(|ring| kept(ring.taken.get())).sum(),
+                rings.len() * SAMPLES_IN_RING as usize,
+                "samples",
+            )
+        }
         other => unreachable!("{other} is no map of ours"),
     })
 }
@@ -179,6 +197,9 @@ pub(super) fn rows(name: &'static str, pinned: &Pinned) -> Result<Vec<Row>, Data
         }
         map::SERVICE_INFO => service_info(names),
         map::BACKEND_INFO => backend_info(names),
+        map::HOT => hot(maps, names)?,
+        map::HOT_INFO => hot_info(maps, names)?,
+        map::SAMPLES => samples(maps),
         other => unreachable!("{other} is no map of ours"),
     })
 }
@@ -465,6 +486,75 @@ fn backend_info(names: &Names) -> Vec<Row> {
         }
     });
     rows.collect()
+}
+
+/// The places in `HOT` that are taken, and what is in them.
+fn hot_words(maps: &Maps) -> impl Iterator<Item = (u32, HotWord)> {
+    let words = maps.hot_lines().iter().flat_map(|line| &line.ways);
+    (0..)
+        .zip(words.map(|word| HotWord(word.get())))
+        .filter(|(_, word)| word.0 != 0)
+}
+
+/// What the data path goes by, with the names that only `HOT_INFO` knows.
+fn hot(maps: &Maps, names: &Names) -> Result<Vec<Row>, DataplaneError> {
+    let mut rows = Vec::new();
+    for (place, word) in hot_words(maps) {
+        let info = maps.hot_info(place)?;
+        rows.push(row! {
+            "line" => place / HOT_WAYS as u32,
+            "way" => place % HOT_WAYS as u32,
+            "digest" => format!("{:#018x}", word.0 & !7),
+            "state" => word.state().name(),
+            "new_flows" => picked_by(word.state().spreads()),
+            "older_flows" => if word.state().in_transition() {
+                json!(picked_by(word.state().spread_before()))
+            } else {
+                Value::Null
+            },
+            "service" => info.map(|info| names.service(info.service)),
+            "source" => info.map(|info| source_text(&info)),
+        });
+    }
+    Ok(rows)
+}
+
+fn picked_by(spread: bool) -> &'static str {
+    if spread {
+        "address and ports"
+    } else {
+        "affinity"
+    }
+}
+
+fn hot_info(maps: &Maps, names: &Names) -> Result<Vec<Row>, DataplaneError> {
+    let mut rows = Vec::new();
+    for (place, _) in hot_words(maps) {
+        if let Some(info) = maps.hot_info(place)? {
+            rows.push(row! {
+                "place" => place,
+                "service" => names.service(info.service),
+                "source" => source_text(&info),
+                "share_ppm" => info.share_ppm,
+                "since" => unix_time(info.since_ms),
+            });
+        }
+    }
+    Ok(rows)
+}
+
+fn samples(maps: &Maps) -> Vec<Row> {
+    let rings = (0..).zip(maps.sample_rings());
+    rings
+        .filter(|(_, ring)| ring.packets.get() != 0)
+        .map(|(processor, ring): (u32, _)| {
+            row! {
+                "processor" => processor,
+                "packets" => ring.packets.get(),
+                "sampled" => ring.taken.get(),
+            }
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -186,9 +186,11 @@ fn differs(steps: &[Step], protocol: Protocol) -> bool {
         Step::Service { found, .. } => *found,
         _ => None,
     });
-    let in_transition = steps
-        .iter()
-        .any(|step| matches!(step, Step::Slot { slot, .. } if slot.in_transition()));
+    let in_transition = steps.iter().any(|step| match step {
+        Step::Slot { slot, .. } => slot.in_transition(),
+        Step::HotSlot { .. } => true,
+        _ => false,
+    });
     match (service.map(ServiceValue::track), protocol) {
         (None, _) | (Some(Track::Changes | Track::Always), Protocol::Udp) => false,
         (Some(Track::Always), Protocol::Tcp) => true,
@@ -199,6 +201,14 @@ fn differs(steps: &[Step], protocol: Protocol) -> bool {
 /// Refuses to answer where the answer would be about port 0.
 fn needs_port(args: &Args, explained: &Explained) -> anyhow::Result<()> {
     let picks = |step: &Step| matches!(step, Step::Service { found: Some(service), .. } if service.affinity().ports);
+    let hot = |step: &Step| matches!(step, Step::Hot { .. });
+    if args.client.port.is_none() && explained.steps.iter().any(hot) {
+        bail!(
+            "the client is of a hot source, which is spread by its ports, so the client's port takes part in the pick: give it, as `xdp-lb where {}:40000 {}`",
+            args.client,
+            args.service
+        );
+    }
     if args.client.port.is_none() && explained.steps.iter().any(picks) {
         bail!(
             "the service's affinity is `none`, so the client's port takes part in the pick: give it, as `xdp-lb where {} {}`",
@@ -245,7 +255,10 @@ fn answer(explained: &Explained, args: &Args, arrival: Arrival, pinned: &Pinned)
             } => {
                 answer.service = Some(pinned.names.service(value.id()));
             }
-            Step::Slot { index, .. } => answer.slot = Some(*index),
+            // Of a hot source in transition, that of its new flows.
+            Step::Slot { index, .. } => {
+                answer.slot.get_or_insert(*index);
+            }
             Step::Backend { number, .. } => answer.backend = Some(pinned.names.backend(*number)),
             _ => {}
         }

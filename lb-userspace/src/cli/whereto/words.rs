@@ -1,11 +1,15 @@
 //! The steps of the data path, in words.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::VecDeque,
+    net::{IpAddr, SocketAddr},
+};
 
 use ipnet::IpNet;
 use lb_common::{
     abi::{BackendState, text},
     flow::FlowName,
+    hot::HotState,
     pick::{Affinity, Slot},
     service::ServiceValue,
     tables::Step,
@@ -14,7 +18,10 @@ use lb_common::{
 };
 use serde::Serialize;
 
-use crate::cli::pinned::{Names, address, affinity, mac, protocol};
+use crate::{
+    cli::pinned::{Names, address, affinity, mac, protocol},
+    control::hot::network_text,
+};
 
 /// One step: its kind, for programs, and what happened, for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -37,6 +44,8 @@ impl Narrator<'_> {
         let mut lines = Vec::new();
         let mut service: Option<ServiceValue> = None;
         let mut in_slot: Option<Slot> = None;
+        // Of a hot source, which of the hashes to come are of address and ports.
+        let mut spread: VecDeque<bool> = VecDeque::new();
         let taken = steps.iter().find_map(|step| match step {
             Step::Backend { number, .. } => Some(*number),
             _ => None,
@@ -55,7 +64,14 @@ impl Narrator<'_> {
                 }
                 Step::Hash { hash, .. } => {
                     if let Some(service) = service {
-                        lines.push(Line::new("affinity", self.affinity(service.affinity())));
+                        let picks = match spread.pop_front() {
+                            Some(true) => Affinity {
+                                ports: true,
+                                ..service.affinity()
+                            },
+                            _ => service.affinity(),
+                        };
+                        lines.push(Line::new("affinity", self.affinity(picks)));
                     }
                     let text = format!(
                         "{hash:#018x}, keyed with the secret seed that all directors share"
@@ -64,6 +80,19 @@ impl Narrator<'_> {
                 }
                 Step::Slot { index, slot } => {
                     lines.push(Line::new("slot", self.slot(index, slot, service)));
+                    in_slot = Some(slot);
+                }
+                Step::Hot { source, state } => {
+                    spread = [state.spreads(), state.spread_before()].into();
+                    lines.push(Line::new("hot_source", hot(source, service, state)));
+                }
+                Step::HotSlot { slot } => {
+                    let text = format!(
+                        "new flows go to the pick of now, {}; those that are older than the change went by the pick of before, to {}",
+                        self.names.backend(slot.current()),
+                        self.names.backend(slot.previous())
+                    );
+                    lines.push(Line::new("hot_source", text));
                     in_slot = Some(slot);
                 }
                 Step::Backend { number, backend } => {
@@ -199,6 +228,8 @@ impl Narrator<'_> {
             }
             // The other steps are not about a transition.
             Step::Service { .. }
+            | Step::Hot { .. }
+            | Step::HotSlot { .. }
             | Step::Hash { .. }
             | Step::Slot { .. }
             | Step::Fragment { .. }
@@ -221,6 +252,24 @@ impl Narrator<'_> {
         }
         words
     }
+}
+
+/// How the flows of a hot source are picked.
+fn hot(source: IpAddr, service: Option<ServiceValue>, state: HotState) -> String {
+    let source = match service {
+        Some(service) => network_text(source, service.affinity().prefix),
+        None => source.to_string(),
+    };
+    let how = match (state.spreads(), state.in_transition()) {
+        (true, false) => "is a hot source: its flows are picked by address and ports",
+        (true, true) => {
+            "is a hot source: its new flows are picked by address and ports, those that are there already stay where they are"
+        }
+        (false, _) => {
+            "was a hot source until lately: its new flows are picked by the affinity again, those that are there already stay where they are"
+        }
+    };
+    format!("{source} {how}")
 }
 
 /// A flow by its client.
@@ -404,6 +453,56 @@ mod tests {
         transition: the flow table does not have the client 10.1.2.99: it may be older than the change and stays on the previous backend, b1
         transition: every flow of the service is recorded, but the flow table does not have the flow from 10.1.2.99:40000: it is new, and goes to the current backend, b2
         ");
+    }
+
+    #[test]
+    fn a_hot_source() {
+        let ports = 40_000 << 16 | 80;
+        let spread = CLIENT.source(Affinity::NONE_IPV4, ports, Seed([1, 2]));
+        let client = CLIENT.source(Affinity::CLIENT_IPV4, ports, Seed([1, 2]));
+        let hot = |state| Step::Hot {
+            source: CLIENT.addr(),
+            state,
+        };
+        let slot = |current| Step::Slot {
+            index: 7,
+            slot: Slot::settled(current),
+        };
+        insta::assert_snapshot!(told(&[
+            service(Affinity::CLIENT_IPV4),
+            hot(HotState::SPREAD),
+            Step::Hash { source: spread, hash: 1 },
+            slot(2),
+        ]), @r#"
+        service: 192.0.2.10:80/tcp belongs to "web" (id 3)
+        hot_source: 10.1.2.99 is a hot source: its flows are picked by address and ports
+        affinity: none: address and ports pick (10.1.2.99, port 40000 to port 80)
+        hash: 0x0000000000000001, keyed with the secret seed that all directors share
+        slot: 7 of 256 (the hash's top 8 bits): current b2, settled
+        "#);
+        insta::assert_snapshot!(told(&[
+            service(Affinity::CLIENT_IPV4),
+            hot(HotState::SPREAD.turned(false)),
+            Step::Hash { source: client, hash: 1 },
+            slot(2),
+            Step::Hash { source: spread, hash: 2 },
+            slot(1),
+            Step::HotSlot { slot: Slot::new(2, 1) },
+            Step::Opens,
+            backend(2),
+        ]), @r#"
+        service: 192.0.2.10:80/tcp belongs to "web" (id 3)
+        hot_source: 10.1.2.99 was a hot source until lately: its new flows are picked by the affinity again, those that are there already stay where they are
+        affinity: client: the client's address picks (10.1.2.99), its port does not
+        hash: 0x0000000000000001, keyed with the secret seed that all directors share
+        slot: 7 of 256 (the hash's top 8 bits): current b2, settled
+        affinity: none: address and ports pick (10.1.2.99, port 40000 to port 80)
+        hash: 0x0000000000000002, keyed with the secret seed that all directors share
+        slot: 7 of 256 (the hash's top 8 bits): current b1, settled
+        hot_source: new flows go to the pick of now, b2; those that are older than the change went by the pick of before, to b1
+        transition: the packet opens a flow (SYN): it goes to the current backend, b2, and would be recorded
+        backend: b2 (number 2) at 192.0.2.22, up: probe answered; MAC 02:00:00:00:00:16
+        "#);
     }
 
     #[test]

@@ -38,7 +38,7 @@ impl Follow {
                     self.numbers.insert(*number);
                 }
                 Op::Service { .. } | Op::RemoveService { .. } => self.all = true,
-                Op::Slots { .. } | Op::SwapDirectory { .. } | Op::Release(_) => {}
+                Op::Slots { .. } | Op::SwapDirectory { .. } | Op::Hot { .. } | Op::Release(_) => {}
             }
         }
     }

@@ -293,6 +293,7 @@ impl Daemon {
                 let service = knowledge.service(name)?;
                 Some(knowledge.standing(service, &executor.actual))
             },
+            threshold: &|name| knowledge.service(name)?.spread_hot_sources,
             decisions: &knowledge.decisions,
         };
         let swept = self.sweeper.last();

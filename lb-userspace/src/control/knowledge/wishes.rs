@@ -158,6 +158,8 @@ impl Knowledge {
             affinity: affinity(service),
             track: following.changes(protocol_number(service.protocol)),
             following,
+            spreads: service.spread_hot_sources.is_some()
+                || id.is_some_and(|id| actual.has_hot(id)),
             flow_idle: service.flow_idle,
             held: failback::held(service, self.decisions.held.get(&service.name)),
             backends: service

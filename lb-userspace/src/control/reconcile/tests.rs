@@ -67,6 +67,7 @@ fn kinds(ops: &[Op]) -> Vec<&'static str> {
             Op::RemoveService { .. } => "remove service",
             Op::SwapDirectory { .. } => "swap",
             Op::RemoveBackend { .. } => "remove backend",
+            Op::Hot { .. } => "hot",
             Op::Release(_) => "release",
         })
         .collect()

@@ -1,6 +1,9 @@
 //! When a flow counts, when its record goes, and when a slot settles.
 
-use lb_common::flow::{Key as _, Owner};
+use lb_common::{
+    flow::{FlowKey, Key as _, Owner},
+    pick::{hash_of, slot_index},
+};
 
 use super::*;
 use crate::control::{

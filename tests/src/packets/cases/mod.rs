@@ -5,6 +5,7 @@ mod arp;
 mod cut;
 mod features;
 mod fragments;
+mod hot;
 mod icmp;
 mod icmp6;
 mod ipv4;
@@ -54,6 +55,7 @@ pub fn all() -> Vec<Case> {
         transition::cases(),
         track::cases(),
         features::cases(),
+        hot::cases(),
     ]
     .concat()
 }
@@ -99,6 +101,7 @@ fn town_at(vip: IpAddr, vip_any: IpAddr, affinity: Affinity) -> Fixture {
         misplaced: None,
         track: Track::Changes,
         clients: false,
+        spreads: false,
         fragments: false,
     };
     let list = |ports: &[u16]| Ports::List(ports.to_vec());
