@@ -1,32 +1,51 @@
-//! The suite.
+//! The suite of xdp-lb's benchmark; `cargo xtask bench` builds and runs it.
+
+mod rows;
 mod scenes;
 mod stage;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use clap::Parser;
 use lb_userspace::bench::measure::{Plan, measure};
 
+/// Nanoseconds per packet of the data path, against the least that a balancer must do.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask bench")]
+struct Arguments {
+    /// A few short bursts: to see that everything works; the figures mean little
+    #[arg(long)]
+    quick: bool,
+    /// Bursts of each program
+    #[arg(long)]
+    bursts: Option<u32>,
+    /// Only the rows whose name contains one of these
+    rows: Vec<String>,
+}
+
 fn main() -> Result<()> {
-    let arguments: Vec<String> = std::env::args().collect();
-    let number = |place: usize, usual: u32| {
-        arguments
-            .get(place)
-            .and_then(|text| text.parse().ok())
-            .unwrap_or(usual)
+    let arguments = Arguments::parse();
+    let mut plan = if arguments.quick {
+        Plan::QUICK
+    } else {
+        Plan::FULL
     };
-    let plan = Plan {
-        laps: number(1, 31),
-        bursts: number(2, 31),
+    plan.bursts = arguments.bursts.unwrap_or(plan.bursts);
+    let wanted = |name: &str| {
+        arguments.rows.is_empty()
+            || arguments
+                .rows
+                .iter()
+                .any(|part| name.contains(part.as_str()))
     };
-    let (mut rows, _stages) = scenes::rows()?;
-    let samples = measure(&mut rows, plan, |_| Ok(()));
-    for stage in &_stages { eprintln!("{:?} dir {:x} feat {:?}", stage.executor.maps.verdicts()?, stage.executor.maps.control().directory.get(), stage.executor.maps.features()); }
- let samples = samples?;
+    let mut rows = rows::rows(wanted)?;
+    let samples = measure(&mut rows.rows, plan, |_| Ok(()))?;
     let floor = samples
         .iter()
-        .find(|s| s.name == "floor")
-        .and_then(|s| s.net());
+        .find(|sample| sample.name == rows::FLOOR)
+        .and_then(|sample| sample.net())
+        .context("the floor was not measured")?;
     for sample in &samples {
-        let (Some(net), Some(floor)) = (sample.net(), floor) else {
+        let Some(net) = sample.net() else {
             continue;
         };
         println!(

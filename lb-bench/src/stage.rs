@@ -8,7 +8,7 @@ use lb_userspace::{
     config::{Config, Unserved},
     control::{
         actual::{Actual, Millis},
-        decisions::Decisions,
+        decisions::{Decision, Decisions},
         execute::Executor,
         features::features,
         knowledge::{Knowledge, Neighbour},
@@ -34,7 +34,7 @@ const SEED: [u64; 2] = [0x0123_4567_89ab_cdef, 0x0f1e_2d3c_4b5a_6978];
 /// A loaded program with its maps, and the controller's part of them.
 pub(crate) struct Stage {
     knowledge: Knowledge,
-    pub(crate) executor: Executor,
+    executor: Executor,
     /// The program.
     pub(crate) target: Target,
 }
@@ -109,8 +109,36 @@ impl Stage {
         }
     }
 
+    /// Drains the first backends of every service.
+    pub(crate) fn drain(&mut self, backends: usize) -> Result<()> {
+        let decision = Decision {
+            drained: true,
+            ..Decision::default()
+        };
+        let services = self.knowledge.config().services.clone();
+        for service in &services {
+            for backend in service.backends.iter().take(backends) {
+                self.knowledge
+                    .decisions
+                    .set(&service.name, &backend.name, decision.clone());
+            }
+        }
+        self.apply()
+    }
+
+    /// How many of all slots are in transition, and how many slots there are.
+    pub(crate) fn in_transition(&self) -> (u64, u64) {
+        let actual = &self.executor.actual;
+        let slots = actual.services().values().map(|s| s.slots.len() as u64);
+        let unsettled = actual
+            .services()
+            .keys()
+            .map(|id| u64::from(actual.in_transition(*id)));
+        (unsettled.sum(), slots.sum())
+    }
+
     /// Brings the maps to what is known.
-    pub(crate) fn apply(&mut self) -> Result<()> {
+    fn apply(&mut self) -> Result<()> {
         let desired = self.knowledge.desired(&self.executor.actual);
         let now: Millis = 0;
         let ops = reconcile(&desired, Scope::All, &self.executor.actual, 0, now)?;
@@ -121,7 +149,10 @@ impl Stage {
 
 /// The host of the configurations.
 fn host() -> Result<HostFacts> {
-    let addresses = SUBNETS.map(str::parse).into_iter().collect::<Result<_, _>>()?;
+    let addresses = SUBNETS
+        .map(str::parse)
+        .into_iter()
+        .collect::<Result<_, _>>()?;
     Ok(HostFacts {
         interfaces: vec![Interface {
             link: Link {

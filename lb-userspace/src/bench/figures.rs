@@ -107,7 +107,10 @@ mod tests {
         let own = Net::of(&series([30.0, 36.0, 37.0]), &base).expect("laps");
         assert_eq!(own.ratio(&floor), Some(2.5));
         assert_eq!(Net::of(&series([]), &base), None);
-        let nothing = Net { min: 0.0, median: 1.0 };
+        let nothing = Net {
+            min: 0.0,
+            median: 1.0,
+        };
         assert_eq!(own.ratio(&nothing), None, "no floor, no ratio");
     }
 }

@@ -108,14 +108,8 @@ pub fn recipe(kind: Kind, flows: Flows, destination: &Destination) -> Recipe {
 fn frame(kind: Kind, destination: &Destination) -> Vec<u8> {
     let ethernet = PacketBuilder::ethernet2(ROUTER_MAC, destination.mac);
     let (ip, length) = match destination.vip {
-        IpAddr::V4(vip) => (
-            ethernet.ipv4(CLIENT4.octets(), vip.octets(), 64),
-            FRAME4,
-        ),
-        IpAddr::V6(vip) => (
-            ethernet.ipv6(CLIENT6.octets(), vip.octets(), 64),
-            FRAME6,
-        ),
+        IpAddr::V4(vip) => (ethernet.ipv4(CLIENT4.octets(), vip.octets(), 64), FRAME4),
+        IpAddr::V6(vip) => (ethernet.ipv6(CLIENT6.octets(), vip.octets(), 64), FRAME6),
     };
     let mut bytes = Vec::with_capacity(length);
     let written = match kind {
@@ -126,7 +120,11 @@ fn frame(kind: Kind, destination: &Destination) -> Vec<u8> {
         }
         Kind::Tcp | Kind::Syn => {
             let tcp = ip.tcp(CLIENT_PORT, destination.port, 1, 1024);
-            let tcp = if kind == Kind::Syn { tcp.syn() } else { tcp.ack(1) };
+            let tcp = if kind == Kind::Syn {
+                tcp.syn()
+            } else {
+                tcp.ack(1)
+            };
             let payload = vec![0; length - tcp.size(0)];
             tcp.write(&mut bytes, &payload)
         }

@@ -30,10 +30,7 @@ impl Plan {
         bursts: 31,
     };
     /// Enough to see that everything works; the figures mean little.
-    pub const QUICK: Self = Self {
-        laps: 1,
-        bursts: 3,
-    };
+    pub const QUICK: Self = Self { laps: 1, bursts: 3 };
 }
 
 /// What is measured.
@@ -86,7 +83,9 @@ pub enum MeasureError {
     #[error(transparent)]
     Dataplane(#[from] DataplaneError),
     /// The program did something else than the row is about.
-    #[error("{row}: the program under test answers {found:?} instead of {expected:?}: the figures would be of another way through it")]
+    #[error(
+        "{row}: the program under test answers {found:?} instead of {expected:?}: the figures would be of another way through it"
+    )]
     Action {
         /// The row.
         row: String,

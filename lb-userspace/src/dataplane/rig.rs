@@ -209,8 +209,8 @@ impl Rig {
         let target = object
             .take_map(name::TARGET)
             .ok_or_else(|| foreign(name::TARGET))?;
-        let target = ProgramArray::try_from(target)
-            .map_err(|e| DataplaneError::map(name::TARGET, e))?;
+        let target =
+            ProgramArray::try_from(target).map_err(|e| DataplaneError::map(name::TARGET, e))?;
         let state = object
             .take_map(name::STATE)
             .ok_or_else(|| foreign(name::STATE))?;
@@ -222,7 +222,10 @@ impl Rig {
         let times =
             PerCpuArray::try_from(times).map_err(|e| DataplaneError::map(name::TIMES, e))?;
         let words = if recipe.ipv6 { 10 } else { 8 };
-        let frame: Vec<u8> = recipe.frame[..words].iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let frame: Vec<u8> = recipe.frame[..words]
+            .iter()
+            .flat_map(|word| word.to_ne_bytes())
+            .collect();
         // The same frame in both places.
         let mut packet = frame.clone();
         packet.resize(STRIDE, 0);
