@@ -6,4 +6,7 @@
 
 pub mod figures;
 pub mod frame;
+pub mod machine;
 pub mod measure;
+pub mod results;
+pub mod table;

@@ -128,6 +128,7 @@ impl Target {
 /// One preparing program, and the stands.
 pub struct Rig {
     object: Ebpf,
+    recipe: Recipe,
     target: ProgramArray<MapData>,
     state: PerCpuArray<MapData, State>,
     times: PerCpuArray<MapData, u64>,
@@ -232,6 +233,7 @@ impl Rig {
         packet.extend(frame);
         Ok(Self {
             object,
+            recipe: *recipe,
             target,
             state,
             times,
@@ -242,14 +244,17 @@ impl Rig {
         })
     }
 
-    /// One of the benchmark's own programs.
-    ///
-    /// # Panics
-    /// Never: all of them were loaded.
+    /// Which instructions prepare the packets: equal for recipes that differ in the bytes they write alone.
     #[must_use]
-    pub fn stand(&self, wanted: Stand) -> &Target {
-        let found = self.stands.iter().find(|(stand, _)| *stand == wanted);
-        &found.expect("every stand is loaded").1
+    pub fn kind(&self) -> Recipe {
+        let random = self.recipe.flow_mask | self.recipe.vip_mask | self.recipe.port_mask != 0;
+        Recipe {
+            frame: [0; FRAME_WORDS],
+            flow_mask: random.into(),
+            vip_mask: 0,
+            port_mask: 0,
+            ..self.recipe
+        }
     }
 
     /// Prepares a packet and runs `target` over it, [`LAP`] times for each of so many `laps`, at most 63.
