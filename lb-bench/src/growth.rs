@@ -4,24 +4,20 @@ use anyhow::Result;
 use lb_userspace::bench::frame::{Destination, Flows, Kind};
 
 use crate::{
-    rows::{FLOOR, Rows, Traffic, WARM_UP, one4},
+    rows::{Rows, Traffic, WARM_UP, one4},
     scenes::{FIRST_VIP, PORT, Scene, VIP4},
     stage::{DIRECTOR_MAC, Stage},
 };
-use lb_userspace::dataplane::rig::Stand;
 
 /// What the names begin with.
 pub(crate) const PREFIX: &str = "growth_";
 
-/// The rows, and the floor.
-pub(crate) fn rows(wanted: impl Fn(&str) -> bool) -> Result<Rows> {
-    let mut rows = Rows::default();
-    rows.add_stand(FLOOR, Stand::Floor)?;
-    services(&mut rows, &wanted)?;
-    backends(&mut rows, &wanted)?;
-    flows(&mut rows, &wanted)?;
-    transition(&mut rows, &wanted)?;
-    Ok(rows)
+/// Adds the rows.
+pub(crate) fn add(rows: &mut Rows, wanted: impl Fn(&str) -> bool) -> Result<()> {
+    services(rows, &wanted)?;
+    backends(rows, &wanted)?;
+    flows(rows, &wanted)?;
+    transition(rows, &wanted)
 }
 
 /// Services of four ports each on one VIP in four, with four backends, random over all.

@@ -4,6 +4,8 @@ mod alone;
 mod chart;
 mod datapath;
 mod growth;
+mod live;
+mod peers;
 mod progress;
 mod rows;
 mod scenes;
@@ -88,22 +90,13 @@ fn measure(arguments: &Arguments) -> Result<Report> {
     let mut results: Vec<Outcome> = Vec::new();
 
     let mut rows = rows::rows(wanted)?;
+    growth::add(&mut rows, wanted)?;
     let samples = datapath::run("data path", &mut rows, plan)?;
     drop(rows);
     machine.note(&samples);
     results.extend(datapath::outcomes(&samples)?);
 
-    let mut rows = growth::rows(wanted)?;
-    if rows.rows.len() > 1 {
-        let fewer = Plan {
-            bursts: plan.bursts.div_ceil(3),
-            ..plan
-        };
-        let samples = datapath::run("growth", &mut rows, fewer)?;
-        let outcomes = datapath::outcomes(&samples)?;
-        // The floor is there already.
-        results.extend(outcomes.into_iter().filter(|row| row.name != rows::FLOOR));
-    }
+    results.extend(live::run(wanted, plan.bursts)?);
     Ok(Report { machine, results })
 }
 

@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
+use aya::Ebpf;
 use lb_userspace::{
     config::{Config, Unserved},
     control::{
@@ -16,7 +17,12 @@ use lb_userspace::{
         reconcile::{Scope, reconcile},
         startup::sizes,
     },
-    dataplane::{Instance, Maps, load, rig::Target},
+    dataplane::{
+        Instance, Maps,
+        live::{attach_datapath, detach_datapath},
+        load,
+        rig::Target,
+    },
     neighbour::{HostFacts, Interface, Link},
 };
 
@@ -35,6 +41,7 @@ const SEED: [u64; 2] = [0x0123_4567_89ab_cdef, 0x0f1e_2d3c_4b5a_6978];
 pub(crate) struct Stage {
     knowledge: Knowledge,
     executor: Executor,
+    object: Ebpf,
     /// The program.
     pub(crate) target: Target,
 }
@@ -81,6 +88,7 @@ impl Stage {
         let mut stage = Self {
             knowledge: Knowledge::new(config, Decisions::default(), vec![port], facts, false),
             executor: Executor::new(maps, actual),
+            object,
             target,
         };
         stage.resolve();
@@ -124,6 +132,18 @@ impl Stage {
             }
         }
         self.apply()
+    }
+
+    /// Runs `work` while the program is attached to an interface of this thread's namespace.
+    pub(crate) fn attached<T>(
+        &mut self,
+        ifindex: u32,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let id = attach_datapath(&mut self.object, ifindex)?;
+        let result = work();
+        detach_datapath(&mut self.object, id)?;
+        result
     }
 
     /// How many of all slots are in transition, and how many slots there are.
