@@ -67,7 +67,7 @@ impl Rows {
             name: name.into(),
             rig: Rig::load(&recipe(kind, flows, &destination))?,
             contender: Contender::Program(stage.target.try_clone()?),
-            action,
+            action: Some(action),
             warm_up,
         });
         Ok(())
@@ -79,7 +79,7 @@ impl Rows {
             name: name.into(),
             rig: Rig::load(&recipe(Kind::Tcp, Flows::One, &one4()))?,
             contender: Contender::Stand(stand),
-            action: Action::Transmit,
+            action: Some(Action::Transmit),
             warm_up: 0,
         });
         Ok(())
