@@ -149,6 +149,9 @@ struct Life {
     homeless: bool,
     /// It sent while its slot was in transition, so that it can be counted.
     recorded: bool,
+    /// Its slot, or its source, has settled since, and no whole pass over the flow table yet: its record may still be there,
+    /// true but for its phase, and counts again where the slot is in transition anew.
+    outlived: bool,
     /// A backend has got more of it than its opening.
     spoke: bool,
     /// It had been silent for longer than a slot waits, and woke up during a sweep that may have looked for it already: its
@@ -164,10 +167,6 @@ struct World {
     lost: BTreeSet<Server>,
     /// A controller was killed, and no other has started yet: drains and failures may be done in part.
     headless: bool,
-    /// Pieces of a sweep were made, and no pass since has found everything clean.
-    in_pieces: bool,
-    /// A hot source has settled in the last pass: its flows' records are still there.
-    outlived: bool,
 }
 
 fn idle(service: usize) -> Duration {
@@ -247,8 +246,6 @@ impl World {
             lives: vec![None; FLOWS],
             lost: BTreeSet::new(),
             headless: false,
-            in_pieces: false,
-            outlived: false,
         };
         // A primary, a pool of two and a last resort, which new flows leave only when the operator says so.
         let standby = &mut world.model[1];
@@ -486,7 +483,8 @@ impl World {
         if state.phase() != Phase::Opening || !self.in_transition(flow) {
             return None;
         }
-        let spoke = self.lives[flow].is_some_and(|life| life.spoke && !life.homeless);
+        let spoke =
+            self.lives[flow].is_some_and(|life| life.spoke && !life.homeless && !life.outlived);
         assert!(!spoke, "{flow} has sent more than its opening");
         let backend = tables.backend(state.backend())?;
         let [_, service, number, address, ..] = mac_bytes(backend.mac());
@@ -525,6 +523,7 @@ impl World {
                 ended: false,
                 homeless: self.has_failed(home),
                 recorded,
+                outlived: self.lives[flow].is_some_and(|life| life.outlived),
                 spoke: false,
                 excused: false,
             });
@@ -568,6 +567,7 @@ impl World {
                 excused,
                 homeless: self.has_failed(home),
                 recorded,
+                outlived: before.is_some_and(|life| life.outlived),
                 spoke: true,
             }),
             // It was allowed to lose its home, and has found none yet.
@@ -578,13 +578,18 @@ impl World {
         };
     }
 
-    /// A change of the model that is not done because the maps are too small is taken back.
-    fn reconcile(&mut self, before: Vec<ModelService>, writes: Option<u32>) {
-        let desired = self.desired();
+    /// As the daemon does before it looks at what a change is to come to: hot sources settle meanwhile.
+    fn finish_sweeps(&mut self) {
         if self.bench.sweeper.must_finish() {
             self.bench.sweep_until_clean();
             self.forget_settled();
         }
+    }
+
+    /// A change of the model that is not done because the maps are too small is taken back.
+    fn reconcile(&mut self, before: Vec<ModelService>, writes: Option<u32>) {
+        self.finish_sweeps();
+        let desired = self.desired();
         let Ok(ops) = self.bench.plan(&desired) else {
             self.model = before;
             return;
@@ -623,6 +628,7 @@ impl World {
 
     /// A source is spread from now on, or no more.
     fn turn(&mut self, source: usize, spread: bool, writes: Option<u32>) {
+        self.finish_sweeps();
         let Some(id) = self.bench.actual().service_id(&service_name(HOT_SERVICE)) else {
             return;
         };
@@ -788,17 +794,12 @@ impl World {
         self.bench.check();
     }
 
-    fn sources_in_transition(&self) -> usize {
-        let sources = self.bench.actual().hot().values();
-        sources.filter(|hot| hot.state.in_transition()).count()
-    }
-
     fn sweep(&mut self) -> Sweep {
         while self.bench.sweeper.is_active() {
             self.bench.sweep_piece(Budget::ALL);
         }
         self.forget_settled();
-        let moving = self.sources_in_transition();
+        let settled: Vec<usize> = (0..FLOWS).filter(|f| !self.in_transition(*f)).collect();
         let found = self.bench.sweep();
         let now = self.bench.now;
         // Flows that have sent since the change are counted exactly, give or take the coarse time's last unit.
@@ -819,10 +820,8 @@ impl World {
             let surely = lives()
                 .filter(|life| life.recorded && !life.ended && silent(life) < patience(life))
                 .count() as u64;
-            // A record that outlived its slot's transition, because it was made after the look at its bucket, or its
-            // source's, counts while it is true.
             let perhaps = lives()
-                .filter(|life| life.recorded || self.in_pieces || self.outlived)
+                .filter(|life| life.recorded || life.outlived)
                 .filter(|life| silent(life) < idle(life.home.0) + slack)
                 .count() as u64;
             assert!(
@@ -834,20 +833,24 @@ impl World {
                 assert_eq!(surely, 0, "{} is drained", backend.name);
             }
         }
-        // The records of a source that has settled go with the next pass.
-        self.outlived = self.sources_in_transition() < moving;
-        self.in_pieces = found.settled > 0 && self.in_pieces;
+        for flow in settled {
+            if !self.in_transition(flow)
+                && let Some(life) = &mut self.lives[flow]
+            {
+                life.outlived = false;
+            }
+        }
         self.forget_settled();
         found
     }
 
-    /// Flows in slots that have settled are not recorded any more.
+    /// Flows in slots that have settled are not recorded any more; what was recorded goes with the next pass.
     fn forget_settled(&mut self) {
         for flow in 0..FLOWS {
             if !self.in_transition(flow)
                 && let Some(life) = &mut self.lives[flow]
             {
-                life.recorded = false;
+                life.outlived |= std::mem::take(&mut life.recorded);
             }
         }
     }
@@ -858,7 +861,6 @@ impl World {
             buckets: 100,
             slots: 300,
         };
-        self.in_pieces = true;
         for _ in 0..pieces {
             self.bench.sweep_piece(budget);
         }
@@ -1086,6 +1088,22 @@ fn the_last_backend_is_drained_after_a_restart() {
         Step::Change(1, 2, Change::ToggleDrain),
         Step::Change(1, 3, Change::ToggleDrain),
         Step::Killed(1, 0, Change::ToggleDrain, 0),
+    ]);
+}
+
+/// The last hot source of a service that spreads none any more settles in the sweeps that a change waits for: the change
+/// must be planned for what is left after them.
+#[test]
+fn a_hot_source_settles_while_a_change_waits_for_the_sweep() {
+    live(&[
+        Step::ToggleService(1),
+        Step::ToggleService(1),
+        Step::Turn(0, true),
+        Step::ToggleSpread,
+        Step::Pass(3000),
+        Step::SweepPieces(1),
+        Step::Change(0, 0, Change::ToggleFail),
+        Step::Change(0, 0, Change::ToggleDrain),
     ]);
 }
 
