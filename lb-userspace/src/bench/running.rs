@@ -83,7 +83,7 @@ pub fn judge(maps: &impl Slots, info: &ServiceInfo, ports: &[Port]) -> Result<()
         } else if current == 0 {
             return Err(LeftOut::Unserved);
         }
-        let port = maps.backend(current).map_or(0, |backend| backend.port());
+        let port = maps.backend(current).map_or(0, Backend::port);
         if ports
             .get(usize::from(port))
             .is_some_and(|port| port.vlan != 0)
