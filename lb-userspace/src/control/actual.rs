@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
+    sync::Arc,
     time::Duration,
 };
 
@@ -23,6 +24,10 @@ use super::{
 /// Milliseconds of a clock that only goes forward.
 pub type Millis = u64;
 
+/// For whom a table is built: identity, weight and number of the active backends, in their order. An identity stays where it
+/// is as long as the backend does, so that a failure of one among a thousand copies no names.
+pub type BuiltFor = Vec<(Arc<str>, u32, u16)>;
+
 /// Everything the maps hold.
 ///
 /// Changed by [`Actual::apply`] alone, which keeps the indexes in step: a failure is applied in a time that does not depend
@@ -39,6 +44,8 @@ pub struct Actual {
     unsettled: BTreeMap<u16, u32>,
     /// Backend number -> how many slots name it.
     named: Vec<Named>,
+    /// Backend number -> whether its entry says that it has failed.
+    failed: Vec<bool>,
     /// Backends that drain or leave.
     ending: BTreeSet<u16>,
     retired: Retired,
@@ -106,9 +113,8 @@ pub struct ActualService {
     pub slots: Vec<Slot>,
     /// When each slot last changed; only means something for a slot in transition.
     pub changed: Vec<Millis>,
-    /// For whom the table was built: identity, weight and number of the active backends, in their order. `None` where that
-    /// is not known, as after adoption.
-    pub built_for: Option<Vec<(String, u32, u16)>>,
+    /// For whom the table was built. `None` where that is not known, as after adoption.
+    pub built_for: Option<BuiltFor>,
 }
 
 impl ActualService {
@@ -168,7 +174,7 @@ pub enum Op {
         /// Index in the table, and what it holds from now on.
         changes: Vec<(u32, Slot)>,
         /// For whom the table is built then; `None` where the slots only settle.
-        built_for: Option<Vec<(String, u32, u16)>>,
+        built_for: Option<BuiltFor>,
     },
     /// A service is new, or has another table, or anything of it changes.
     Service {
@@ -214,6 +220,7 @@ impl Actual {
             members: BTreeMap::new(),
             unsettled: BTreeMap::new(),
             named: vec![Named::default(); 1 << 16],
+            failed: vec![false; 1 << 16],
             ending: BTreeSet::new(),
             retired: Retired::default(),
             hot: BTreeMap::new(),
@@ -260,6 +267,12 @@ impl Actual {
     #[must_use]
     pub fn is_named(&self, number: u16) -> bool {
         self.named(number) != Named::default()
+    }
+
+    /// Whether a backend's entry says that it has failed; not so where nobody has the number.
+    #[must_use]
+    pub fn has_failed(&self, number: u16) -> bool {
+        self.failed[usize::from(number)]
     }
 
     /// The backends that drain or leave, by number.
@@ -492,6 +505,7 @@ impl Actual {
         ) {
             self.ending.insert(number);
         }
+        self.failed[usize::from(number)] = backend.entry.failed();
         self.backends.insert(number, backend);
     }
 
@@ -500,6 +514,7 @@ impl Actual {
             return;
         };
         self.ending.remove(&number);
+        self.failed[usize::from(number)] = false;
         let Some(names) = self.members.get_mut(&old.service) else {
             return;
         };

@@ -6,14 +6,11 @@
 
 use std::collections::BTreeSet;
 
-use lb_common::{
-    abi::BackendState,
-    pick::{Backend, Slot},
-};
+use lb_common::{abi::BackendState, pick::Backend};
 
 use super::{
-    actual::{Actual, ActualBackend, Op},
-    reconcile::target,
+    actual::{Actual, ActualBackend, BuiltFor, Op},
+    reconcile::changes,
 };
 
 /// A backend that was found down.
@@ -60,7 +57,7 @@ pub fn fail(actual: &Actual, service_id: u16, failed: &[Failed], unix_ms: u64) -
             },
         });
     }
-    let left: Vec<(String, u32, u16)> = built_for
+    let left: BuiltFor = built_for
         .iter()
         .filter(|(_, _, number)| !numbers.contains(number))
         .cloned()
@@ -69,31 +66,17 @@ pub fn fail(actual: &Actual, service_id: u16, failed: &[Failed], unix_ms: u64) -
         // The next priority serves, or nobody does.
         return None;
     }
-    let has_failed = |number: u16| {
-        numbers.contains(&number)
-            || actual
-                .backends()
-                .get(&number)
-                .is_some_and(|backend| backend.entry.failed())
-    };
+    let has_failed = |number: u16| numbers.contains(&number) || actual.has_failed(number);
     if left.len() == built_for.len() && !numbers.iter().any(|number| actual.is_named(*number)) {
         return Some(ops);
     }
-    let changes: Vec<(u32, Slot)> = (0..)
-        .zip(
-            target(
-                &service.slots,
-                &left,
-                service.bits,
-                service.track,
-                has_failed,
-            )
-            .into_iter()
-            .zip(&service.slots),
-        )
-        .filter(|(_, (new, old))| new != *old)
-        .map(|(index, (new, _))| (index, new))
-        .collect();
+    let changes = changes(
+        &service.slots,
+        &left,
+        service.bits,
+        service.track,
+        has_failed,
+    );
     if !changes.is_empty() || left.len() != built_for.len() {
         ops.push(Op::Slots {
             service: service_id,
