@@ -76,7 +76,8 @@ impl<M: Memory> Executor<M> {
             grace.wait();
             for number in backends {
                 if !self.actual.backends().contains_key(&number) {
-                    self.maps.set_backend(number, Backend::default());
+                    // The records that still name it are taken for those of a failed one: their flows move.
+                    self.maps.set_backend(number, Backend::new(0, 0, true));
                 }
             }
         }
@@ -112,6 +113,7 @@ impl<M: Memory> Executor<M> {
                 Op::Backend { number, backend } => {
                     self.maps.set_backend(*number, backend.entry);
                     done.stores += 1;
+                    done.stored = Some(Instant::now());
                     let mut backend = backend.clone();
                     if !self.actual.backends().contains_key(number) {
                         // Counters are never set back: a new owner starts from what it shows.
@@ -138,6 +140,7 @@ impl<M: Memory> Executor<M> {
                         for (index, slot) in changes {
                             self.maps.set_slot(table.offset + index, *slot);
                         }
+                        done.stored = Some(Instant::now());
                         done.slots += changes.len() as u64;
                     }
                 }
@@ -148,6 +151,7 @@ impl<M: Memory> Executor<M> {
                             done.slots += 1;
                         }
                     }
+                    done.stored = Some(Instant::now());
                     if !self.actual.services().contains_key(id) {
                         self.maps
                             .set_service_info(*id, service_info(*id, service))?;
@@ -160,6 +164,7 @@ impl<M: Memory> Executor<M> {
                 Op::SwapDirectory { layout } => {
                     self.swap_directory(layout);
                     done.stores += 1;
+                    done.stored = Some(Instant::now());
                     taken_away = true;
                 }
                 Op::RemoveBackend { number } => {
@@ -182,14 +187,18 @@ impl<M: Memory> Executor<M> {
                         self.maps.set_hot(place, HotWord::default());
                     }
                     done.stores += 1;
+                    done.stored = Some(Instant::now());
                     places.extend(place);
                 }
-                Op::Release(_) => {}
+                Op::Release(released) => {
+                    for number in &released.backends {
+                        self.maps.set_backend(*number, Backend::default());
+                    }
+                }
             }
             self.actual.apply(op, began);
         }
         done.stores += done.slots;
-        done.stored = Some(Instant::now());
         let ended = clock();
         for op in ops {
             self.actual.redate(op, began, ended);
@@ -324,13 +333,44 @@ fn service_info(id: u16, service: &ActualService) -> ServiceInfo {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::abi::BackendState;
+    use std::collections::BTreeSet;
+
+    use lb_common::{abi::BackendState, pick::Backend};
 
     use crate::control::{
+        actual::{Op, Retired},
         failure::{Failed, fail},
         memory::Memory as _,
-        samples::{Bench, backend, service},
+        samples::{Bench, backend, in_state, service},
     };
+
+    /// A record that still names it would else send its flow to a backend without a MAC address, until the next sweep.
+    #[test]
+    fn a_removed_backend_counts_as_failed_until_no_record_names_it() {
+        let mut bench = Bench::new();
+        bench.bring(&[service(
+            "web",
+            10,
+            &[backend("a"), in_state("b", BackendState::Failed)],
+        )]);
+        let (number, now) = (bench.number("web", "b"), bench.now);
+        bench.bring(&[service("web", 10, &[backend("a")])]);
+        let entry = |bench: &Bench| bench.executor.maps.backend(number).unwrap();
+        let removal = [Op::RemoveBackend { number }];
+        bench.executor.execute(&removal, now, || now).unwrap();
+        bench.executor.end_grace();
+        assert!(entry(&bench).failed());
+        assert_eq!(entry(&bench).mac(), 0);
+        let released = Retired {
+            services: BTreeSet::new(),
+            backends: [number].into(),
+        };
+        bench
+            .executor
+            .execute(&[Op::Release(released)], now, || now)
+            .unwrap();
+        assert_eq!(entry(&bench), Backend::default());
+    }
 
     #[test]
     fn only_what_may_write_what_was_given_up_waits_for_the_packets_on_their_way() {
@@ -362,11 +402,8 @@ mod tests {
         let wider = service("dns", 12, &[backend("y")]);
         let addition = bench.plan(&[web, wider]).unwrap();
         bench.executor.execute(&addition, now, || now).unwrap();
-        assert_eq!(
-            bench.executor.maps.backend(given_up).unwrap().0,
-            0,
-            "over by now"
-        );
+        let left = bench.executor.maps.backend(given_up).unwrap();
+        assert_eq!(left, Backend::new(0, 0, true), "over by now");
         bench.executor.end_grace();
         assert!(!waits(&bench));
     }
