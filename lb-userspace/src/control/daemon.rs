@@ -20,14 +20,14 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot},
     task::yield_now,
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, sleep_until},
 };
 use tracing::{error, info, warn};
 
 use self::follow::Follow;
 use super::{
     actual::{Millis, Op},
-    announce::announce,
+    announce::announce_all,
     decisions::Decisions,
     execute::Done,
     features,
@@ -114,6 +114,7 @@ pub async fn run(options: Options) -> Result<()> {
         sweeper: Sweeper::default(),
         fragments_swept: Instant::now(),
         followed: Follow::default(),
+        opening: Opening::default(),
         reports: VecDeque::new(),
         started,
         started_at: SystemTime::now(),
@@ -213,6 +214,22 @@ impl Cause {
     }
 }
 
+/// What a fresh start has learned and not acted upon. Nobody is served yet, so only what probes need is done: a probe through
+/// the VIP is aimed at the MAC address in the maps. Neighbours of thousands of services answer one by one, and each answer
+/// may be about all of them; between two looks at them it rests as long as a look takes.
+#[derive(Default)]
+struct Opening {
+    services: BTreeSet<String>,
+    not_before: Option<Instant>,
+}
+
+impl Opening {
+    fn is_due(&self) -> bool {
+        let now = Instant::now();
+        !self.services.is_empty() && self.not_before.is_none_or(|begin| begin <= now)
+    }
+}
+
 struct Daemon {
     options: Options,
     running: Running,
@@ -223,6 +240,7 @@ struct Daemon {
     sweeper: Sweeper,
     fragments_swept: Instant,
     followed: Follow,
+    opening: Opening,
     watch: Watch,
     /// Each status that is being put together, and for whom.
     reports: VecDeque<(Report, oneshot::Sender<Response>)>,
@@ -273,6 +291,8 @@ impl Daemon {
                     self.watch_sources()?;
                     self.begin_sweep();
                 }
+                () = sleep_until(self.opening.not_before.unwrap_or(self.started).into()),
+                    if !self.opening.services.is_empty() => {}
                 // Last: whatever else has happened comes first. Yielding lets the tasks of probes and clients go on as well.
                 () = yield_now(), if self.sweeper.is_active() || !self.reports.is_empty() => {
                     self.tell_piece()?;
@@ -329,13 +349,22 @@ impl Daemon {
 
     /// After a fresh start: builds the first tables when every backend has been judged once, or time is up.
     fn end_opening(&mut self) -> Result<()> {
-        if self.knowledge.opening
-            && (self.started.elapsed() > OPENING
-                || self.knowledge.all_judged(&self.running.executor.actual))
+        if !self.knowledge.opening {
+            return Ok(());
+        }
+        if self.started.elapsed() > OPENING
+            || self.knowledge.all_judged(&self.running.executor.actual)
         {
             self.knowledge.opening = false;
+            self.opening = Opening::default();
             let cause = Cause::new(ApplyKind::Start, "the first answers");
             self.change(&cause, Touched::All)?;
+        } else if self.opening.is_due() {
+            let services = std::mem::take(&mut self.opening.services);
+            let begun = Instant::now();
+            let cause = Cause::new(ApplyKind::Start, "neighbours");
+            self.change(&cause, Touched::Only(&services))?;
+            self.opening.not_before = Some(Instant::now() + begun.elapsed());
         }
         Ok(())
     }
@@ -409,7 +438,7 @@ impl Daemon {
         if ops.is_empty() {
             return Ok(Vec::new());
         }
-        let lines = announce(&self.running.executor.actual, ops);
+        let lines = announce_all(&self.running.executor.actual, ops);
         let done = self.execute(ops, now)?;
         if done.slots > 0 || !lines.is_empty() {
             self.applied(cause, &done);
