@@ -4,6 +4,8 @@ pub mod api;
 pub mod cli;
 pub mod config;
 pub mod control;
+#[cfg(test)]
+mod counting;
 pub mod dataplane;
 pub mod health;
 pub mod maglev;

@@ -215,6 +215,8 @@ impl Racer {
         if self.time >= end || self.tried >> block_bits != 0 {
             return None;
         }
+        #[cfg(test)]
+        tests::TRIES.set(tests::TRIES.get() + 1);
         let tried = (self.time, self.permutation.at(self.tried, block_bits));
         self.time += self.step;
         self.tried += 1;
@@ -315,7 +317,48 @@ impl Keys {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
+
+    thread_local! {
+        /// Tries of this thread so far.
+        pub(super) static TRIES: Cell<u64> = const { Cell::new(0) };
+    }
+
+    /// A guard without a clock: nearly all the time that a table takes goes into tries.
+    #[test]
+    fn a_table_takes_a_bounded_number_of_tries() {
+        for (count, bits, at_most) in [
+            (2, 11, 5_000),
+            (16, 11, 15_000),
+            (100, 15, 25_000),
+            (1000, 16, 35_000),
+            (1000, 17, 35_000),
+            (4000, 18, 65_000),
+            (65_535, 18, 700_000),
+        ] {
+            let names: Vec<String> = (0..count).map(|index| format!("b{index}")).collect();
+            let mut keys = Keys(7);
+            let members: Vec<Member<'_>> = names
+                .iter()
+                .zip(1..=u16::MAX)
+                .map(|(identity, number)| Member {
+                    identity,
+                    weight: 50 + keys.next() as u32 % 101,
+                    number,
+                })
+                .collect();
+            let before = TRIES.get();
+            assert!(!build(&members, bits).contains(&NO_BACKEND));
+            let tries = TRIES.get() - before;
+            assert!(
+                tries <= at_most,
+                "{count} backends, 2^{bits}: {tries} tries"
+            );
+            assert!(tries >= 1 << MIN_BITS, "they are counted");
+        }
+    }
 
     #[test]
     fn a_permutation_names_every_block_once() {

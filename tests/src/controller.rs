@@ -19,7 +19,7 @@ use crate::testbed::{
 pub const TCP_PROBE: &str = "[service.probe]\ntype = \"tcp\"\nport = 80\ninterval = \"1s\"\ntimeout = \"500ms\"\nrise = 2\nfall = 3\n";
 /// The same to the backend's own address, which can be silenced for each of a [`Farm`]'s backends alone.
 pub const OWN_PROBE: &str = "[service.probe]\ntype = \"tcp\"\nport = 80\nvia = \"address\"\ninterval = \"1s\"\n\
-                             timeout = \"500ms\"\nrise = 1\nfall = 1\n";
+                             timeout = \"500ms\"\nrise = 1\nfall = 2\n";
 /// How often it is looked whether the tables are in the maps.
 const LOOK: Duration = Duration::from_millis(2);
 /// After everybody is up, until a daemon counts as idle.

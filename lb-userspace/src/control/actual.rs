@@ -38,8 +38,8 @@ pub struct Actual {
     backends: BTreeMap<u16, ActualBackend>,
     /// Service name -> id.
     ids: HashMap<String, u16>,
-    /// Service id -> backend name -> numbers: several where an address changed and the old one is leaving.
-    members: BTreeMap<u16, BTreeMap<String, Vec<u16>>>,
+    /// Service id -> backend name -> addresses and numbers: several where an address changed and the old one is leaving.
+    members: HashMap<u16, HashMap<String, Vec<(IpAddr, u16)>>>,
     /// Service id -> how many of its slots are in transition, where there are any.
     unsettled: BTreeMap<u16, u32>,
     /// Backend number -> how many slots name it.
@@ -217,7 +217,7 @@ impl Actual {
             services: BTreeMap::new(),
             backends: BTreeMap::new(),
             ids: HashMap::new(),
-            members: BTreeMap::new(),
+            members: HashMap::new(),
             unsettled: BTreeMap::new(),
             named: vec![Named::default(); 1 << 16],
             failed: vec![false; 1 << 16],
@@ -324,8 +324,8 @@ impl Actual {
             .get(&service)?
             .get(name)?
             .iter()
-            .find(|number| self.backends[*number].address == address)
-            .copied()
+            .find(|(known, _)| *known == address)
+            .map(|(_, number)| *number)
     }
 
     /// The backends of a service, those that are leaving among them, by number.
@@ -335,9 +335,9 @@ impl Actual {
             .members
             .get(&service)
             .into_iter()
-            .flat_map(BTreeMap::values)
+            .flat_map(HashMap::values)
             .flatten()
-            .map(|number| (*number, &self.backends[number]))
+            .map(|(_, number)| (*number, &self.backends[number]))
             .collect();
         found.sort_unstable_by_key(|(number, _)| *number);
         found
@@ -492,18 +492,26 @@ impl Actual {
     }
 
     pub(super) fn insert_backend(&mut self, number: u16, backend: ActualBackend) {
-        self.forget_backend(number);
-        self.members
-            .entry(backend.service)
-            .or_default()
-            .entry(backend.name.clone())
-            .or_default()
-            .push(number);
+        let same = self.backends.get(&number).is_some_and(|old| {
+            (old.service, &old.name, old.address)
+                == (backend.service, &backend.name, backend.address)
+        });
+        if !same {
+            self.forget_backend(number);
+            self.members
+                .entry(backend.service)
+                .or_default()
+                .entry(backend.name.clone())
+                .or_default()
+                .push((backend.address, number));
+        }
         if matches!(
             backend.state,
             BackendState::Draining | BackendState::Leaving
         ) {
             self.ending.insert(number);
+        } else {
+            self.ending.remove(&number);
         }
         self.failed[usize::from(number)] = backend.entry.failed();
         self.backends.insert(number, backend);
@@ -519,7 +527,7 @@ impl Actual {
             return;
         };
         if let Some(numbers) = names.get_mut(&old.name) {
-            numbers.retain(|other| *other != number);
+            numbers.retain(|(_, other)| *other != number);
             if numbers.is_empty() {
                 names.remove(&old.name);
             }

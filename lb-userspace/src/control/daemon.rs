@@ -33,7 +33,9 @@ use super::{
     features,
     hot::watch::Watch,
     knowledge::Knowledge,
-    orders, probe_routes,
+    orders,
+    prepared::Prepared,
+    probe_routes,
     reconcile::{Scope, reconcile},
     report::{self, Report},
     startup::{self, Running},
@@ -115,6 +117,7 @@ pub async fn run(options: Options) -> Result<()> {
         fragments_swept: Instant::now(),
         followed: Follow::default(),
         opening: Opening::default(),
+        prepared: Prepared::default(),
         reports: VecDeque::new(),
         started,
         started_at: SystemTime::now(),
@@ -241,6 +244,7 @@ struct Daemon {
     fragments_swept: Instant,
     followed: Follow,
     opening: Opening,
+    prepared: Prepared,
     watch: Watch,
     /// Each status that is being put together, and for whom.
     reports: VecDeque<(Report, oneshot::Sender<Response>)>,
@@ -294,7 +298,8 @@ impl Daemon {
                 () = sleep_until(self.opening.not_before.unwrap_or(self.started).into()),
                     if !self.opening.services.is_empty() => {}
                 // Last: whatever else has happened comes first. Yielding lets the tasks of probes and clients go on as well.
-                () = yield_now(), if self.sweeper.is_active() || !self.reports.is_empty() => {
+                () = yield_now(), if self.has_work() => {
+                    self.prepared.prepare(&self.running.executor.actual);
                     self.tell_piece()?;
                     if self.sweeper.is_active() {
                         self.sweep_piece(Budget::PIECE)?;
@@ -304,6 +309,11 @@ impl Daemon {
             self.end_opening()?;
             self.end_drains()?;
         }
+    }
+
+    /// Whether there is work that waits until nothing else has happened.
+    fn has_work(&self) -> bool {
+        self.sweeper.is_active() || !self.reports.is_empty() || self.prepared.is_wanted()
     }
 
     /// What the kernel's network must have for the VIPs: the probes' ways, and the groups that IPv6 ones are looked for in.

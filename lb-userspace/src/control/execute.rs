@@ -1,9 +1,13 @@
 //! Operations done: first the stores that packets see, then what people and the next controller read.
 
-use std::{collections::BTreeSet, net::IpAddr, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Instant,
+};
 
 use lb_common::{
-    abi::{self, BackendInfo, HotInfo, ServiceInfo},
+    abi::{self, BackendInfo, Counter, HotInfo, ServiceInfo},
     flow::{FlowLine, Way},
     hot::{HotWord, digest},
     pick::Backend,
@@ -36,6 +40,9 @@ struct GivenUp {
     grace: Grace,
     backends: Vec<u16>,
 }
+
+/// So many counters are read with one system call.
+const COUNTERS_AT_ONCE: u16 = 2048;
 
 /// Whether an operation may write what was given up before it.
 fn reuses(op: &Op, actual: &Actual) -> bool {
@@ -103,6 +110,7 @@ impl<M: Memory> Executor<M> {
         if ops.iter().any(|op| reuses(op, &self.actual)) {
             self.end_grace();
         }
+        let bases = self.bases(ops)?;
         let mut done = Done::default();
         let mut backends = BTreeSet::new();
         let mut services = BTreeSet::new();
@@ -115,15 +123,16 @@ impl<M: Memory> Executor<M> {
                     done.stores += 1;
                     done.stored = Some(Instant::now());
                     let mut backend = backend.clone();
-                    if !self.actual.backends().contains_key(number) {
+                    if self.actual.backends().contains_key(number) {
+                        backends.insert(*number);
+                    } else {
                         // Counters are never set back: a new owner starts from what it shows.
-                        let base = self.maps.counter(*number)?;
+                        let base = bases.get(number).copied().unwrap_or_default();
                         (backend.base_packets, backend.base_bytes) = (base.packets, base.bytes);
                         // A controller killed in the middle of this leaves no slot that names a backend nobody knows.
                         self.maps
                             .set_backend_info(*number, backend_info(&backend))?;
                     }
-                    backends.insert(*number);
                     self.actual.apply(
                         &Op::Backend {
                             number: *number,
@@ -152,11 +161,12 @@ impl<M: Memory> Executor<M> {
                         }
                     }
                     done.stored = Some(Instant::now());
-                    if !self.actual.services().contains_key(id) {
+                    if self.actual.services().contains_key(id) {
+                        services.insert(*id);
+                    } else {
                         self.maps
                             .set_service_info(*id, service_info(*id, service))?;
                     }
-                    services.insert(*id);
                 }
                 Op::RemoveService { id } => {
                     services.insert(*id);
@@ -236,6 +246,31 @@ impl<M: Memory> Executor<M> {
         let generation = &self.maps.control().generation;
         generation.set(generation.get() + 1);
         Ok(done)
+    }
+
+    /// What the counters of those show that are new: many at once, where their numbers follow each other.
+    fn bases(&self, ops: &[Op]) -> Result<BTreeMap<u16, Counter>, DataplaneError> {
+        let new: BTreeSet<u16> = ops
+            .iter()
+            .filter_map(|op| match op {
+                Op::Backend { number, .. } => Some(*number),
+                _ => None,
+            })
+            .filter(|number| !self.actual.backends().contains_key(number))
+            .collect();
+        let mut bases = BTreeMap::new();
+        let mut new = new.into_iter().peekable();
+        while let Some(first) = new.next() {
+            let mut count = 1;
+            while count < COUNTERS_AT_ONCE
+                && let Some(next) = first.checked_add(count)
+                && new.next_if_eq(&next).is_some()
+            {
+                count += 1;
+            }
+            bases.extend((first..=u16::MAX).zip(self.maps.counters(first, count)?));
+        }
+        Ok(bases)
     }
 
     /// Clears the records of flows that have ended, unless a packet renewed them meanwhile.
@@ -341,6 +376,7 @@ mod tests {
         actual::{Op, Retired},
         failure::{Failed, fail},
         memory::Memory as _,
+        prepared::Prepared,
         samples::{Bench, backend, in_state, service},
     };
 
@@ -394,7 +430,7 @@ mod tests {
             without_mac: false,
         };
         let id = bench.actual().service_id("web").unwrap();
-        let failure = fail(bench.actual(), id, &[failed], 0).unwrap();
+        let failure = fail(bench.actual(), id, &[failed], 0, &mut Prepared::default()).unwrap();
         bench.executor.execute(&failure, now, || now).unwrap();
         assert_eq!(bench.state("web", "a"), BackendState::Down);
         assert!(waits(&bench), "a failure does not wait for it");

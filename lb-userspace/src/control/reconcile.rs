@@ -535,21 +535,20 @@ fn target(
         .collect()
 }
 
-/// The slots that the change changes, by their index.
+/// The slots that the change to the backends in `table` changes, by their index.
 pub(super) fn changes(
     before: &[Slot],
-    built_for: &BuiltFor,
-    bits: u8,
+    table: &[u16],
     track: Track,
     failed: impl Fn(u16) -> bool,
 ) -> Vec<(u32, Slot)> {
     let mut changes = Vec::new();
-    for ((index, slot), target) in (0..).zip(before).zip(table(built_for, bits)) {
+    for ((index, slot), target) in (0..).zip(before).zip(table) {
         // Nearly all of them: settled on the backend that they go on with.
-        if *slot == Slot::settled(target) {
+        if *slot == Slot::settled(*target) {
             continue;
         }
-        let new = retarget(*slot, target, track, &failed);
+        let new = retarget(*slot, *target, track, &failed);
         if new != *slot {
             changes.push((index, new));
         }
@@ -557,7 +556,8 @@ pub(super) fn changes(
     changes
 }
 
-fn table(built_for: &BuiltFor, bits: u8) -> Vec<u16> {
+/// The backend of each of 2^`bits` slots.
+pub(super) fn table(built_for: &BuiltFor, bits: u8) -> Vec<u16> {
     let members: Vec<maglev::Member<'_>> = built_for
         .iter()
         .map(|(identity, weight, number)| maglev::Member {

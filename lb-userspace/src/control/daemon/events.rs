@@ -69,6 +69,9 @@ impl Daemon {
         let before = (health.state(), health.reason().to_owned());
         health.observe(&report.result, report.at);
         let changed = before.0 != health.state() || before.1 != health.reason();
+        if report.result.is_err() && health.state() == HealthState::Up {
+            self.prepared.suspect(actual, number);
+        }
         if report.result.is_err()
             && let Some(port) = self.knowledge.port_towards(backend.address)
         {
@@ -111,7 +114,7 @@ impl Daemon {
                 .collect();
             let ops = failed
                 .filter(|_| !self.sweeper.must_finish())
-                .and_then(|failed| fail(actual, id, &failed, unix_ms()));
+                .and_then(|failed| fail(actual, id, &failed, unix_ms(), &mut self.prepared));
             let Some(ops) = ops else {
                 if let Some(service) = actual.services().get(&id) {
                     others.insert(service.name.clone());
