@@ -1,0 +1,123 @@
+//! The suite of xdp-lb's benchmark; `cargo xtask bench` builds and runs it.
+
+mod alone;
+mod chart;
+mod datapath;
+mod growth;
+mod live;
+mod peers;
+mod progress;
+mod rows;
+mod scenes;
+mod stage;
+mod targets;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Parser;
+use lb_userspace::bench::{
+    machine::Machine,
+    measure::Plan,
+    results::{Outcome, Report},
+    table::table,
+};
+
+/// Nanoseconds per packet of the data path, against the least that a balancer must do.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask bench", bin_name = "cargo xtask bench")]
+struct Arguments {
+    /// A few short bursts: to see that everything works; the figures mean little
+    #[arg(long)]
+    quick: bool,
+    /// Bursts of each program, of 31 laps of 8,192 packets
+    #[arg(long, value_name = "N")]
+    bursts: Option<u32>,
+    /// Write bench.json and bench.svg into this directory
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Show what has changed since this bench.json was written
+    #[arg(long, value_name = "FILE")]
+    compare: Option<PathBuf>,
+    /// Only the rows whose name contains one of these
+    rows: Vec<String>,
+}
+
+impl Arguments {
+    fn wants(&self, name: &str) -> bool {
+        self.rows.is_empty() || self.rows.iter().any(|part| name.contains(part.as_str()))
+    }
+
+    fn plan(&self) -> Plan {
+        let plan = if self.quick { Plan::QUICK } else { Plan::FULL };
+        Plan {
+            bursts: self.bursts.unwrap_or(plan.bursts).max(1),
+            ..plan
+        }
+    }
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "the benchmark loads BPF programs, which needs root: run it with sudo, or by `cargo xtask bench`, which does"
+    );
+    let before = arguments.compare.as_deref().map(read).transpose()?;
+    let report = measure(&arguments)?;
+    let before = before.as_ref().map(|report| report.results.as_slice());
+    println!("{}\n", report.machine.line());
+    println!(
+        "{}",
+        table(&report.results, before, console::colors_enabled())
+    );
+    for warning in report.machine.warnings() {
+        eprintln!("warning: {warning}");
+    }
+    if let Some(directory) = &arguments.out {
+        write(directory, &report)?;
+    }
+    Ok(())
+}
+
+fn measure(arguments: &Arguments) -> Result<Report> {
+    let mut machine = Machine::read();
+    let wanted = |name: &str| arguments.wants(name);
+    let plan = arguments.plan();
+    let mut results: Vec<Outcome> = Vec::new();
+
+    let mut rows = rows::rows(wanted)?;
+    growth::add(&mut rows, wanted)?;
+    let samples = datapath::run("data path", &mut rows, plan)?;
+    drop(rows);
+    machine.note(&samples);
+    results.extend(datapath::outcomes(&samples)?);
+
+    results.extend(live::run(wanted, plan.bursts)?);
+    Ok(Report { machine, results })
+}
+
+fn read(path: &Path) -> Result<Report> {
+    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    serde_json::from_str(&text)
+        .with_context(|| format!("{} is no bench.json of this benchmark", path.display()))
+}
+
+fn write(directory: &Path, report: &Report) -> Result<()> {
+    fs::create_dir_all(directory)
+        .with_context(|| format!("making the directory {}", directory.display()))?;
+    let put = |name: &str, text: String| {
+        let path = directory.join(name);
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+        eprintln!("wrote {}", path.display());
+        anyhow::Ok(())
+    };
+    put("bench.json", serde_json::to_string_pretty(report)? + "\n")?;
+    put(
+        "bench.svg",
+        chart::svg(&report.results, &report.machine.line())?,
+    )
+}
