@@ -2,6 +2,7 @@
 
 mod alone;
 mod chart;
+mod controller;
 mod datapath;
 mod growth;
 mod live;
@@ -26,7 +27,7 @@ use lb_userspace::bench::{
     table::table,
 };
 
-/// Nanoseconds per packet of the data path, against the least that a balancer must do.
+/// Nanoseconds per packet of the data path, against the least that a balancer must do; and what the controller takes.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask bench", bin_name = "cargo xtask bench")]
 struct Arguments {
@@ -97,6 +98,7 @@ fn measure(arguments: &Arguments) -> Result<Report> {
     results.extend(datapath::outcomes(&samples)?);
 
     results.extend(live::run(wanted, plan.bursts)?);
+    results.extend(controller::run(wanted, arguments.quick)?);
     Ok(Report { machine, results })
 }
 
