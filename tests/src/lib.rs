@@ -3,3 +3,4 @@
 pub mod demo;
 pub mod packets;
 pub mod testbed;
+pub mod translated;
