@@ -46,6 +46,8 @@ pub struct Executed {
     pub action: u64,
     /// The frame afterwards.
     pub frame: Vec<u8>,
+    /// T
+    pub trace: Vec<usize>,
     /// Instructions executed; the one of 16 bytes counts once.
     pub instructions: usize,
     /// Functions of the kernel that were called, in their order.
@@ -211,6 +213,7 @@ impl<'a> Machine<'a> {
             .get(run.at)
             .context("the program has no such instruction")?;
         run.executed.instructions += 1;
+        run.executed.trace.push(run.at);
         run.at += 1;
         let Instruction {
             code,
