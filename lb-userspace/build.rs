@@ -1,13 +1,23 @@
-//! Tells the program where the kernel object is that it embeds. Nothing is built here: the kernel side needs another
+//! Tells the program where the kernel objects are that it embeds. Nothing is built here: the kernel side needs another
 //! compiler, which `cargo xtask build` finds or installs.
 
 #[path = "../xtask/src/sources.rs"]
 mod sources;
 
-use std::{env, ffi::OsString, fs, path::PathBuf};
+use std::{
+    env,
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// The objects: the variable that names each in the program, and that may name another file than this one.
+const OBJECTS: [(&str, &str); 2] = [
+    ("XDP_LB_KERNEL_OBJECT", "target/kernel/xdp-lb.bpf.o"),
+    ("XDP_LB_BENCH_OBJECT", "target/kernel/xdp-lb-bench.bpf.o"),
+];
 
 fn main() {
-    println!("cargo::rerun-if-env-changed=XDP_LB_KERNEL_OBJECT");
     let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
     let Some(root) = manifest.parent() else {
         println!(
@@ -16,10 +26,17 @@ fn main() {
         );
         return;
     };
-    let object = env::var_os("XDP_LB_KERNEL_OBJECT").map_or_else(
-        || root.join("target/kernel/xdp-lb.bpf.o"),
-        |path| root.join(path),
-    );
+    for source in sources::KERNEL_SOURCES {
+        println!("cargo::rerun-if-changed={}", root.join(source).display());
+    }
+    for (variable, usual) in OBJECTS {
+        println!("cargo::rerun-if-env-changed={variable}");
+        let object = env::var_os(variable).map_or_else(|| root.join(usual), |path| root.join(path));
+        embed(root, variable, &object);
+    }
+}
+
+fn embed(root: &Path, variable: &str, object: &Path) {
     println!("cargo::rerun-if-changed={}", object.display());
     if !object.is_file() {
         println!(
@@ -28,13 +45,10 @@ fn main() {
         );
         return;
     }
-    println!("cargo::rustc-env=XDP_LB_KERNEL_OBJECT={}", object.display());
+    println!("cargo::rustc-env={variable}={}", object.display());
 
-    let mut written = OsString::from(&object);
+    let mut written = OsString::from(object);
     written.push(".sources");
-    for source in sources::KERNEL_SOURCES {
-        println!("cargo::rerun-if-changed={}", root.join(source).display());
-    }
     println!(
         "cargo::rerun-if-changed={}",
         PathBuf::from(&written).display()

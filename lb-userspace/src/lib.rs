@@ -1,6 +1,7 @@
 //! The controller of xdp-lb and everything its command line is made of.
 
 pub mod api;
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -1,4 +1,4 @@
-//! `cargo xtask build`: the kernel objects, then the program that carries one of them.
+//! `cargo xtask build`: the kernel objects, then the program that carries them.
 
 use std::{
     ffi::OsString,
@@ -23,11 +23,18 @@ struct KernelObject {
     file: &'static str,
 }
 
-const KERNEL_OBJECTS: &[KernelObject] = &[KernelObject {
-    package: "lb-ebpf",
-    binary: "lb-ebpf",
-    file: "xdp-lb.bpf.o",
-}];
+const KERNEL_OBJECTS: &[KernelObject] = &[
+    KernelObject {
+        package: "lb-ebpf",
+        binary: "lb-ebpf",
+        file: "xdp-lb.bpf.o",
+    },
+    KernelObject {
+        package: "lb-bench-ebpf",
+        binary: "lb-bench-ebpf",
+        file: "xdp-lb-bench.bpf.o",
+    },
+];
 
 /// What rustc is told beyond the release profile when it compiles for the kernel.
 const KERNEL_RUSTFLAGS: &[&str] = &[
@@ -109,6 +116,7 @@ fn release_binary(workspace: &Workspace) -> Result<()> {
             .cargo()
             // What build.rs looks for, should it point elsewhere.
             .env_remove("XDP_LB_KERNEL_OBJECT")
+            .env_remove("XDP_LB_BENCH_OBJECT")
             .args(["build", "--release", "--package", "lb-userspace"]),
     )
 }
@@ -176,7 +184,7 @@ mod tests {
     fn the_digest_sees_an_edit_and_a_new_name() {
         let directory = tempfile::tempdir().expect("a scratch directory");
         let root = directory.path();
-        for source in ["lb-common", "lb-ebpf"] {
+        for source in ["lb-common", "lb-ebpf", "lb-bench-ebpf"] {
             fs::create_dir_all(root.join(source).join("src")).expect("a directory");
             fs::write(root.join(source).join("Cargo.toml"), "").expect("a file");
         }

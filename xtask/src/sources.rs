@@ -6,12 +6,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What the kernel object is made from, relative to the workspace's root.
+/// What the kernel objects are made from, relative to the workspace's root.
 pub(crate) const KERNEL_SOURCES: &[&str] = &[
     "lb-common/Cargo.toml",
     "lb-common/src",
     "lb-ebpf/Cargo.toml",
     "lb-ebpf/src",
+    "lb-bench-ebpf/Cargo.toml",
+    "lb-bench-ebpf/src",
 ];
 
 /// Digests names and contents of all files under [`KERNEL_SOURCES`].

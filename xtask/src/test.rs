@@ -32,7 +32,13 @@ const END_TO_END: &[(&str, Option<&str>)] = &[
 ];
 
 /// All packages with tests; the kernel side has none of its own and links only for the kernel.
-const TESTED: [&str; 3] = ["--workspace", "--exclude", "lb-ebpf"];
+const TESTED: [&str; 5] = [
+    "--workspace",
+    "--exclude",
+    "lb-ebpf",
+    "--exclude",
+    "lb-bench-ebpf",
+];
 
 /// The variables that go with a test through sudo, by how they begin.
 const ENVIRONMENT_PREFIXES: [&str; 5] = ["RUST_", "PROPTEST_", "INSTA_", "XDP_LB_", "NO_COLOR"];
@@ -209,7 +215,7 @@ fn check_lints(workspace: &Workspace) -> Result<()> {
             "warnings",
         ]))
     };
-    let kernel_side = lint(&["--package", "lb-ebpf"]);
+    let kernel_side = lint(&["--package", "lb-ebpf", "--package", "lb-bench-ebpf"]);
     lint(&TESTED).and(kernel_side)
 }
 

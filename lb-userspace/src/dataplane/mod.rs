@@ -10,6 +10,7 @@ pub mod load;
 pub mod mapped;
 pub mod maps;
 pub mod memory;
+pub mod rig;
 
 pub use layout::MapFacts;
 pub use load::{Instance, Sizes};
@@ -17,6 +18,9 @@ pub use maps::{Access, Maps};
 
 /// The kernel object, built by `cargo xtask build`.
 pub static KERNEL_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("XDP_LB_KERNEL_OBJECT"));
+
+/// The benchmark's own programs, which are no part of the data path; built by the same task.
+pub static BENCH_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("XDP_LB_BENCH_OBJECT"));
 
 /// Everything that can go wrong between userspace and the kernel's side.
 #[derive(Debug, thiserror::Error)]

@@ -1,0 +1,216 @@
+//! The rows of the data path: a stage, and packets for it.
+
+use anyhow::Result;
+use lb_common::verdict::Action;
+use lb_userspace::{
+    bench::{
+        frame::{Destination, Flows, Kind, recipe},
+        measure::{Contender, Row},
+    },
+    dataplane::rig::{Rig, Stand},
+};
+
+use crate::{
+    scenes::{FIRST_VIP, OTHER4, PORT, Scene, VIP4, VIP6},
+    stage::{DIRECTOR_MAC, Stage},
+};
+
+/// The row of the floor program, which all ratios are to.
+pub(crate) const FLOOR: &str = "floor";
+/// Laps until nearly each of a million flows has been seen: eight times as many packets as flows leave one in three thousand.
+const WARM_UP: u32 = 1024;
+/// Flows that the stages which record them have room for.
+const ROOM: u32 = 1 << 20;
+
+/// Rows, and the stages whose maps they use.
+#[derive(Default)]
+pub(crate) struct Rows {
+    /// What is measured.
+    pub(crate) rows: Vec<Row>,
+    stages: Vec<Stage>,
+}
+
+/// What a row is but for its stage.
+#[derive(Clone, Copy)]
+pub(crate) struct Traffic {
+    pub(crate) kind: Kind,
+    pub(crate) flows: Flows,
+    pub(crate) destination: Destination,
+    pub(crate) action: Action,
+    pub(crate) warm_up: u32,
+}
+
+impl Traffic {
+    /// Packets that are forwarded.
+    pub(crate) const fn forwarded(kind: Kind, flows: Flows, destination: Destination) -> Self {
+        Self {
+            kind,
+            flows,
+            destination,
+            action: Action::Transmit,
+            warm_up: 0,
+        }
+    }
+}
+
+impl Rows {
+    /// One more.
+    pub(crate) fn add(&mut self, name: &str, stage: &Stage, traffic: &Traffic) -> Result<()> {
+        let Traffic {
+            kind,
+            flows,
+            destination,
+            action,
+            warm_up,
+        } = *traffic;
+        self.rows.push(Row {
+            name: name.into(),
+            rig: Rig::load(&recipe(kind, flows, &destination))?,
+            contender: Contender::Program(stage.target.try_clone()?),
+            action,
+            warm_up,
+        });
+        Ok(())
+    }
+
+    /// One of the benchmark's own programs, given the packets of one TCP flow.
+    pub(crate) fn add_stand(&mut self, name: &str, stand: Stand) -> Result<()> {
+        self.rows.push(Row {
+            name: name.into(),
+            rig: Rig::load(&recipe(Kind::Tcp, Flows::One, &one4()))?,
+            contender: Contender::Stand(stand),
+            action: Action::Transmit,
+            warm_up: 0,
+        });
+        Ok(())
+    }
+
+    /// Keeps a stage as long as its rows.
+    pub(crate) fn keep(&mut self, stage: Stage) {
+        self.stages.push(stage);
+    }
+}
+
+/// The one service of IPv4.
+pub(crate) fn one4() -> Destination {
+    Destination::one(DIRECTOR_MAC, VIP4.into(), PORT)
+}
+
+/// The rows of the data path whose name is wanted, and the floor.
+pub(crate) fn rows(wanted: impl Fn(&str) -> bool) -> Result<Rows> {
+    let mut rows = Rows::default();
+    rows.add_stand("floor_swap", Stand::Swap)?;
+    rows.add_stand(FLOOR, Stand::Floor)?;
+    settled(&mut rows, &wanted)?;
+    others(&mut rows, &wanted)?;
+    Ok(rows)
+}
+
+/// One service of IPv4, as a configuration without further keys makes it.
+fn settled(rows: &mut Rows, wanted: &impl Fn(&str) -> bool) -> Result<()> {
+    let to = one4();
+    let other = Traffic {
+        action: Action::Pass,
+        ..Traffic::forwarded(
+            Kind::Tcp,
+            Flows::One,
+            Destination::one(DIRECTOR_MAC, OTHER4.into(), PORT),
+        )
+    };
+    let all = [
+        (
+            "tcp4_one_flow",
+            Traffic::forwarded(Kind::Tcp, Flows::One, to),
+        ),
+        (
+            "udp4_one_flow",
+            Traffic::forwarded(Kind::Udp, Flows::One, to),
+        ),
+        (
+            "tcp4_1m_flows",
+            Traffic::forwarded(Kind::Tcp, Flows::MILLION, to),
+        ),
+        (
+            "udp4_1m_flows",
+            Traffic::forwarded(Kind::Udp, Flows::MILLION, to),
+        ),
+        (
+            "syn4_flood",
+            Traffic::forwarded(Kind::Syn, Flows::ENDLESS, to),
+        ),
+        ("not_ours", other),
+    ];
+    if !all.iter().any(|(name, _)| wanted(name)) {
+        return Ok(());
+    }
+    let stage = Stage::new(&Scene::one(VIP4.into()).text())?;
+    for (name, traffic) in all {
+        if wanted(name) {
+            rows.add(name, &stage, &traffic)?;
+        }
+    }
+    rows.keep(stage);
+    Ok(())
+}
+
+/// The rows that have a stage of their own.
+fn others(rows: &mut Rows, wanted: &impl Fn(&str) -> bool) -> Result<()> {
+    let million = |destination| Traffic::forwarded(Kind::Tcp, Flows::MILLION, destination);
+    let one = Scene::one(VIP4.into());
+    if wanted("tcp6_1m_flows") {
+        let stage = Stage::new(&Scene::one(VIP6.into()).text())?;
+        let to = Destination::one(DIRECTOR_MAC, VIP6.into(), PORT);
+        rows.add("tcp6_1m_flows", &stage, &million(to))?;
+        rows.keep(stage);
+    }
+    if wanted("transition_10pct") {
+        let mut stage = Stage::new(
+            &Scene {
+                flows: Some(ROOM),
+                ..one
+            }
+            .text(),
+        )?;
+        // One of ten: its slots are a tenth of all.
+        stage.drain(1)?;
+        let traffic = Traffic {
+            warm_up: WARM_UP,
+            ..million(one4())
+        };
+        rows.add("transition_10pct", &stage, &traffic)?;
+        rows.keep(stage);
+    }
+    if wanted("services_4096") {
+        let (vip_bits, port_bits) = (10, 2);
+        let scene = Scene {
+            vip: FIRST_VIP.into(),
+            backends: 4,
+            vip_bits,
+            port_bits,
+            ..one
+        };
+        let stage = Stage::new(&scene.text())?;
+        let to = Destination {
+            vip_bits,
+            port_bits,
+            ..Destination::one(DIRECTOR_MAC, FIRST_VIP.into(), PORT)
+        };
+        rows.add("services_4096", &stage, &million(to))?;
+        rows.keep(stage);
+    }
+    if wanted("track_always_1m") {
+        let scene = Scene {
+            flows: Some(ROOM),
+            keys: "track = \"always\"",
+            ..one
+        };
+        let stage = Stage::new(&scene.text())?;
+        let traffic = Traffic {
+            warm_up: WARM_UP,
+            ..million(one4())
+        };
+        rows.add("track_always_1m", &stage, &traffic)?;
+        rows.keep(stage);
+    }
+    Ok(())
+}

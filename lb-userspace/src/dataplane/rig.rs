@@ -1,0 +1,397 @@
+//! A program under test, run by the kernel over packets that the benchmark's own programs write.
+//!
+//! Nothing here is attached to anything, and no packet leaves: `BPF_PROG_TEST_RUN` runs programs over a buffer.
+
+use std::io;
+
+use aya::{
+    Ebpf, EbpfLoader, Pod,
+    maps::{MapData, PerCpuArray, PerCpuValues, ProgramArray},
+    programs::{ProgramError, ProgramFd, TestRun as _, TestRunOptions, Xdp, loaded_programs},
+};
+use lb_common::{verdict::Action, wire::mac_word};
+
+use super::{BENCH_OBJECT, DataplaneError, attach, layout::processors};
+
+/// Names in the benchmark's object (`lb-bench-ebpf`).
+mod name {
+    pub(super) const TARGET: &str = "TARGET";
+    pub(super) const STATE: &str = "STATE";
+    pub(super) const TIMES: &str = "TIMES";
+    pub(super) const FLOOR: &str = "FLOOR";
+    pub(super) const FRAME: &str = "FRAME";
+    pub(super) const FLOW_MASK: &str = "FLOW_MASK";
+    pub(super) const VIP_MASK: &str = "VIP_MASK";
+    pub(super) const PORT_MASK: &str = "PORT_MASK";
+    pub(super) const FLOOR_MAC: &str = "FLOOR_MAC";
+    pub(super) const PREPARE4: &str = "prepare4";
+    pub(super) const PREPARE6: &str = "prepare6";
+}
+
+/// 64-bit words of the longest frame that is prepared.
+pub const FRAME_WORDS: usize = 10;
+
+/// Bytes from one place of a frame to the other in the packet that the preparing programs are given.
+const STRIDE: usize = 128;
+
+/// What a preparing program writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recipe {
+    /// The frame, in the order of memory; a shorter one ends in zeros.
+    pub frame: [u64; FRAME_WORDS],
+    /// Whether it is the 80 bytes of IPv6 or the 64 of IPv4.
+    pub ipv6: bool,
+    /// Which of 31 random bits make the flow: 0 for one flow, 2^20 - 1 for about a million.
+    pub flow_mask: u64,
+    /// Which of 16 random bits are added to the (IPv4) destination.
+    pub vip_mask: u64,
+    /// Which of 4 random bits are added to the destination port.
+    pub port_mask: u64,
+}
+
+/// The benchmark's own programs that can stand in for the one under test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stand {
+    /// Answers `XDP_TX`.
+    Transmit,
+    /// Answers `XDP_PASS`.
+    Pass,
+    /// Swaps the MAC addresses.
+    Swap,
+    /// Parses, takes a MAC address from an array, rewrites both.
+    Floor,
+}
+
+impl Stand {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Transmit, Self::Pass, Self::Swap, Self::Floor];
+
+    const fn program(self) -> &'static str {
+        match self {
+            Self::Transmit => "answer_tx",
+            Self::Pass => "answer_pass",
+            Self::Swap => "floor_swap",
+            Self::Floor => "floor",
+        }
+    }
+}
+
+/// A program to be measured.
+#[derive(Debug)]
+pub struct Target(ProgramFd);
+
+impl Target {
+    /// The data path's program of a loaded object; loads it into the kernel if that has not been done.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Program`] with the verifier's words.
+    pub fn of_object(object: &mut Ebpf) -> Result<Self, DataplaneError> {
+        let xdp = attach::xdp_program(object)?;
+        if xdp.fd().is_err() {
+            xdp.load()
+                .map_err(|e| failed("loading the XDP program", e))?;
+        }
+        clone_of(xdp)
+    }
+
+    /// The same program once more.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Io`] where there are too many open files.
+    pub fn try_clone(&self) -> Result<Self, DataplaneError> {
+        self.0
+            .try_clone()
+            .map(Self)
+            .map_err(|e| DataplaneError::io("keeping the loaded program", e))
+    }
+
+    /// The program with this id that is loaded already.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Io`] where there is none.
+    pub fn of_id(id: u32) -> Result<Self, DataplaneError> {
+        let info = loaded_programs()
+            .filter_map(Result::ok)
+            .find(|info| info.id() == id)
+            .ok_or_else(|| {
+                DataplaneError::io(
+                    format!("looking for the program with the id {id}"),
+                    io::ErrorKind::NotFound,
+                )
+            })?;
+        info.fd()
+            .map(Self)
+            .map_err(|e| failed("opening the attached program", e))
+    }
+}
+
+/// One preparing program, and the stands.
+pub struct Rig {
+    object: Ebpf,
+    target: ProgramArray<MapData>,
+    state: PerCpuArray<MapData, State>,
+    times: PerCpuArray<MapData, u64>,
+    /// What the generator of packets goes on from.
+    random: u64,
+    preparing: &'static str,
+    packet: Vec<u8>,
+    stands: Vec<(Stand, Target)>,
+}
+
+impl std::fmt::Debug for Rig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Rig")
+            .field("preparing", &self.preparing)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Packets of a lap.
+pub const LAP: u32 = 1 << 13;
+/// Most laps of a burst, plus one.
+const LAPS: u32 = 64;
+
+/// Where a burst has come to, on one processor: as `lb-bench-ebpf/src/prepare.rs` has it.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+struct State {
+    random: u64,
+    left: u64,
+}
+
+// SAFETY: repr(C), two words.
+unsafe impl Pod for State {}
+
+/// What one burst took.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Burst {
+    /// Of each lap, nanoseconds from one packet's preparation to the next one's, on average.
+    pub laps: Vec<f64>,
+    /// What the program said to the last packet.
+    pub action: Action,
+}
+
+impl Rig {
+    /// Loads the programs that prepare `recipe`'s packets.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Privileges`] without root, [`DataplaneError::Load`] and [`DataplaneError::Program`] with the
+    /// kernel's words.
+    pub fn load(recipe: &Recipe) -> Result<Self, DataplaneError> {
+        let own = mac_word([0x02, 0, 0, 0, 0, 0xfe]);
+        let mut loader = EbpfLoader::new();
+        loader
+            .override_global(name::FRAME, &recipe.frame, true)
+            .override_global(name::FLOW_MASK, &recipe.flow_mask, true)
+            .override_global(name::VIP_MASK, &recipe.vip_mask, true)
+            .override_global(name::PORT_MASK, &recipe.port_mask, true)
+            .override_global(name::FLOOR_MAC, &own, true);
+        let mut object = loader.load(BENCH_OBJECT).map_err(|error| {
+            if nix::unistd::geteuid().is_root() {
+                DataplaneError::Load(Box::new(error))
+            } else {
+                DataplaneError::Privileges {
+                    what: "loading a BPF program".into(),
+                }
+            }
+        })?;
+        let preparing = if recipe.ipv6 {
+            name::PREPARE6
+        } else {
+            name::PREPARE4
+        };
+        load(&mut object, preparing)?;
+        fill_floor(&mut object)?;
+        let mut stands = Vec::new();
+        for stand in Stand::ALL {
+            stands.push((stand, clone_of(load(&mut object, stand.program())?)?));
+        }
+        let target = object
+            .take_map(name::TARGET)
+            .ok_or_else(|| foreign(name::TARGET))?;
+        let target =
+            ProgramArray::try_from(target).map_err(|e| DataplaneError::map(name::TARGET, e))?;
+        let state = object
+            .take_map(name::STATE)
+            .ok_or_else(|| foreign(name::STATE))?;
+        let state =
+            PerCpuArray::try_from(state).map_err(|e| DataplaneError::map(name::STATE, e))?;
+        let times = object
+            .take_map(name::TIMES)
+            .ok_or_else(|| foreign(name::TIMES))?;
+        let times =
+            PerCpuArray::try_from(times).map_err(|e| DataplaneError::map(name::TIMES, e))?;
+        let words = if recipe.ipv6 { 10 } else { 8 };
+        let frame: Vec<u8> = recipe.frame[..words]
+            .iter()
+            .flat_map(|word| word.to_ne_bytes())
+            .collect();
+        // The same frame in both places.
+        let mut packet = frame.clone();
+        packet.resize(STRIDE, 0);
+        packet.extend(frame);
+        Ok(Self {
+            object,
+            target,
+            state,
+            times,
+            random: 1,
+            preparing,
+            packet,
+            stands,
+        })
+    }
+
+    /// One of the benchmark's own programs.
+    ///
+    /// # Panics
+    /// Never: all of them were loaded.
+    #[must_use]
+    pub fn stand(&self, wanted: Stand) -> &Target {
+        let found = self.stands.iter().find(|(stand, _)| *stand == wanted);
+        &found.expect("every stand is loaded").1
+    }
+
+    /// Prepares a packet and runs `target` over it, [`LAP`] times for each of so many `laps`, at most 63.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`], [`DataplaneError::Program`] with the kernel's words; [`DataplaneError::Io`] where the program
+    /// gave an answer that is none.
+    pub fn run(&mut self, target: &Target, laps: u32) -> Result<Burst, DataplaneError> {
+        self.target
+            .set(0, &target.0, 0)
+            .map_err(|e| DataplaneError::map(name::TARGET, e))?;
+        self.run_set(laps)
+    }
+
+    /// The same over one of the benchmark's own programs.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_stand(&mut self, stand: Stand, laps: u32) -> Result<Burst, DataplaneError> {
+        let found = self.stands.iter().find(|(s, _)| *s == stand);
+        let (_, target) = found.ok_or_else(|| foreign(stand.program()))?;
+        self.target
+            .set(0, &target.0, 0)
+            .map_err(|e| DataplaneError::map(name::TARGET, e))?;
+        self.run_set(laps)
+    }
+
+    fn run_set(&mut self, laps: u32) -> Result<Burst, DataplaneError> {
+        let laps = laps.min(LAPS - 1);
+        let packets = laps * LAP;
+        let state = State {
+            random: self.random,
+            left: packets.into(),
+        };
+        let cpus = usize::try_from(processors()?).unwrap_or(usize::MAX);
+        let states = PerCpuValues::try_from(vec![state; cpus])
+            .map_err(|e| DataplaneError::io("preparing a burst", e))?;
+        self.state
+            .set(0, states, 0)
+            .map_err(|e| DataplaneError::map(name::STATE, e))?;
+        let result = xdp(&mut self.object, self.preparing)?
+            .test_run(TestRunOptions {
+                data_in: Some(&self.packet),
+                // The last one ends the last lap, and belongs to none.
+                repeat: packets + 1,
+                ..TestRunOptions::default()
+            })
+            .map_err(|e| failed("running the program under test", e))?;
+        // `enum xdp_action` of linux/bpf.h.
+        let action = match result.return_value {
+            1 => Action::Drop,
+            2 => Action::Pass,
+            3 => Action::Transmit,
+            4 => Action::Redirect,
+            other => {
+                return Err(DataplaneError::io(
+                    "running the program under test",
+                    io::Error::other(format!(
+                        "it returned {other}, which is no answer of its own: it was not called"
+                    )),
+                ));
+            }
+        };
+        let states = self
+            .state
+            .get(&0, 0)
+            .map_err(|e| DataplaneError::map(name::STATE, e))?;
+        // The kernel stays on one processor for the whole burst.
+        let cpu = states
+            .iter()
+            .position(|state| state.left == u64::MAX)
+            .ok_or_else(|| {
+                DataplaneError::io(
+                    "running the program under test",
+                    io::Error::other("the burst was cut short, or moved to another processor"),
+                )
+            })?;
+        self.random = states[cpu].random;
+        let mut times = Vec::new();
+        for lap in 0..=laps {
+            let of_all = self.times.get(&lap, 0);
+            times.push(of_all.map_err(|e| DataplaneError::map(name::TIMES, e))?[cpu]);
+        }
+        Ok(Burst {
+            laps: times
+                .windows(2)
+                .map(|pair| pair[0].saturating_sub(pair[1]) as f64 / f64::from(LAP))
+                .collect(),
+            action,
+        })
+    }
+}
+
+/// Gives every entry of the floor's array an address, so that none is a page of zeros.
+fn fill_floor(object: &mut Ebpf) -> Result<(), DataplaneError> {
+    let map = object
+        .map_mut(name::FLOOR)
+        .ok_or_else(|| foreign(name::FLOOR))?;
+    let mut floor = aya::maps::Array::<_, u64>::try_from(map)
+        .map_err(|e| DataplaneError::map(name::FLOOR, e))?;
+    for index in 0..floor.len() {
+        let [_, _, high, low] = index.to_be_bytes();
+        let mac = mac_word([0x02, 0, 0, 1, high, low]);
+        floor
+            .set(index, mac, 0)
+            .map_err(|e| DataplaneError::map(name::FLOOR, e))?;
+    }
+    Ok(())
+}
+
+fn load<'a>(object: &'a mut Ebpf, program: &'static str) -> Result<&'a mut Xdp, DataplaneError> {
+    let xdp = xdp(object, program)?;
+    xdp.load()
+        .map_err(|e| failed(&format!("loading the program {program}"), e))?;
+    Ok(xdp)
+}
+
+fn xdp<'a>(object: &'a mut Ebpf, program: &'static str) -> Result<&'a mut Xdp, DataplaneError> {
+    object
+        .program_mut(program)
+        .ok_or_else(|| foreign(program))?
+        .try_into()
+        .map_err(|e| failed(program, e))
+}
+
+fn clone_of(xdp: &Xdp) -> Result<Target, DataplaneError> {
+    let fd = xdp.fd().map_err(|e| failed("the loaded program", e))?;
+    fd.try_clone()
+        .map(Target)
+        .map_err(|e| DataplaneError::io("keeping the loaded program", e))
+}
+
+fn failed(what: &str, source: ProgramError) -> DataplaneError {
+    DataplaneError::Program {
+        what: what.into(),
+        source: Box::new(source),
+    }
+}
+
+fn foreign(name: &'static str) -> DataplaneError {
+    DataplaneError::Foreign {
+        path: name.into(),
+        what: "the benchmark's object does not have it".into(),
+    }
+}
