@@ -90,9 +90,7 @@ pub const fn mac_bytes(word: u64) -> [u8; 6] {
 /// would put together only those that are used, in up to three loads.
 #[inline(always)]
 #[must_use]
-const fn bytes_at<const AT: usize, const LEN: usize, const N: usize>(
-    bytes: &[u8; N],
-) -> [u8; LEN] {
+const fn bytes_at<const AT: usize, const LEN: usize, const N: usize>(bytes: &[u8; N]) -> [u8; LEN] {
     const { assert!(AT + LEN <= N, "offset outside the window") };
     match bytes.split_at(AT).1.first_chunk() {
         Some(found) => *found,

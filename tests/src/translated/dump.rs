@@ -109,7 +109,8 @@ impl Instruction {
     pub fn map(&self) -> Option<u32> {
         // BPF_PSEUDO_MAP_FD and BPF_PSEUDO_MAP_VALUE; the kernel writes the id where the file descriptor was
         // (`bpf_insn_prepare_dump` in `kernel/bpf/syscall.c`).
-        (self.code == LOAD_CONSTANT && matches!(self.src, 1 | 2)).then_some(self.imm.cast_unsigned())
+        (self.code == LOAD_CONSTANT && matches!(self.src, 1 | 2))
+            .then_some(self.imm.cast_unsigned())
     }
 }
 
@@ -157,7 +158,11 @@ impl Translated {
     /// The maps that the translated program still names: those of features that are not in it are gone.
     #[must_use]
     pub fn named_maps(&self) -> Vec<&Map> {
-        let mut ids: Vec<_> = self.instructions.iter().filter_map(Instruction::map).collect();
+        let mut ids: Vec<_> = self
+            .instructions
+            .iter()
+            .filter_map(Instruction::map)
+            .collect();
         ids.sort_unstable();
         ids.dedup();
         ids.iter().filter_map(|id| self.maps.get(id)).collect()
@@ -196,7 +201,12 @@ fn map(id: u32) -> anyhow::Result<(OwnedFd, Map)> {
     ]
     .into_iter()
     .find(|kind| *kind as u32 == info.type_)
-    .with_context(|| format!("map {id} is of type {}, which the data path has none of", info.type_))?;
+    .with_context(|| {
+        format!(
+            "map {id} is of type {}, which the data path has none of",
+            info.type_
+        )
+    })?;
     let facts = Map {
         id,
         name: String::from_utf8(name).context("a map's name")?,
@@ -267,7 +277,9 @@ fn functions(instructions: &[Instruction]) -> anyhow::Result<BTreeMap<i32, Strin
         .find(|(_, name)| *name == "__bpf_call_base")
         .map_or(0, |(address, _)| address);
     if base == 0 {
-        bail!("the kernel does not show its functions' addresses: kernel.kptr_restrict is above 1, or this is not root");
+        bail!(
+            "the kernel does not show its functions' addresses: kernel.kptr_restrict is above 1, or this is not root"
+        );
     }
     let wanted: BTreeMap<u64, i32> = called
         .keys()

@@ -46,8 +46,6 @@ pub struct Executed {
     pub action: u64,
     /// The frame afterwards.
     pub frame: Vec<u8>,
-    /// T
-    pub trace: Vec<usize>,
     /// Instructions executed; the one of 16 bytes counts once.
     pub instructions: usize,
     /// Functions of the kernel that were called, in their order.
@@ -129,7 +127,12 @@ impl<'a> Machine<'a> {
             let pointers = (0..u64::from(map.max_entries)).map(|index| base + index * map.stride());
             if map.is_per_cpu() {
                 let pointers = pointers.flat_map(u64::to_le_bytes).collect();
-                piece(first + 2, format!("pointers of {}", map.name), pointers, false);
+                piece(
+                    first + 2,
+                    format!("pointers of {}", map.name),
+                    pointers,
+                    false,
+                );
             }
             piece(first + 1, map.name.clone(), bytes.clone(), true);
         }
@@ -168,7 +171,10 @@ impl<'a> Machine<'a> {
         }
         let start = PACKET << PIECE_SHIFT;
         let context = CONTEXT << PIECE_SHIFT;
-        let (begin, end) = (start + HEADROOM as u64, start + (HEADROOM + frame.len()) as u64);
+        let (begin, end) = (
+            start + HEADROOM as u64,
+            start + (HEADROOM + frame.len()) as u64,
+        );
         self.store(context + DATA, 8, begin)?;
         self.store(context + DATA_END, 8, end)?;
         self.store(context + HARD_START, 8, start)?;
@@ -183,17 +189,23 @@ impl<'a> Machine<'a> {
         run.registers[10] = (STACKS << PIECE_SHIFT) + STACK as u64;
         loop {
             let at = run.at;
-            let done = self
-                .step(&mut run)
-                .with_context(|| format!("instruction {at}: {:x?}", self.program.instructions.get(at)))?;
-            ensure!(run.executed.instructions < MOST, "no end after {MOST} instructions");
+            let done = self.step(&mut run).with_context(|| {
+                format!("instruction {at}: {:x?}", self.program.instructions.get(at))
+            })?;
+            ensure!(
+                run.executed.instructions < MOST,
+                "no end after {MOST} instructions"
+            );
             if done {
                 break;
             }
         }
         let mut executed = run.executed;
         executed.action = run.registers[0] & 0xffff_ffff;
-        let (begin, end) = (self.load(context + DATA, 8)?, self.load(context + DATA_END, 8)?);
+        let (begin, end) = (
+            self.load(context + DATA, 8)?,
+            self.load(context + DATA_END, 8)?,
+        );
         let packet = &self.pieces[&PACKET].bytes;
         executed.frame = packet[(begin - start) as usize..(end - start) as usize].to_vec();
         executed.lines = self
@@ -213,7 +225,6 @@ impl<'a> Machine<'a> {
             .get(run.at)
             .context("the program has no such instruction")?;
         run.executed.instructions += 1;
-        run.executed.trace.push(run.at);
         run.at += 1;
         let Instruction {
             code,
@@ -227,15 +238,23 @@ impl<'a> Machine<'a> {
         match code & 7 {
             0 => {
                 ensure!(code == LOAD_CONSTANT, "not known here");
-                let next = self.program.instructions.get(run.at).context("its second half")?;
+                let next = self
+                    .program
+                    .instructions
+                    .get(run.at)
+                    .context("its second half")?;
                 run.registers[dst] = match src {
                     0 => u64::from(imm.cast_unsigned()) | u64::from(next.imm.cast_unsigned()) << 32,
                     // The map itself, and an address in its values.
                     1 | 2 => {
                         let id = imm.cast_unsigned();
-                        let first = self.first_piece.get(&id).with_context(|| format!("map {id}"))?;
+                        let first = self
+                            .first_piece
+                            .get(&id)
+                            .with_context(|| format!("map {id}"))?;
                         let value = u64::from(src == 2);
-                        ((first + value) << PIECE_SHIFT) + value * u64::from(next.imm.cast_unsigned())
+                        ((first + value) << PIECE_SHIFT)
+                            + value * u64::from(next.imm.cast_unsigned())
                     }
                     _ => bail!("a constant of kind {src} is not known here"),
                 };
@@ -256,14 +275,23 @@ impl<'a> Machine<'a> {
             2 | 3 => {
                 ensure!(code & 0xe0 == 0x60, "not known here");
                 let address = run.registers[dst].wrapping_add_signed(i64::from(off));
-                let value = if code & 7 == 2 { constant } else { run.registers[from] };
+                let value = if code & 7 == 2 {
+                    constant
+                } else {
+                    run.registers[from]
+                };
                 self.touch(run, address);
                 self.store(address, width(code), value)?;
             }
             4 | 7 => {
-                let operand = if code & 8 == 0 { constant } else { run.registers[from] };
+                let operand = if code & 8 == 0 {
+                    constant
+                } else {
+                    run.registers[from]
+                };
                 let before = run.registers[dst];
-                run.registers[dst] = if let Some(values) = self.skipped_header(&instruction, before) {
+                run.registers[dst] = if let Some(values) = self.skipped_header(&instruction, before)
+                {
                     values
                 } else if code & 0xf0 == 0xd0 {
                     in_byte_order(code, before, imm)?
@@ -284,7 +312,9 @@ impl<'a> Machine<'a> {
     fn skipped_header(&self, instruction: &Instruction, address: u64) -> Option<u64> {
         const ADD_CONSTANT: u8 = 0x07;
         let piece = address >> PIECE_SHIFT;
-        let is_map = piece >= MAPS && (piece - MAPS).is_multiple_of(3) && address.trailing_zeros() >= PIECE_SHIFT;
+        let is_map = piece >= MAPS
+            && (piece - MAPS).is_multiple_of(3)
+            && address.trailing_zeros() >= PIECE_SHIFT;
         if instruction.code != ADD_CONSTANT || !is_map {
             return None;
         }
@@ -318,7 +348,12 @@ impl<'a> Machine<'a> {
                 return Ok(false);
             }
             0x80 => {
-                let name = self.program.functions.get(&imm).cloned().unwrap_or_default();
+                let name = self
+                    .program
+                    .functions
+                    .get(&imm)
+                    .cloned()
+                    .unwrap_or_default();
                 run.registers[0] = self.kernel_function(&name, run)?;
                 run.executed.kernel_calls.push(name);
                 return Ok(false);
@@ -347,7 +382,12 @@ impl<'a> Machine<'a> {
         } else {
             let (left, right) = (left as u32, right as u32);
             let signed = |number: u32| i64::from(number.cast_signed());
-            (u64::from(left), u64::from(right), signed(left), signed(right))
+            (
+                u64::from(left),
+                u64::from(right),
+                signed(left),
+                signed(right),
+            )
         };
         let taken = match code & 0xf0 {
             0x10 => left == right,
@@ -445,7 +485,10 @@ const fn width(code: u8) -> usize {
 
 const fn sign_extended(value: u64, bits: u32) -> u64 {
     let shift = 64 - bits;
-    (value << shift).cast_signed().wrapping_shr(shift).cast_unsigned()
+    (value << shift)
+        .cast_signed()
+        .wrapping_shr(shift)
+        .cast_unsigned()
 }
 
 fn computed64(instruction: Instruction, left: u64, right: u64) -> anyhow::Result<u64> {

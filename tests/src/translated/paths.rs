@@ -1,6 +1,6 @@
 //! The ways of packets through the program that are counted: what is in the maps, and what comes in.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::collections::BTreeMap;
 
 use anyhow::{Context, ensure};
 use lb_common::{
@@ -81,29 +81,83 @@ pub fn all() -> Vec<Path> {
     let not_ours = tcp().to(NO_VIP, 80).build();
     let not_ours6 = tcp6().to(NO_VIP6, 80).build();
     let any_port = tcp().to(VIP_ANY, 12_345).build();
+    let unserved = tcp().to_port(81).build();
+    let with_tag = tcp().vlan(VLAN).build();
     let arp = who_has(NO_VIP, NEIGHBOUR).build();
-    let land: Ipv4Addr = CLIENT;
-    let _ = land;
     vec![
         path("tcp4", &town, PLAIN, tcp().build(), transmitted),
         path("syn4", &town, PLAIN, syn().build(), transmitted),
         path("udp4", &town, PLAIN, udp().build(), transmitted),
-        path("tcp4, a service of all ports", &town, PLAIN, any_port, transmitted),
+        path(
+            "tcp4, a service of all ports",
+            &town,
+            PLAIN,
+            any_port,
+            transmitted,
+        ),
         path("tcp4, not ours", &town, PLAIN, not_ours, Action::Pass),
-        path("arp, not ours", &town, PLAIN, arp, Action::Pass),
-        path("tcp4, no service there", &town, PLAIN, tcp().to_port(81).build(), Action::Drop),
         path("tcp4 beside IPv6", &town, DUAL, tcp().build(), transmitted),
         path("tcp6", &town6, DUAL, tcp6().build(), transmitted),
         path("udp6", &town6, DUAL, udp6().build(), transmitted),
         path("tcp6, not ours", &town6, DUAL, not_ours6, Action::Pass),
         path("tcp4 beside VLANs", &town, TAGS, tcp().build(), transmitted),
-        path("tcp4, tagged on both sides", &tagged, TAGS, tcp().vlan(VLAN).build(), transmitted),
-        path("tcp4 beside `track = \"always\"`", &town, ALWAYS, tcp().build(), transmitted),
-        slow(path("tcp4 in transition, recorded", &recorded(changing.clone()), PLAIN, tcp().build(), transmitted)),
-        slow(path("tcp4 in transition, older than the change", &changing, PLAIN, tcp().build(), transmitted)),
-        slow(path("syn4 in transition", &changing, PLAIN, syn().build(), transmitted)),
-        slow(path("tcp4, `track = \"always\"`, recorded", &recorded(always.clone()), ALWAYS, tcp().build(), transmitted)),
-        slow(path("syn4, `track = \"always\"`", &always, ALWAYS, syn().build(), transmitted)),
+        path(
+            "tcp4 beside `track = \"always\"`",
+            &town,
+            ALWAYS,
+            tcp().build(),
+            transmitted,
+        ),
+        slow(path(
+            "tcp4, no service there",
+            &town,
+            PLAIN,
+            unserved,
+            Action::Drop,
+        )),
+        slow(path("arp, not ours", &town, PLAIN, arp, Action::Pass)),
+        slow(path(
+            "tcp4, tagged on both sides",
+            &tagged,
+            TAGS,
+            with_tag,
+            transmitted,
+        )),
+        slow(path(
+            "tcp4 in transition, recorded",
+            &recorded(changing.clone()),
+            PLAIN,
+            tcp().build(),
+            transmitted,
+        )),
+        slow(path(
+            "tcp4 in transition, older than the change",
+            &changing,
+            PLAIN,
+            tcp().build(),
+            transmitted,
+        )),
+        slow(path(
+            "syn4 in transition",
+            &changing,
+            PLAIN,
+            syn().build(),
+            transmitted,
+        )),
+        slow(path(
+            "tcp4, `track = \"always\"`, recorded",
+            &recorded(always.clone()),
+            ALWAYS,
+            tcp().build(),
+            transmitted,
+        )),
+        slow(path(
+            "syn4, `track = \"always\"`",
+            &always,
+            ALWAYS,
+            syn().build(),
+            transmitted,
+        )),
     ]
 }
 
@@ -195,7 +249,8 @@ fn execute_once(
 
 /// What the maps hold that the program names; of the per-CPU ones the sums.
 fn contents(translated: &Translated) -> anyhow::Result<BTreeMap<u32, Vec<u8>>> {
-    let processors = aya::util::nr_cpus().map_err(|(what, error)| anyhow::Error::new(error).context(what))?;
+    let processors =
+        aya::util::nr_cpus().map_err(|(what, error)| anyhow::Error::new(error).context(what))?;
     translated
         .named_maps()
         .into_iter()
