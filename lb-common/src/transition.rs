@@ -106,6 +106,13 @@ pub fn backend_of_flow<A: Address, T: Tables>(
     };
     if records {
         flow::record(tables, key, hash, backend, phase);
+        // Silent for longer than a flow is remembered, and not yet for as long as its client is.
+        if !matches!(
+            signal,
+            Signal::Opens | Signal::Unmarked | Signal::UnmarkedRelated
+        ) {
+            keep_client(tables, client, backend, seed);
+        }
     }
     Ok(backend)
 }

@@ -1057,3 +1057,20 @@ fn new_flows_stay_with_the_stand_by_until_the_operator_says_so() {
         opens(),
     ]);
 }
+
+/// A client that was sent to the backend from before the change keeps it while it is not silent for `affinity_timeout`.
+#[test]
+fn a_client_keeps_its_backend_when_its_slot_turns() {
+    live(&[
+        Step::Change(0, 1, Change::ToggleProbe),
+        Step::Follow(0, false, true),
+        Step::Change(0, 1, Change::ToggleProbe),
+        Step::Open(0, 165),
+        Step::Pass(2918),
+        Step::Wait(8501),
+        Step::Send(0, 165),
+        Step::Pass(2579),
+        Step::Sweep,
+        Step::Open(0, 7),
+    ]);
+}
