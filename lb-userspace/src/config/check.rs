@@ -10,9 +10,9 @@ use toml::Spanned;
 
 use super::{
     error::{ConfigError, ErrorKind},
-    model::{Ports, Protocol},
-    raw::{RawBackend, RawConfig, RawLimits, RawService, SERVICES_MAX},
-    reader::Sink,
+    model::{Mode, Ports, Probe, Protocol, Rule, Unserved, Via},
+    raw::{RawBackend, RawConfig, RawLimits, RawNode, RawService, SERVICES_MAX},
+    reader::{Sink, nearest},
 };
 
 /// Reports everything that is wrong between the settings of `config`.
@@ -37,6 +37,122 @@ pub(super) fn check(config: &RawConfig, sink: &Sink) {
     vip_or_backend(&config.services, sink);
     overlaps(&config.services, sink);
     sizes(config, sink);
+    for service in &config.services {
+        priorities(service, sink);
+    }
+    cluster(config, sink);
+}
+
+/// With `rule = "single"` it must be clear who the single one is.
+fn priorities(service: &RawService, sink: &Sink) {
+    let Some(rule) = &service.rule else { return };
+    if *rule.get_ref() != Rule::Single {
+        return;
+    }
+    let mut seen: HashMap<u32, &RawBackend> = HashMap::new();
+    for backend in &service.backends {
+        let Some(priority) = backend.priority else {
+            continue;
+        };
+        match seen.entry(priority) {
+            Entry::Vacant(first) => {
+                first.insert(backend);
+            }
+            Entry::Occupied(first) => sink.push(
+                ConfigError::new(
+                    ErrorKind::Conflict,
+                    format!("two backends of a service with `rule = \"single\"` have the same priority: found {priority} again"),
+                )
+                .at(backend.span.clone())
+                .expected("another `priority` for each backend; the lowest that is up serves")
+                .related(first.get().span.clone(), "the other backend"),
+            ),
+        }
+    }
+}
+
+/// What a cluster of nodes needs, and what means nothing without one.
+fn cluster(config: &RawConfig, sink: &Sink) {
+    let Some(RawNode {
+        node: Some(node),
+        places,
+        ..
+    }) = &config.node
+    else {
+        return;
+    };
+    if node.mode == Mode::Forward {
+        for (key, span) in &places.cluster {
+            sink.push(
+                ConfigError::new(
+                    ErrorKind::Conflict,
+                    format!("`{key}` has no meaning with `mode = \"forward\"`"),
+                )
+                .at(span.clone())
+                .expected("it only with `mode = \"pick\"`")
+                .help("remove it, or set `mode = \"pick\"`"),
+            );
+        }
+        return;
+    }
+    if node.seed.is_none() {
+        sink.push(
+            ConfigError::new(
+                ErrorKind::MissingKey,
+                "missing key `seed` in [node]: with `mode = \"pick\"` all nodes must pick alike",
+            )
+            .at(places.mode.clone())
+            .expected("the same `seed` in the file of every node")
+            .help("make one with `openssl rand -hex 16`"),
+        );
+    }
+    if node.unserved == Unserved::Pass {
+        sink.push(
+            ConfigError::new(
+                ErrorKind::Conflict,
+                "`unserved = \"pass\"` would have every node of the cluster answer",
+            )
+            .at(places.unserved.clone())
+            .expected("\"drop\" with `mode = \"pick\"`")
+            .help("give the port a service, with `rule = \"single\"` where one node alone shall serve it"),
+        );
+    }
+    let names = || {
+        config
+            .services
+            .iter()
+            .flat_map(|service| &service.backends)
+            .filter_map(|backend| Some(backend.name.as_ref()?.get_ref().as_str()))
+    };
+    if !config.services.is_empty() && !names().any(|name| name == node.name) {
+        let mut error = ConfigError::new(
+            ErrorKind::Conflict,
+            format!(
+                "this node is in no service: found the name \"{}\"",
+                node.name
+            ),
+        )
+        .at(places.name.clone())
+        .expected("the name of one of the backends: with `mode = \"pick\"` they are the cluster's nodes");
+        if let Some(meant) = nearest(&node.name, names()) {
+            error = error.help(format!("did you mean \"{meant}\"?"));
+        }
+        sink.push(error);
+    }
+    for service in &config.services {
+        if let (Some(Some(Probe { via: Via::Vip, .. })), Some(span)) =
+            (&service.probe, &service.via)
+        {
+            sink.push(
+                ConfigError::new(
+                    ErrorKind::Conflict,
+                    "`via = \"vip\"` has no meaning with `mode = \"pick\"`: a node keeps only what it picks itself for",
+                )
+                .at(span.clone())
+                .expected("\"address\", which is the default in this mode"),
+            );
+        }
+    }
 }
 
 /// Reports each value that was there before.

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use super::{
     error::{ConfigError, ConfigErrors, ErrorKind},
     load::ConfigFile,
+    model::Mode,
     reader::nearest,
 };
 
@@ -46,8 +47,26 @@ pub fn check_host(file: &ConfigFile, facts: &HostFacts) -> Result<(), ConfigErro
     let complete = errors.is_empty();
     // One error for each VIP, however many services share it.
     let mut vips = HashSet::new();
+    let pick = file.config.node.mode == Mode::Pick;
     for (service, spans) in file.config.services.iter().zip(&file.source.services) {
-        if let Some(owner) = owner(service.vip, facts)
+        let owner_of_vip = owner(service.vip, facts);
+        let served_here = service
+            .backends
+            .iter()
+            .any(|backend| file.config.is_own(backend));
+        if pick && served_here && owner_of_vip.is_none() && vips.insert(service.vip) {
+            errors.push(
+                ConfigError::new(
+                    ErrorKind::Host,
+                    format!("this node does not have the VIP {}", service.vip),
+                )
+                .at(spans.vip.clone())
+                .expected("the VIP on the loopback of every node that serves it")
+                .help(format!("add it: `ip address add {}/{} dev lo`", service.vip, if service.vip.is_ipv4() { 32 } else { 128 })),
+            );
+        }
+        if let Some(owner) = owner_of_vip
+            && !pick
             && vips.insert(service.vip)
         {
             errors.push(
@@ -69,18 +88,40 @@ pub fn check_host(file: &ConfigFile, facts: &HostFacts) -> Result<(), ConfigErro
             );
         }
         for (backend, span) in service.backends.iter().zip(&spans.addresses) {
+            let own = file.config.is_own(backend);
             if let Some(owner) = owner(backend.address, facts) {
+                if own {
+                    continue;
+                }
+                let error = ConfigError::new(
+                    ErrorKind::Host,
+                    format!(
+                        "backend \"{}\" is this host: found {} on `{}`",
+                        backend.name, backend.address, owner.name
+                    ),
+                )
+                .at(span.clone())
+                .expected("another host's address");
+                errors.push(if pick {
+                    error.help(format!(
+                        "this node calls itself \"{}\": set `name` in [node]",
+                        file.config.node.name
+                    ))
+                } else {
+                    error.help("this version can't be director and backend at once")
+                });
+            } else if own {
                 errors.push(
                     ConfigError::new(
                         ErrorKind::Host,
                         format!(
-                            "backend \"{}\" is this host: found {} on `{}`",
-                            backend.name, backend.address, owner.name
+                            "backend \"{}\" is this node by its name, but {} is no address of this host",
+                            backend.name, backend.address
                         ),
                     )
                     .at(span.clone())
-                    .expected("another host's address")
-                    .help("this version can't be director and backend at once"),
+                    .expected("an address of this host")
+                    .help("set `name` in [node] to the backend that this host is"),
                 );
             } else if complete {
                 errors.extend(check_reach(

@@ -148,6 +148,7 @@ fn finish_service(raw: RawService) -> Option<Service> {
         protocol: raw.protocol?,
         ports: raw.ports?.into_inner(),
         affinity: raw.affinity?,
+        rule: raw.rule?.into_inner(),
         flow_idle: raw.flow_idle?,
         probe: raw.probe?,
         backends: raw

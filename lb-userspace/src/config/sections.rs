@@ -37,8 +37,12 @@ pub(super) static NODE: Section = Section {
         "xdp_mode",
         "unserved",
         "seed",
+        "mode",
+        "cluster_mac",
+        "cluster_ip",
+        "peer_port",
     ],
-    later: &["mode"],
+    later: &[],
     advice: "",
 };
 
@@ -70,6 +74,7 @@ pub(super) static SERVICE: Section = Section {
         "protocol",
         "ports",
         "affinity",
+        "rule",
         "flow_idle",
         "probe",
         "backend",

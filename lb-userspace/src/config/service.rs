@@ -6,7 +6,7 @@ use toml::Spanned;
 
 use super::{
     error::{ConfigError, ErrorKind},
-    model::{Affinity, Backend, Ports, Probe, ProbeKind, Protocol, Service, Via},
+    model::{Affinity, Backend, Mode, Ports, Probe, ProbeKind, Protocol, Rule, Service, Via},
     ports,
     raw::{RawBackend, RawService},
     reader::{Field, Fields, Sink, nearest, one_of},
@@ -25,8 +25,8 @@ const PATH_MAX: usize = 2_048;
 /// The longest `Host` header: a domain name's 253 bytes (RFC 1035) and a port.
 const HOST_MAX: usize = 259;
 
-/// Reads the service whose table is `fields`.
-pub(super) fn read(fields: &Fields<'_, '_>, sink: &Sink) -> RawService {
+/// Reads the service whose table is `fields`, of a node that works in this mode.
+pub(super) fn read(fields: &Fields<'_, '_>, mode: Mode, sink: &Sink) -> RawService {
     let name = fields
         .require("name", "name = \"web\"", sink)
         .and_then(|field| with_span(&field, values::name(&field, sink)));
@@ -53,10 +53,29 @@ pub(super) fn read(fields: &Fields<'_, '_>, sink: &Sink) -> RawService {
         ];
         values::choice(field, &affinities, sink)
     });
+    let rule = match fields.get("rule") {
+        Some(field) => {
+            let rules = [
+                ("multiple", Rule::Multiple),
+                ("single", Rule::Single),
+                ("disabled", Rule::Disabled),
+            ];
+            with_span(&field, values::choice(&field, &rules, sink))
+        }
+        None => Some(Spanned::new(fields.span(), Rule::default())),
+    };
     let flow_idle = fields.read_or("flow_idle", Service::FLOW_IDLE, |field| {
         values::duration(field, FLOW_IDLE, sink)
     });
-    let probe = read_probe(fields, protocol, listed.as_ref(), sink);
+    let probe = read_probe(fields, mode, protocol, listed.as_ref(), sink);
+    // An error in it has been reported with the probe.
+    let via = fields
+        .get("probe")
+        .and_then(|field| {
+            let quiet = Sink::default();
+            Fields::open(&sections::PROBE, field.value, field.span.clone(), &quiet)?.get("via")
+        })
+        .map(|field| field.span);
     let backends = fields.tables(&sections::BACKEND, sink).unwrap_or_default();
     RawService {
         span: fields.span(),
@@ -65,8 +84,10 @@ pub(super) fn read(fields: &Fields<'_, '_>, sink: &Sink) -> RawService {
         protocol,
         ports: listed.map(|ports| Spanned::new(ports.span(), ports.into_inner().0)),
         affinity,
+        rule,
         flow_idle,
         probe,
+        via,
         backends: backends
             .iter()
             .map(|fields| read_backend(fields, sink))
@@ -111,15 +132,26 @@ enum Type {
 /// The service's probe, given or by default; `Some(None)` for none.
 fn read_probe(
     service: &Fields<'_, '_>,
+    mode: Mode,
     protocol: Option<Protocol>,
     listed: Option<&Spanned<(Ports, Option<u16>)>>,
     sink: &Sink,
 ) -> Option<Option<Probe>> {
+    let default_via = match mode {
+        Mode::Forward => Via::Vip,
+        // A node keeps nothing of what another sends to the VIP unless it picks itself.
+        Mode::Pick => Via::Address,
+    };
     let Some(field) = service.get("probe") else {
         // A misspelt [service.probe] gets here too; its own error stands already.
         return match protocol? {
             Protocol::Udp => Some(None),
-            Protocol::Tcp => default_port(None, listed?, sink).map(|port| Some(Probe::tcp(port))),
+            Protocol::Tcp => default_port(None, listed?, sink).map(|port| {
+                Some(Probe {
+                    via: default_via,
+                    ..Probe::tcp(port)
+                })
+            }),
         };
     };
     let fields = Fields::open(&sections::PROBE, field.value, field.span.clone(), sink)?;
@@ -141,7 +173,7 @@ fn read_probe(
     let fall = fields.read_or("fall", Probe::FALL, |field| {
         values::number_u8(field, 1..=u8::MAX, sink)
     });
-    let via = fields.read_or("via", Via::default(), |field| {
+    let via = fields.read_or("via", default_via, |field| {
         values::choice(field, &[("vip", Via::Vip), ("address", Via::Address)], sink)
     });
     let http = read_http(&fields, sink);

@@ -15,11 +15,13 @@ pub mod fixed;
 pub mod knowledge;
 pub mod memory;
 pub mod orders;
+pub mod peers;
 pub mod probe_routes;
 pub mod reconcile;
 pub mod regions;
 pub mod report;
 pub mod retarget;
+pub mod siphash;
 pub mod startup;
 pub mod sweep;
 
