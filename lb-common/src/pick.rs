@@ -104,6 +104,8 @@ pub struct Backend(pub u64);
 
 impl Backend {
     const FAILED: u64 = 1 << 63;
+    /// The port that means "this very host".
+    pub const LOCAL_PORT: u16 = 0x7fff;
 
     /// `mac` as [`crate::wire::mac_word`]; 0 where it is not known.
     #[must_use]

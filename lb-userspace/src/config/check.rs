@@ -133,7 +133,9 @@ fn cluster(config: &RawConfig, sink: &Sink) {
             ),
         )
         .at(places.name.clone())
-        .expected("the name of one of the backends: with `mode = \"pick\"` they are the cluster's nodes");
+        .expected(
+            "the name of one of the backends: with `mode = \"pick\"` they are the cluster's nodes",
+        );
         if let Some(meant) = nearest(&node.name, names()) {
             error = error.help(format!("did you mean \"{meant}\"?"));
         }

@@ -62,7 +62,11 @@ pub fn check_host(file: &ConfigFile, facts: &HostFacts) -> Result<(), ConfigErro
                 )
                 .at(spans.vip.clone())
                 .expected("the VIP on the loopback of every node that serves it")
-                .help(format!("add it: `ip address add {}/{} dev lo`", service.vip, if service.vip.is_ipv4() { 32 } else { 128 })),
+                .help(format!(
+                    "add it: `ip address add {}/{} dev lo`",
+                    service.vip,
+                    if service.vip.is_ipv4() { 32 } else { 128 }
+                )),
             );
         }
         if let Some(owner) = owner_of_vip

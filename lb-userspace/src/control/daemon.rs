@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     process,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -21,20 +21,23 @@ use tracing::{error, info, warn};
 use super::{
     actual::{Millis, Op},
     announce::announce,
+    cluster::Cluster,
     decisions::Decisions,
     execute::Done,
     fixed::fixed_while_running,
     knowledge::{Knowledge, Neighbour, PortState},
     orders::{self, Order},
+    peers::{PERIOD, Word},
     probe_routes,
     reconcile::{Scope, TooSmall, reconcile},
     report,
     startup::{self, Running},
     sweep::{Sweep, sweep},
+    voice::Voice,
 };
 use crate::{
     api::{InterfaceStatus, LastApply, NodeStatus, Request, Response, Target, http, server},
-    config::{ConfigFile, check_host},
+    config::{ConfigFile, Mode, check_host},
     dataplane::{DataplaneError, attach, clock::coarse_ticks},
     health::{ProbeReport, Prober},
     neighbour::{self, Netlink, NetworkEvent, Resolver, Target as NeighbourTarget, vip_route},
@@ -94,7 +97,11 @@ pub async fn run(options: Options) -> Result<()> {
         ports,
         facts,
         opening: !running.adopted,
+        cluster: Cluster::default(),
     };
+    let (words, said) = mpsc::channel(QUEUE);
+    let seed = running.executor.maps.control().seed();
+    let voice = Voice::start(&knowledge.config, seed, words).await?;
     let mut daemon = Daemon {
         options,
         running,
@@ -106,6 +113,7 @@ pub async fn run(options: Options) -> Result<()> {
         started,
         started_at: SystemTime::now(),
         last_apply: None,
+        voice,
     };
     let actual = &daemon.running.executor.actual;
     daemon.knowledge.adopt_neighbours(actual);
@@ -137,7 +145,7 @@ pub async fn run(options: Options) -> Result<()> {
         services = daemon.knowledge.config.services.len(),
         "running"
     );
-    let result = daemon.work(reported, happened, asked).await;
+    let result = daemon.work(reported, happened, asked, said).await;
     daemon.end().await;
     result
 }
@@ -187,6 +195,8 @@ struct Daemon {
     started: Instant,
     started_at: SystemTime,
     last_apply: Option<LastApply>,
+    /// In a cluster: what the nodes say to each other.
+    voice: Option<Voice>,
 }
 
 impl Daemon {
@@ -195,12 +205,15 @@ impl Daemon {
         mut reported: mpsc::Receiver<ProbeReport>,
         mut happened: mpsc::Receiver<NetworkEvent>,
         mut asked: mpsc::Receiver<(Request, oneshot::Sender<Response>)>,
+        mut said: mpsc::Receiver<(Vec<u8>, SocketAddr)>,
     ) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
         let mut sweeping = interval(SWEEP);
         sweeping.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut speaking = interval(PERIOD);
+        speaking.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
             select! {
                 biased;
@@ -220,6 +233,7 @@ impl Daemon {
                     }
                     self.on_network(events).await?;
                 }
+                Some((datagram, from)) = said.recv() => self.on_word(&datagram, from)?,
                 Some((request, answer)) = asked.recv() => {
                     let response = self.on_request(request).await?;
                     // Whoever asked may have gone.
@@ -230,8 +244,10 @@ impl Daemon {
                     _ => info!("reloaded"),
                 },
                 _ = sweeping.tick() => self.sweep()?,
+                _ = speaking.tick(), if self.voice.is_some() => self.on_silence()?,
             }
             self.end_opening()?;
+            self.speak();
         }
     }
 
@@ -246,9 +262,69 @@ impl Daemon {
                 || self.knowledge.all_judged(&self.running.executor.actual))
         {
             self.knowledge.opening = false;
-            self.change("the first answers", Instant::now(), Touched::All)?;
+            let since = Instant::now();
+            if self.knowledge.config.node.mode == Mode::Pick {
+                // The table of the others first: whose flows were theirs stay theirs.
+                let services = self.knowledge.config.services.iter();
+                self.knowledge.cluster.joining = services.map(|s| s.name.clone()).collect();
+                self.change("the other nodes", since, Touched::All)?;
+                self.knowledge.cluster.joining.clear();
+            }
+            self.change("the first answers", since, Touched::All)?;
         }
         Ok(())
+    }
+
+    /// A peer has said something.
+    fn on_word(&mut self, datagram: &[u8], from: SocketAddr) -> Result<()> {
+        let since = Instant::now();
+        let now = self.now();
+        let Some(voice) = &mut self.voice else {
+            return Ok(());
+        };
+        let config = &self.knowledge.config;
+        let Some(word) = voice.understand(datagram, from, &config.peers()) else {
+            return Ok(());
+        };
+        let cause = format!("word of {}", word.node);
+        let news = self
+            .knowledge
+            .cluster
+            .peers
+            .hear(word, &config.node.name, now);
+        if !news.excluded.is_empty() && !self.knowledge.opening {
+            warn!(
+                cause,
+                services = ?news.excluded,
+                "this node was counted as gone, and joins again: flows that others have taken over stay there"
+            );
+            self.knowledge.cluster.joining = news.excluded;
+            self.change(&cause, since, Touched::Only(&news.touched))?;
+            self.knowledge.cluster.joining.clear();
+        }
+        if !news.touched.is_empty() {
+            self.change(&cause, since, Touched::Only(&news.touched))?;
+        }
+        Ok(())
+    }
+
+    /// Time has passed: whoever has been silent for too long is not heard any more.
+    fn on_silence(&mut self) -> Result<()> {
+        let touched = self.knowledge.cluster.peers.expire(self.now());
+        if !touched.is_empty() {
+            self.change("silence of a node", Instant::now(), Touched::Only(&touched))?;
+        }
+        Ok(())
+    }
+
+    /// Tells the peers what there is to tell.
+    fn speak(&mut self) {
+        if let Some(voice) = &mut self.voice {
+            let word = self
+                .knowledge
+                .own_word(&self.running.executor.actual, unix_ms());
+            voice.speak(word, &self.knowledge.config.peers());
+        }
     }
 
     /// Reconciles the services that are touched; tells the probes and neighbours what follows. Gives one line for each
@@ -269,6 +345,7 @@ impl Daemon {
             return Ok(Vec::new());
         }
         let lines = announce(actual, &ops);
+        self.knowledge.count_admissions(actual, &ops);
         let Done { slots } = self.execute(&ops, now)?;
         let duration = since.elapsed();
         if slots > 0 || !lines.is_empty() {
@@ -638,6 +715,18 @@ impl Daemon {
 
     /// The end: the probes' routes go; the data path stays unless the operator wants it otherwise.
     async fn end(&mut self) {
+        if self.options.detach_on_exit
+            && let Some(voice) = &mut self.voice
+        {
+            // The peers take over at once instead of waiting for the silence.
+            let word = Word {
+                leaving: true,
+                ..self
+                    .knowledge
+                    .own_word(&self.running.executor.actual, unix_ms())
+            };
+            voice.speak(word, &self.knowledge.config.peers());
+        }
         for port in &self.knowledge.ports {
             if let Err(error) = vip_route::remove_all_ours(&self.netlink, port.ifindex).await {
                 warn!(%error, interface = port.name, "the probes' routes could not be removed");

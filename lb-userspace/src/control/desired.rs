@@ -1,10 +1,10 @@
 //! What should be: configuration + operator's decisions + probe results + neighbours.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 
 use lb_common::{abi::BackendState, pick::Affinity};
 
-use super::{directory::Entries, retarget::Track};
+use super::{directory::Entries, peers::Table, retarget::Track};
 
 /// A service as it should be.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,6 +21,17 @@ pub struct DesiredService {
     pub flow_idle: Duration,
     /// In the order of the configuration.
     pub backends: Vec<DesiredBackend>,
+    /// Where every node sees every packet: how far the peers are.
+    pub pick: Option<Pick>,
+}
+
+/// What the nodes of a cluster have told each other about a service (`mode = "pick"`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pick {
+    /// This node's name; it is the backend of that name.
+    pub own: String,
+    /// The table that each peer goes by, as far as it is heard.
+    pub tables: BTreeMap<String, Table>,
 }
 
 /// A backend as it should be.

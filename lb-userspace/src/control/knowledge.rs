@@ -9,14 +9,15 @@ use std::{
 
 use lb_common::{
     abi::{BackendState, probe_mark},
-    pick::Affinity,
+    pick::{Affinity, Backend},
     wire::{PROTO_TCP, PROTO_UDP, mac_bytes},
 };
 
 use super::{
     actual::Actual,
+    cluster::{Cluster, Judged},
     decisions::Decisions,
-    desired::{DesiredBackend, DesiredService, Knowledge as BackendKnowledge, state},
+    desired::{DesiredBackend, DesiredService, Knowledge as BackendKnowledge, Pick, state},
     directory::Entries,
     retarget::Track,
 };
@@ -65,6 +66,8 @@ pub struct Knowledge {
     pub facts: HostFacts,
     /// Whether this is a fresh start, and the first answers are still awaited: see [`Self::all_judged`].
     pub opening: bool,
+    /// The other nodes, in a cluster whose nodes all see every packet.
+    pub cluster: Cluster,
 }
 
 /// The IPv4 address of a configuration's address: this version's configurations hold no other.
@@ -109,6 +112,7 @@ impl Knowledge {
             .services
             .iter()
             .flat_map(|service| &service.backends)
+            .filter(|backend| !self.config.is_own(backend))
             .filter_map(|backend| {
                 let port = self.port_towards(backend.address)?;
                 Some(Target {
@@ -135,7 +139,8 @@ impl Knowledge {
     }
 
     fn desired_service(&self, service: &Service, actual: &Actual) -> DesiredService {
-        let id = actual.service_id(&service.name);
+        let nodes = (self.config.node.mode == config::Mode::Pick)
+            .then(|| self.judge_nodes(service, actual));
         DesiredService {
             name: service.name.clone(),
             entries: Entries {
@@ -159,13 +164,92 @@ impl Knowledge {
             backends: service
                 .backends
                 .iter()
-                .map(|backend| {
-                    let number = id.and_then(|id| {
-                        actual.backend_number(id, &backend.name, ipv4(backend.address))
-                    });
-                    self.desired_backend(service, backend, number)
+                .map(|backend| match &nodes {
+                    None => {
+                        let number = self.number(service, backend, actual);
+                        self.desired_backend(service, backend, number)
+                    }
+                    Some(nodes) => self.desired_node(service, backend, &nodes[&backend.name]),
                 })
                 .collect(),
+            pick: nodes.is_some().then(|| Pick {
+                own: self.config.node.name.clone(),
+                tables: self.tables_of_peers(service),
+            }),
+        }
+    }
+
+    /// The number of a configured backend, where it has one.
+    pub(super) fn number(
+        &self,
+        service: &Service,
+        backend: &config::Backend,
+        actual: &Actual,
+    ) -> Option<u16> {
+        let id = actual.service_id(&service.name)?;
+        actual.backend_number(id, &backend.name, ipv4(backend.address))
+    }
+
+    /// A node of a cluster. Nothing is sent to a peer, so that its MAC address is for people alone.
+    fn desired_node(
+        &self,
+        service: &Service,
+        backend: &config::Backend,
+        judged: &Judged,
+    ) -> DesiredBackend {
+        let own = self.config.is_own(backend);
+        let port = self.port_towards(backend.address);
+        let mac = if own {
+            self.ports.first().map(|port| port.mac)
+        } else {
+            port.and_then(|port| {
+                let target = Target {
+                    address: backend.address,
+                    ifindex: port.ifindex,
+                };
+                self.neighbours.get(&target)?.mac
+            })
+        };
+        let (state, reason) = state(&BackendKnowledge {
+            drained: judged.drained,
+            failed: judged.failed,
+            healthy: judged.healthy,
+            health: &judged.reason,
+            has_mac: true,
+            neighbour: "",
+        });
+        let (state, reason) = if service.rule == config::Rule::Disabled {
+            (
+                BackendState::Down,
+                "disabled by the service's `rule`".to_owned(),
+            )
+        } else if self.opening && state == BackendState::Up {
+            (
+                BackendState::Down,
+                "answers; the first answers of all nodes are awaited".to_owned(),
+            )
+        } else if own && self.cluster.joining.contains(&service.name) && state == BackendState::Up {
+            (
+                BackendState::Down,
+                "joins, now that its tables are those of the others".to_owned(),
+            )
+        } else {
+            (state, reason)
+        };
+        DesiredBackend {
+            name: backend.name.clone(),
+            address: ipv4(backend.address),
+            weight: judged.weight,
+            priority: backend.priority,
+            state,
+            reason,
+            healthy: judged.healthy,
+            mac,
+            port: if own {
+                Backend::LOCAL_PORT
+            } else {
+                port.map_or(0, |port| port.number)
+            },
         }
     }
 
@@ -212,7 +296,12 @@ impl Knowledge {
             has_mac: mac.is_some(),
             neighbour: &no_mac,
         });
-        let (state, reason) = if self.opening && state == BackendState::Up {
+        let (state, reason) = if service.rule == config::Rule::Disabled {
+            (
+                BackendState::Down,
+                "disabled by the service's `rule`".to_owned(),
+            )
+        } else if self.opening && state == BackendState::Up {
             (
                 BackendState::Down,
                 "answers; the first answers of all backends are awaited".to_owned(),
@@ -239,7 +328,11 @@ impl Knowledge {
     /// that one first, and be in transition for `flow_idle` as the others come; a client waits a moment instead.
     #[must_use]
     pub fn all_judged(&self, actual: &Actual) -> bool {
-        self.config.services.iter().all(|service| {
+        if self.config.node.mode == config::Mode::Pick {
+            return self.all_nodes_judged(actual);
+        }
+        let served = |service: &&Service| service.rule != config::Rule::Disabled;
+        self.config.services.iter().filter(served).all(|service| {
             service.backends.iter().all(|backend| {
                 let Some(port) = self.port_towards(backend.address) else {
                     return true;
@@ -271,6 +364,9 @@ impl Knowledge {
             let (Some(probe), Some(id)) = (&service.probe, actual.service_id(&service.name)) else {
                 continue;
             };
+            if service.rule == config::Rule::Disabled {
+                continue;
+            }
             for backend in &service.backends {
                 let Some(number) = actual.backend_number(id, &backend.name, ipv4(backend.address))
                 else {
@@ -284,7 +380,8 @@ impl Knowledge {
                 if through_vip && !aimed {
                     continue;
                 }
-                let target = if through_vip {
+                // This node answers at the VIP, which is its own, as it answers the clients.
+                let target = if through_vip || self.config.is_own(backend) {
                     service.vip
                 } else {
                     backend.address
@@ -421,6 +518,7 @@ mod tests {
             ports: vec![port],
             facts: facts(),
             opening: false,
+            cluster: Cluster::default(),
         }
     }
 

@@ -6,6 +6,7 @@
 pub mod actual;
 pub mod adopt;
 pub mod announce;
+pub mod cluster;
 pub mod daemon;
 pub mod decisions;
 pub mod desired;
@@ -24,6 +25,7 @@ pub mod retarget;
 pub mod siphash;
 pub mod startup;
 pub mod sweep;
+pub mod voice;
 
 #[cfg(test)]
 mod samples;

@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 use lb_common::abi::BackendState;
 
 use super::{actual::Actual, decisions::Decisions};
-use crate::{api::Target, config::Config};
+use crate::{
+    api::Target,
+    config::{Config, Mode},
+};
 
 /// An order that is not carried out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -38,6 +41,15 @@ pub enum Refusal {
         backend: String,
         /// The service.
         service: String,
+    },
+    /// Each node of a cluster decides about itself.
+    #[error(
+        "`{backend}` is another node of the cluster, which decides for itself and tells the others: say so there, with the same \
+         command"
+    )]
+    OtherNode {
+        /// The backend.
+        backend: String,
     },
     /// The weight is out of range.
     #[error("a weight is between 0 and 65535, not {0}")]
@@ -76,7 +88,7 @@ fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> String {
 /// The services and the backend that a target names.
 ///
 /// # Errors
-/// [`Refusal::UnknownService`], [`Refusal::UnknownBackend`].
+/// [`Refusal::UnknownService`], [`Refusal::UnknownBackend`], [`Refusal::OtherNode`].
 pub fn resolve<'c>(config: &'c Config, target: &Target) -> Result<Vec<&'c str>, Refusal> {
     let services: Vec<_> = match &target.service {
         None => config.services.iter().collect(),
@@ -96,6 +108,11 @@ pub fn resolve<'c>(config: &'c Config, target: &Target) -> Result<Vec<&'c str>, 
         .filter(|s| s.backends.iter().any(|b| b.name == target.backend))
         .map(|s| s.name.as_str())
         .collect();
+    if !with.is_empty() && config.node.mode == Mode::Pick && target.backend != config.node.name {
+        return Err(Refusal::OtherNode {
+            backend: target.backend.clone(),
+        });
+    }
     if with.is_empty() {
         return Err(Refusal::UnknownBackend {
             name: target.backend.clone(),

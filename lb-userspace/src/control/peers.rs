@@ -201,7 +201,10 @@ impl Peers {
                 }
                 let before = old.word.serving.get(own);
                 let after = said.serving.get(own);
-                if before.is_some_and(|before| after.is_none_or(|after| after > before)) {
+                // Whoever does not serve has taken nothing over; on its start it counts nobody in yet.
+                if said.healthy
+                    && before.is_some_and(|before| after.is_none_or(|after| after > before))
+                {
                     news.excluded.insert(service.clone());
                 }
                 if old.word != said || !old.fresh {
@@ -227,10 +230,7 @@ impl Peers {
         let mut touched = BTreeSet::new();
         for ((_, service), heard) in &mut self.heard {
             let silent = now.saturating_sub(heard.at);
-            let (fresh, recent) = (
-                silent < millis(HEARD_FOR),
-                silent < millis(UNPROBED_FOR),
-            );
+            let (fresh, recent) = (silent < millis(HEARD_FOR), silent < millis(UNPROBED_FOR));
             if (fresh, recent) != (heard.fresh, heard.recent) {
                 (heard.fresh, heard.recent) = (fresh, recent);
                 touched.insert(service.clone());
@@ -425,7 +425,7 @@ mod tests {
     fn a_node_learns_that_it_was_out() {
         let mut peers = Peers::default();
         let mut at = 0;
-        let mut excluded = |serving: Option<u64>| {
+        let mut excluded = |serving: Option<u64>, healthy: bool| {
             at += 1;
             let word = word(
                 "n2",
@@ -435,19 +435,22 @@ mod tests {
                         .map(|times| ("n1".to_owned(), times))
                         .into_iter()
                         .collect(),
+                    healthy,
                     ..said(&[])
                 },
             );
             !peers.hear(word, "n1", at).excluded.is_empty()
         };
-        assert!(!excluded(None), "not in yet");
-        assert!(!excluded(Some(1)), "let in");
-        assert!(!excluded(Some(1)));
-        assert!(excluded(Some(2)), "out and in again, unheard");
-        assert!(!excluded(Some(0)), "its daemon was started anew");
-        assert!(excluded(None), "out");
-        assert!(!excluded(None));
-        assert!(!excluded(Some(3)));
+        assert!(!excluded(None, true), "not in yet");
+        assert!(!excluded(Some(1), true), "let in");
+        assert!(!excluded(Some(1), true));
+        assert!(excluded(Some(2), true), "out and in again, unheard");
+        assert!(!excluded(Some(0), true), "its daemon took over");
+        assert!(excluded(None, true), "out");
+        assert!(!excluded(None, true));
+        assert!(!excluded(Some(3), true));
+        assert!(!excluded(None, false), "it starts from nothing");
+        assert!(!excluded(Some(1), true));
     }
 
     fn who(rows: &[(&str, bool, bool, &[&str])]) -> Vec<String> {
@@ -472,16 +475,32 @@ mod tests {
     fn who_serves() {
         let none: &[&str] = &[];
         let cases: [(&str, &[(&str, bool, bool, &[&str])], &[&str]); 9] = [
-            ("all well", &[("a", true, true, none), ("b", true, true, none)], &["a", "b"]),
-            ("its own server is down", &[("a", false, true, none), ("b", true, true, none)], &["b"]),
+            (
+                "all well",
+                &[("a", true, true, none), ("b", true, true, none)],
+                &["a", "b"],
+            ),
+            (
+                "its own server is down",
+                &[("a", false, true, none), ("b", true, true, none)],
+                &["b"],
+            ),
             (
                 "one finds a silent one down, before the others do",
-                &[("a", true, false, none), ("b", true, true, &["a"]), ("c", true, true, none)],
+                &[
+                    ("a", true, false, none),
+                    ("b", true, true, &["a"]),
+                    ("c", true, true, none),
+                ],
                 &["b", "c"],
             ),
             (
                 "its last word is still fresh",
-                &[("a", true, true, none), ("b", true, true, &["a"]), ("c", true, true, none)],
+                &[
+                    ("a", true, true, none),
+                    ("b", true, true, &["a"]),
+                    ("c", true, true, none),
+                ],
                 &["b", "c"],
             ),
             (
@@ -491,17 +510,29 @@ mod tests {
             ),
             (
                 "two find each other down: the first stays",
-                &[("a", true, true, &["b"]), ("b", true, true, &["a"]), ("c", true, true, none)],
+                &[
+                    ("a", true, true, &["b"]),
+                    ("b", true, true, &["a"]),
+                    ("c", true, true, none),
+                ],
                 &["a", "c"],
             ),
             (
                 "cut off from the others, whoever stands first",
-                &[("a", true, true, &["b", "c"]), ("b", true, true, &["a"]), ("c", true, true, &["a"])],
+                &[
+                    ("a", true, true, &["b", "c"]),
+                    ("b", true, true, &["a"]),
+                    ("c", true, true, &["a"]),
+                ],
                 &["b", "c"],
             ),
             (
                 "whoever is out accuses nobody",
-                &[("a", true, true, &["b"]), ("b", true, true, &["c"]), ("c", true, true, none)],
+                &[
+                    ("a", true, true, &["b"]),
+                    ("b", true, true, &["c"]),
+                    ("c", true, true, none),
+                ],
                 &["a", "c"],
             ),
             (

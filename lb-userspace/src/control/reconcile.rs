@@ -15,6 +15,7 @@ use super::{
     actual::{Actual, ActualBackend, ActualService, Millis, Op},
     desired::{DesiredBackend, DesiredService, active},
     directory::{self, DirectoryFull},
+    peers::Table,
     regions::Regions,
     retarget::{Track, retarget},
 };
@@ -190,7 +191,15 @@ impl Plan<'_> {
         let weights: Vec<u32> = desired.backends.iter().map(|b| b.weight).collect();
         let old = self.actual.services().get(&id);
         // A table never shrinks while it is in use: that would tear slots in transition together.
-        let bits = maglev::table_bits(&weights).max(old.map_or(0, |old| old.bits));
+        let mut bits = maglev::table_bits(&weights).max(old.map_or(0, |old| old.bits));
+        if let Some(pick) = &desired.pick {
+            // Nor can two nodes pick alike from tables of different sizes.
+            bits = pick
+                .tables
+                .values()
+                .map(|table| table.bits.min(maglev::MAX_BITS))
+                .fold(bits, u8::max);
+        }
         let built_for: Vec<(String, u32, u16)> = active(&desired.backends)
             .map(|b| {
                 (
@@ -227,13 +236,16 @@ impl Plan<'_> {
         };
         let (before, changed, offset) = base;
         let table_is_new = old.is_none_or(|old| old.bits != bits);
+        let waiting = waiting_for(desired, &numbers, bits, &built_for, &failed);
         let names_failed =
             |slot: &Slot| failed.contains(&slot.current()) || failed.contains(&slot.previous());
         let stale = table_is_new
             || old.is_none_or(|old| old.built_for.as_ref() != Some(&built_for))
+            // What a peer had not given up the last time, it may have by now.
+            || desired.pick.is_some()
             || (!failed.is_empty() && before.iter().any(names_failed));
         let slots = if stale {
-            target(&before, &built_for, bits, desired.track, &failed)
+            target(&before, &built_for, bits, desired.track, &failed, &waiting)
         } else {
             before.clone()
         };
@@ -417,13 +429,38 @@ impl Plan<'_> {
     }
 }
 
-/// The table after the change.
+/// The peers that still go by another table: until they say otherwise, a slot of theirs stays theirs. What this node loses
+/// it gives up at once, so that nobody has a slot before whoever had it has given it up. A peer that has failed is not
+/// waited for.
+fn waiting_for(
+    desired: &DesiredService,
+    numbers: &BTreeMap<(&str, std::net::Ipv4Addr), u16>,
+    bits: u8,
+    built_for: &[(String, u32, u16)],
+    failed: &BTreeSet<u16>,
+) -> BTreeSet<u16> {
+    let Some(pick) = &desired.pick else {
+        return BTreeSet::new();
+    };
+    let table = Table::of(desired.affinity, bits, built_for);
+    desired
+        .backends
+        .iter()
+        .filter(|backend| backend.name != pick.own)
+        .filter(|backend| pick.tables.get(&backend.name) != Some(&table))
+        .map(|backend| numbers[&(backend.name.as_str(), backend.address)])
+        .filter(|number| !failed.contains(number))
+        .collect()
+}
+
+/// The table after the change, but for slots of those who are `waiting` to be asked again.
 fn target(
     before: &[Slot],
     built_for: &[(String, u32, u16)],
     bits: u8,
     track: Track,
     failed: &BTreeSet<u16>,
+    waiting: &BTreeSet<u16>,
 ) -> Vec<Slot> {
     let members: Vec<maglev::Member<'_>> = built_for
         .iter()
@@ -437,7 +474,14 @@ fn target(
     before
         .iter()
         .zip(table)
-        .map(|(slot, target)| retarget(*slot, target, track, |number| failed.contains(&number)))
+        .map(|(slot, target)| {
+            let target = if waiting.contains(&slot.current()) {
+                slot.current()
+            } else {
+                target
+            };
+            retarget(*slot, target, track, |number| failed.contains(&number))
+        })
         .collect()
 }
 

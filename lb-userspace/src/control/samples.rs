@@ -344,6 +344,7 @@ pub(super) fn service(name: &str, vip: u8, backends: &[DesiredBackend]) -> Desir
         track: Track::Flows,
         flow_idle: IDLE,
         backends: backends.to_vec(),
+        pick: None,
     }
 }
 

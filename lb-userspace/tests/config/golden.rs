@@ -31,12 +31,20 @@ fn one(name: &str, kind: ErrorKind, text: &str) {
     insta::assert_snapshot!(name, rendered);
 }
 
-/// Cases that change one thing of the valid file: name, kind, what is replaced, what it becomes.
+/// A node of a cluster, at its beginning.
+const PICK: &str = "name = \"web1\"\nmode = \"pick\"\nseed = \"00112233445566778899aabbccddeeff\"";
+const PICK_ELSEWHERE: &str =
+    "name = \"wbe1\"\nmode = \"pick\"\nseed = \"00112233445566778899aabbccddeeff\"";
+const PICK_PASSING: &str = "name = \"web1\"\nmode = \"pick\"\nunserved = \"pass\"\nseed = \"00112233445566778899aabbccddeeff\"";
+
+/// Cases that change one thing of the valid file, or two: name, kind, what is replaced, what it becomes.
 macro_rules! golden {
-    ($($name:ident: $kind:ident, $old:expr => $new:expr;)*) => {$(
+    ($($name:ident: $kind:ident, $old:expr => $new:expr $(=> $old2:expr => $new2:expr)?;)*) => {$(
         #[test]
         fn $name() {
-            one(stringify!($name), ErrorKind::$kind, &changed($old, $new));
+            let text = changed($old, $new);
+            $(let text = text.replacen($old2, $new2, 1);)?
+            one(stringify!($name), ErrorKind::$kind, &text);
         }
     )*};
 }
@@ -76,6 +84,14 @@ golden! {
     shape_single_brackets: WrongShape,
         "[[service.backend]]\nname = \"web1\"\naddress = \"192.0.2.21\"\nweight = 50\n\n[[service.backend]]"
         => "[service.backend]";
+
+    pick_without_seed: MissingKey, "name = \"lb1\"" => "name = \"web1\"\nmode = \"pick\"";
+    pick_on_a_foreign_node: Conflict, "name = \"lb1\"" => PICK_ELSEWHERE;
+    pick_via_vip: Conflict, "type = \"http\"\n" => "type = \"http\"\nvia = \"vip\"\n" => "name = \"lb1\"" => PICK;
+    pick_with_unserved: Conflict, "name = \"lb1\"" => PICK_PASSING;
+    mode_unknown: BadValue, "name = \"lb1\"" => "name = \"lb1\"\nmode = \"nlb\"";
+    cluster_key_without_cluster: Conflict, "name = \"lb1\"" => "name = \"lb1\"\ncluster_mac = \"igmp\"";
+    rule_single_with_equal_priorities: Conflict, "ports = [80, 443]" => "ports = [80, 443]\nrule = \"single\"";
 
     range_weight: OutOfRange, "weight = 50" => "weight = 65536";
     range_negative: OutOfRange, "weight = 50" => "weight = -1";

@@ -8,8 +8,8 @@ use std::{
 };
 
 use lb_userspace::config::{
-    Affinity, Backend, Config, ConfigErrors, Control, Limits, Node, Ports, Probe, ProbeKind,
-    Protocol, Service, Unserved, Via, XdpMode,
+    Affinity, Backend, Config, ConfigErrors, Control, Limits, Mode, Node, Ports, Probe, ProbeKind,
+    Protocol, Rule, Service, Unserved, Via, XdpMode,
 };
 use proptest::prelude::*;
 
@@ -171,6 +171,11 @@ fn node() -> impl Strategy<Value = Node> {
             pin_path,
             xdp_mode,
             unserved,
+            // A cluster needs the seed, which no text shows.
+            mode: Mode::Forward,
+            cluster_mac: None,
+            cluster_ip: None,
+            peer_port: None,
             seed: None,
         })
 }
@@ -288,6 +293,11 @@ fn config() -> impl Strategy<Value = Config> {
                         protocol: if tcp { Protocol::Tcp } else { Protocol::Udp },
                         ports,
                         affinity,
+                        rule: if number % 3 == 2 {
+                            Rule::Disabled
+                        } else {
+                            Rule::Multiple
+                        },
                         flow_idle,
                         probe,
                         backends: backends

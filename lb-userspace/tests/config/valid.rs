@@ -7,8 +7,8 @@ use std::{
 };
 
 use lb_userspace::config::{
-    Affinity, Backend, Config, Control, Limits, Node, Ports, Probe, ProbeKind, Protocol, Service,
-    Unserved, Via, XdpMode,
+    Affinity, Backend, ClusterMac, Config, Control, Limits, Mode, Node, Ports, Probe, ProbeKind,
+    Protocol, Rule, Service, Unserved, Via, XdpMode,
 };
 
 use crate::{BASE, changed};
@@ -62,6 +62,10 @@ fn the_example_of_the_design_means_what_it_says() {
             pin_path: PathBuf::from("/sys/fs/bpf/xdp-lb"),
             xdp_mode: XdpMode::Auto,
             unserved: Unserved::Drop,
+            mode: Mode::Forward,
+            cluster_mac: None,
+            cluster_ip: None,
+            peer_port: None,
             seed: None,
         },
         control: Control {
@@ -81,6 +85,7 @@ fn the_example_of_the_design_means_what_it_says() {
             protocol: Protocol::Tcp,
             ports: Ports::Ranges(vec![25..=25, 587..=587, 8000..=8010]),
             affinity: Affinity::Client,
+            rule: Rule::Multiple,
             flow_idle: Duration::from_secs(900),
             probe: Some(Probe {
                 kind: ProbeKind::Tcp,
@@ -287,4 +292,65 @@ fn dotted_and_inline_tables_are_the_same_to_us() {
 fn line_ends_and_a_byte_order_mark_do_not_matter() {
     let windows = format!("\u{feff}{}", BASE.replace('\n', "\r\n"));
     assert_eq!(parse(&windows), parse(BASE));
+}
+
+#[test]
+fn a_node_of_a_cluster() {
+    let pick = |more: &str| {
+        parse(&changed(
+            "name = \"lb1\"",
+            &format!(
+                "name = \"web2\"\nmode = \"pick\"\nseed = \"00112233445566778899aabbccddeeff\"\n{more}"
+            ),
+        ))
+    };
+    let config = pick("");
+    assert_eq!(config.node.mode, Mode::Pick);
+    assert_eq!(config.node.peer_port, Some(9478));
+    assert_eq!(config.own_address(), Some("192.0.2.22".parse().unwrap()));
+    let peers: Vec<_> = config.peers().into_iter().collect();
+    assert_eq!(peers, [("web1", "192.0.2.21".parse().unwrap())]);
+    assert!(config.is_own(&config.services[0].backends[1]));
+    let probe = config.services[0].probe.as_ref().unwrap();
+    assert_eq!(probe.via, Via::Address, "the default of this mode");
+    // As Windows NLB makes them, from 192.0.2.10.
+    let mac = |config: &Config| config.cluster_mac().unwrap();
+    assert_eq!(mac(&config), [0x02, 0xbf, 192, 0, 2, 10]);
+    assert_eq!(config.cluster_group(), None);
+    let multicast = pick("cluster_mac = \"multicast\"\ncluster_ip = \"192.0.2.77\"");
+    assert_eq!(mac(&multicast), [0x03, 0xbf, 192, 0, 2, 77]);
+    let igmp = pick("cluster_mac = \"igmp\"");
+    assert_eq!(igmp.node.cluster_mac, Some(ClusterMac::Igmp));
+    assert_eq!(mac(&igmp), [0x01, 0x00, 0x5e, 0x7f, 2, 10]);
+    assert_eq!(
+        igmp.cluster_group(),
+        Some(Ipv4Addr::new(239, 255, 2, 10)),
+        "the group whose MAC address that is"
+    );
+
+    let forward = parse(BASE);
+    assert_eq!(forward.cluster_mac(), None);
+    assert_eq!(forward.own_address(), None);
+    assert!(forward.peers().is_empty());
+}
+
+#[test]
+fn port_rules() {
+    let rule = |rule: &str| {
+        parse(
+            &changed(
+                "address = \"192.0.2.22\"\n",
+                "address = \"192.0.2.22\"\npriority = 2\n",
+            )
+            .replace(
+                "ports = [80, 443]",
+                &format!("ports = [80, 443]\nrule = \"{rule}\""),
+            ),
+        )
+        .services[0]
+            .rule
+    };
+    assert_eq!(rule("multiple"), Rule::Multiple);
+    assert_eq!(rule("single"), Rule::Single);
+    assert_eq!(rule("disabled"), Rule::Disabled);
 }

@@ -1,0 +1,329 @@
+//! The nodes of a cluster as this one knows them: which of them serve, and what it tells them of itself.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use lb_common::abi::BackendState;
+
+use super::{
+    actual::{Actual, Op},
+    knowledge::Knowledge,
+    peers::{Peers, Row, ServiceWord, Table, Word, serving},
+};
+use crate::{
+    config::{Backend, Rule, Service},
+    health::HealthState,
+};
+
+/// What a node remembers of its peers.
+#[derive(Clone, Debug, Default)]
+pub struct Cluster {
+    /// What they have said.
+    pub peers: Peers,
+    /// Services whose tables this node makes without itself first, as its peers have them; then it adds itself as a planned
+    /// change.
+    pub joining: BTreeSet<String>,
+    /// How often each node was let in, by service and name.
+    pub admissions: HashMap<(String, String), u64>,
+}
+
+/// What a node of a service is, as far as this one knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judged {
+    /// Its operator said `drain`.
+    pub drained: bool,
+    /// Its operator said `fail`.
+    pub failed: bool,
+    /// The weight in force.
+    pub weight: u32,
+    /// Whether it serves.
+    pub healthy: bool,
+    /// Why, or why not.
+    pub reason: String,
+}
+
+/// What this node's probes say of a node.
+enum Probed<'a> {
+    /// The service is not probed.
+    Never,
+    NotYet,
+    Up(&'a str),
+    Down(&'a str),
+}
+
+impl Knowledge {
+    fn probed(&self, service: &Service, backend: &Backend, actual: &Actual) -> Probed<'_> {
+        if service.probe.is_none() {
+            return Probed::Never;
+        }
+        let health = self
+            .number(service, backend, actual)
+            .and_then(|number| self.health.get(&number));
+        match health {
+            Some(health) if health.state() == HealthState::Up => Probed::Up(health.reason()),
+            Some(health) if health.is_probed() => Probed::Down(health.reason()),
+            _ => Probed::NotYet,
+        }
+    }
+
+    /// Whether a backend is in use as the maps are.
+    fn is_in(&self, service: &Service, backend: &Backend, actual: &Actual) -> bool {
+        self.number(service, backend, actual)
+            .and_then(|number| actual.backends().get(&number))
+            .is_some_and(|backend| {
+                matches!(
+                    backend.state,
+                    BackendState::Up | BackendState::Draining | BackendState::Drained
+                )
+            })
+    }
+
+    /// The peers that this node's probes find down.
+    fn found_down(&self, service: &Service, actual: &Actual) -> BTreeSet<String> {
+        service
+            .backends
+            .iter()
+            .filter(|backend| !self.config.is_own(backend))
+            .filter(|backend| matches!(self.probed(service, backend, actual), Probed::Down(_)))
+            .map(|backend| backend.name.clone())
+            .collect()
+    }
+
+    /// What each node of a service is, by name.
+    #[must_use]
+    pub fn judge_nodes(&self, service: &Service, actual: &Actual) -> BTreeMap<String, Judged> {
+        let own_down = self.found_down(service, actual);
+        let nobody = BTreeSet::new();
+        let peers = &self.cluster.peers;
+        let rows: Vec<Row<'_>> = service
+            .backends
+            .iter()
+            .map(|backend| {
+                let probed = self.probed(service, backend, actual);
+                if self.config.is_own(backend) {
+                    let decision = self.decisions.of(&service.name, &backend.name);
+                    return Row {
+                        node: &backend.name,
+                        healthy: !decision.failed
+                            && matches!(probed, Probed::Never | Probed::Up(_)),
+                        heard: true,
+                        down: &own_down,
+                    };
+                }
+                let fresh = peers.fresh(&backend.name, &service.name);
+                let answers = match probed {
+                    Probed::Never => peers.recent(&backend.name, &service.name),
+                    Probed::NotYet => false,
+                    Probed::Up(_) => fresh.is_some() || self.is_in(service, backend, actual),
+                    // Heard all the same: whether it is it that is out, or this node, is for all to agree upon.
+                    Probed::Down(_) => fresh.is_some(),
+                };
+                let last = peers.last(&backend.name, &service.name);
+                Row {
+                    node: &backend.name,
+                    healthy: answers && last.is_none_or(|word| word.healthy && !word.failed),
+                    heard: fresh.is_some(),
+                    down: fresh.map_or(&nobody, |word| &word.down),
+                }
+            })
+            .collect();
+        let serving = serving(&rows);
+        service
+            .backends
+            .iter()
+            .map(|backend| {
+                let own = self.config.is_own(backend);
+                let decision = self.decisions.of(&service.name, &backend.name);
+                let last = peers.last(&backend.name, &service.name);
+                let weight = if own {
+                    decision.weight
+                } else {
+                    last.and_then(|word| word.weight)
+                };
+                let judged = Judged {
+                    drained: if own {
+                        decision.drained
+                    } else {
+                        last.is_some_and(|word| word.drained)
+                    },
+                    failed: if own {
+                        decision.failed
+                    } else {
+                        last.is_some_and(|word| word.failed)
+                    },
+                    weight: weight.unwrap_or(backend.weight),
+                    healthy: serving.contains(backend.name.as_str()),
+                    reason: self.reason(service, backend, &rows, &serving, actual),
+                };
+                (backend.name.clone(), judged)
+            })
+            .collect()
+    }
+
+    /// Why a node serves, or does not.
+    fn reason(
+        &self,
+        service: &Service,
+        backend: &Backend,
+        rows: &[Row<'_>],
+        serving: &BTreeSet<&str>,
+        actual: &Actual,
+    ) -> String {
+        let own = self.config.is_own(backend);
+        let name = backend.name.as_str();
+        let probed = self.probed(service, backend, actual);
+        let fresh = self.cluster.peers.fresh(name, &service.name);
+        if serving.contains(name) {
+            return match probed {
+                Probed::Never => "not probed, as configured".to_owned(),
+                Probed::NotYet => "not probed yet".to_owned(),
+                Probed::Up(reason) => reason.to_owned(),
+                Probed::Down(reason) => format!("the others find it up; here: {reason}"),
+            };
+        }
+        match probed {
+            Probed::NotYet => return "not probed yet".to_owned(),
+            Probed::Down(reason) => return reason.to_owned(),
+            Probed::Never | Probed::Up(_) => {}
+        }
+        if !own {
+            match fresh {
+                None => {
+                    return format!(
+                        "its xdp-lb is not heard (UDP port {})",
+                        self.config.node.peer_port.unwrap_or_default()
+                    );
+                }
+                Some(word) if !word.healthy => {
+                    return "it says itself that it does not serve".to_owned();
+                }
+                Some(_) => {}
+            }
+        }
+        let accusers: Vec<&str> = rows
+            .iter()
+            .filter(|row| row.heard && serving.contains(row.node) && row.down.contains(name))
+            .map(|row| row.node)
+            .collect();
+        if accusers.is_empty() {
+            "it finds nodes down that the others find up".to_owned()
+        } else {
+            format!("{} finds it down", accusers.join(", "))
+        }
+    }
+
+    /// The tables of the peers that are heard, for [`super::desired::Pick`].
+    #[must_use]
+    pub fn tables_of_peers(&self, service: &Service) -> BTreeMap<String, Table> {
+        service
+            .backends
+            .iter()
+            .filter(|backend| !self.config.is_own(backend))
+            .filter_map(|backend| {
+                let word = self.cluster.peers.fresh(&backend.name, &service.name)?;
+                Some((backend.name.clone(), word.table))
+            })
+            .collect()
+    }
+
+    /// What this node says of itself, at a time in Unix milliseconds.
+    #[must_use]
+    pub fn own_word(&self, actual: &Actual, at_ms: u64) -> Word {
+        let services = self
+            .config
+            .services
+            .iter()
+            .filter_map(|service| {
+                let own = service
+                    .backends
+                    .iter()
+                    .find(|backend| self.config.is_own(backend))?;
+                Some((
+                    service.name.clone(),
+                    self.service_word(service, own, actual),
+                ))
+            })
+            .collect();
+        Word {
+            node: self.config.node.name.clone(),
+            at_ms,
+            leaving: false,
+            services,
+        }
+    }
+
+    fn service_word(&self, service: &Service, own: &Backend, actual: &Actual) -> ServiceWord {
+        let decision = self.decisions.of(&service.name, &own.name);
+        let answers = matches!(
+            self.probed(service, own, actual),
+            Probed::Never | Probed::Up(_)
+        );
+        let table = actual
+            .service_id(&service.name)
+            .and_then(|id| actual.services().get(&id))
+            .and_then(|table| {
+                let built_for = table.built_for.as_ref()?;
+                Some(Table::of(table.affinity, table.bits, built_for))
+            });
+        ServiceWord {
+            healthy: answers && !self.opening,
+            drained: decision.drained,
+            failed: decision.failed,
+            weight: decision.weight,
+            down: self.found_down(service, actual),
+            serving: service
+                .backends
+                .iter()
+                .filter(|backend| !self.config.is_own(backend))
+                .filter(|backend| self.is_in(service, backend, actual))
+                .map(|backend| {
+                    let key = (service.name.clone(), backend.name.clone());
+                    let times = self.cluster.admissions.get(&key).copied();
+                    (backend.name.clone(), times.unwrap_or(0))
+                })
+                .collect(),
+            table: table.unwrap_or_default(),
+        }
+    }
+
+    /// Counts the nodes that these operations let in.
+    pub fn count_admissions(&mut self, actual: &Actual, ops: &[Op]) {
+        for op in ops {
+            let Op::Backend { number, backend } = op else {
+                continue;
+            };
+            let was_out = actual
+                .backends()
+                .get(number)
+                .is_none_or(|old| old.entry.failed());
+            if !was_out || backend.entry.failed() {
+                continue;
+            }
+            // A service that is made by the same operations has nobody in yet.
+            if let Some(service) = actual.services().get(&backend.service) {
+                let key = (service.name.clone(), backend.name.clone());
+                *self.cluster.admissions.entry(key).or_default() += 1;
+            }
+        }
+    }
+
+    /// Whether every node has been judged once: this one by its own probe, each peer by a probe and by its word.
+    #[must_use]
+    pub fn all_nodes_judged(&self, actual: &Actual) -> bool {
+        let served = |service: &&Service| service.rule != Rule::Disabled;
+        self.config.services.iter().filter(served).all(|service| {
+            service.backends.iter().all(|backend| {
+                let heard = self.config.is_own(backend)
+                    || self
+                        .cluster
+                        .peers
+                        .fresh(&backend.name, &service.name)
+                        .is_some();
+                match self.probed(service, backend, actual) {
+                    Probed::NotYet => false,
+                    Probed::Down(_) => true,
+                    Probed::Never | Probed::Up(_) => heard,
+                }
+            })
+        })
+    }
+}
