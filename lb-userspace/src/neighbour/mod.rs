@@ -2,10 +2,12 @@
 //!
 //! - [`host_facts`] reads the interfaces and their addresses once.
 //! - [`Resolver`] follows the MAC addresses of a set of neighbours, and the interfaces.
+//! - [`Membership`] makes an interface take in the frames to a cluster's MAC address.
 //! - [`vip_route`] keeps what a probe to a VIP needs on a director that has not assigned it.
 
 mod events;
 mod facts;
+mod membership;
 mod netlink;
 mod resolver;
 mod table;
@@ -13,6 +15,7 @@ pub mod vip_route;
 
 pub use events::{AddressEvent, LinkEvent, NetworkEvent};
 pub use facts::{AttachMode, AttachedXdp, HostFacts, Interface, Link, host_facts};
+pub use membership::Membership;
 pub use netlink::{Netlink, NetlinkError};
 pub use resolver::Resolver;
 pub use table::{NeighbourEvent, Target};
