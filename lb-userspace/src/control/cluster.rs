@@ -113,7 +113,16 @@ impl Knowledge {
                 let answers = match probed {
                     Probed::Never => peers.recent(&backend.name, &service.name),
                     Probed::NotYet => false,
-                    Probed::Up(_) => fresh.is_some() || self.is_in(service, backend, actual),
+                    // It is let in by its word, or by that of one who knows it: it may be that its daemon alone is gone.
+                    Probed::Up(_) => {
+                        fresh.is_some()
+                            || self.is_in(service, backend, actual)
+                            || service.backends.iter().any(|other| {
+                                peers.fresh(&other.name, &service.name).is_some_and(|word| {
+                                    word.healthy && word.serving.contains_key(&backend.name)
+                                })
+                            })
+                    }
                     // Heard all the same: whether it is it that is out, or this node, is for all to agree upon.
                     Probed::Down(_) => fresh.is_some(),
                 };

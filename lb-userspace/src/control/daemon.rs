@@ -300,7 +300,15 @@ impl Daemon {
             );
             self.knowledge.cluster.joining = news.excluded;
             self.change(&cause, since, Touched::Only(&news.touched))?;
-            self.knowledge.cluster.joining.clear();
+            let joining = std::mem::take(&mut self.knowledge.cluster.joining);
+            // What it recorded of its own flows is void: others have taken them over.
+            let executor = &self.running.executor;
+            for id in joining
+                .iter()
+                .filter_map(|name| executor.actual.service_id(name))
+            {
+                executor.forget_flows(id);
+            }
         }
         if !news.touched.is_empty() {
             self.change(&cause, since, Touched::Only(&news.touched))?;

@@ -32,6 +32,8 @@ pub struct Pick {
     pub own: String,
     /// The table that each peer goes by, as far as it is heard.
     pub tables: BTreeMap<String, Table>,
+    /// Whether this node joins the others: whatever it has in its table of its own is void.
+    pub joining: bool,
 }
 
 /// A backend as it should be.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
     abi::{self, BackendInfo, ServiceInfo},
+    flow::FlowState,
     pick::Backend,
 };
 
@@ -150,6 +151,25 @@ impl<M: Memory> Executor<M> {
                 record.state.replace_if(*seen, 0);
             }
         }
+    }
+
+    /// Clears every record of a service's flows.
+    pub fn forget_flows(&self, service: u16) {
+        let records: Vec<(usize, usize, u64)> = self
+            .maps
+            .flow_buckets()
+            .iter()
+            .enumerate()
+            .flat_map(|(index, bucket)| {
+                let ways = bucket.ways.iter().enumerate();
+                ways.map(move |(way, record)| (index, way, record.state.get()))
+            })
+            .filter(|(.., word)| {
+                let state = FlowState(*word);
+                state.used() && state.service() == service
+            })
+            .collect();
+        self.clear_flows(&records);
     }
 
     /// Fills the half of the lookup that is not in use, and swaps the halves with one store.

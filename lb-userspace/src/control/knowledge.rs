@@ -175,6 +175,7 @@ impl Knowledge {
             pick: nodes.is_some().then(|| Pick {
                 own: self.config.node.name.clone(),
                 tables: self.tables_of_peers(service),
+                joining: self.cluster.joining.contains(&service.name),
             }),
         }
     }

@@ -28,6 +28,8 @@ pub mod sweep;
 pub mod voice;
 
 #[cfg(test)]
+mod cluster_simulation;
+#[cfg(test)]
 mod samples;
 #[cfg(test)]
 mod simulation;

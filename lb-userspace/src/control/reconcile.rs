@@ -61,6 +61,9 @@ pub enum TooSmall {
     Directory(#[from] DirectoryFull),
 }
 
+/// The name of the backend that stands for all other nodes; no configured one can have it.
+pub const OTHERS: &str = "(others)";
+
 /// Which services are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
@@ -244,7 +247,17 @@ impl Plan<'_> {
             // What a peer had not given up the last time, it may have by now.
             || desired.pick.is_some()
             || (!failed.is_empty() && before.iter().any(names_failed));
-        let slots = if stale {
+        let joins = desired.pick.as_ref().is_some_and(|pick| {
+            let lives = |b: &DesiredBackend| b.name != pick.own && !b.has_failed();
+            pick.joining && desired.backends.iter().any(lives)
+        });
+        let slots = if joins {
+            let others = self.others(id)?;
+            maglev::build(&members(&built_for), bits)
+                .into_iter()
+                .map(|target| Slot::new(target, others))
+                .collect()
+        } else if stale {
             target(&before, &built_for, bits, desired.track, &failed, &waiting)
         } else {
             before.clone()
@@ -309,6 +322,38 @@ impl Plan<'_> {
             });
         }
         Ok(())
+    }
+
+    /// The number that stands for "another node, whichever": where the flows are that were there before this node joined.
+    /// It never fails, nothing takes new flows there, and it leaves when no slot and no flow names it any more.
+    fn others(&mut self, id: u16) -> Result<u16, TooSmall> {
+        let known = self
+            .actual
+            .backend_number(id, OTHERS, std::net::Ipv4Addr::UNSPECIFIED);
+        if let Some(number) = known {
+            return Ok(number);
+        }
+        let number = self.free_number().ok_or(TooSmall::Backends {
+            capacity: self.actual.backend_capacity - 1,
+        })?;
+        self.ops.push(Op::Backend {
+            number,
+            backend: ActualBackend {
+                service: id,
+                name: OTHERS.into(),
+                address: std::net::Ipv4Addr::UNSPECIFIED,
+                entry: Backend::default(),
+                state: BackendState::Leaving,
+                reason: "flows on other nodes, from before this one joined".into(),
+                since_ms: self.unix_ms,
+                weight: 0,
+                priority: 0,
+                healthy: true,
+                base_packets: 0,
+                base_bytes: 0,
+            },
+        });
+        Ok(number)
     }
 
     fn region(&mut self, desired: &DesiredService, bits: u8) -> Result<u32, TooSmall> {
@@ -429,8 +474,8 @@ impl Plan<'_> {
     }
 }
 
-/// The peers that still go by another table: until they say otherwise, a slot of theirs stays theirs. What this node loses
-/// it gives up at once, so that nobody has a slot before whoever had it has given it up. A peer that has failed is not
+/// The peers whose slots stay theirs for now: all that live, until each of them goes by the new table. What this node loses
+/// it gives up at once, so that nobody has a slot before whoever had it has given it up. Those that have failed are not
 /// waited for.
 fn waiting_for(
     desired: &DesiredService,
@@ -443,13 +488,29 @@ fn waiting_for(
         return BTreeSet::new();
     };
     let table = Table::of(desired.affinity, bits, built_for);
-    desired
+    let number = |backend: &DesiredBackend| numbers[&(backend.name.as_str(), backend.address)];
+    let alive: Vec<&DesiredBackend> = desired
         .backends
         .iter()
-        .filter(|backend| backend.name != pick.own)
-        .filter(|backend| pick.tables.get(&backend.name) != Some(&table))
-        .map(|backend| numbers[&(backend.name.as_str(), backend.address)])
-        .filter(|number| !failed.contains(number))
+        .filter(|backend| backend.name != pick.own && !failed.contains(&number(backend)))
+        .collect();
+    if alive
+        .iter()
+        .all(|peer| pick.tables.get(&peer.name) == Some(&table))
+    {
+        return BTreeSet::new();
+    }
+    alive.into_iter().map(number).collect()
+}
+
+fn members(built_for: &[(String, u32, u16)]) -> Vec<maglev::Member<'_>> {
+    built_for
+        .iter()
+        .map(|(identity, weight, number)| maglev::Member {
+            identity,
+            weight: *weight,
+            number: *number,
+        })
         .collect()
 }
 
@@ -462,15 +523,7 @@ fn target(
     failed: &BTreeSet<u16>,
     waiting: &BTreeSet<u16>,
 ) -> Vec<Slot> {
-    let members: Vec<maglev::Member<'_>> = built_for
-        .iter()
-        .map(|(identity, weight, number)| maglev::Member {
-            identity,
-            weight: *weight,
-            number: *number,
-        })
-        .collect();
-    let table = maglev::build(&members, bits);
+    let table = maglev::build(&members(built_for), bits);
     before
         .iter()
         .zip(table)

@@ -30,6 +30,7 @@ pub struct Voice {
     /// What was said last, but for the time.
     said: Option<Word>,
     said_at: Instant,
+    last_ms: u64,
     complained: Option<Instant>,
     ear: AbortHandle,
 }
@@ -62,13 +63,14 @@ impl Voice {
             port,
             said: None,
             said_at: Instant::now(),
+            last_ms: 0,
             complained: None,
             ear,
         }))
     }
 
     /// Says it to all peers, if it is something new or time to say it again.
-    pub fn speak(&mut self, word: Word, peers: &BTreeMap<&str, IpAddr>) {
+    pub fn speak(&mut self, mut word: Word, peers: &BTreeMap<&str, IpAddr>) {
         let timeless = Word {
             at_ms: 0,
             ..word.clone()
@@ -76,6 +78,9 @@ impl Voice {
         if self.said.as_ref() == Some(&timeless) && self.said_at.elapsed() < PERIOD {
             return;
         }
+        // Two words of one millisecond may overtake each other.
+        word.at_ms = word.at_ms.max(self.last_ms + 1);
+        self.last_ms = word.at_ms;
         for datagram in encode(&word, self.seed) {
             for address in peers.values() {
                 let to = SocketAddr::new(*address, self.port);
