@@ -13,6 +13,9 @@
 //! | `PORTS` | port | [`Port`] | controller |
 //! | `REDIRECT` | port | the interface's index (`DEVMAP`) | controller |
 //! | `FLOWS` | bucket | [`crate::flow::FlowBucket`] | data path, swept by the controller (mapped) |
+//! | `FLOWS6` | bucket | [`crate::flow::FlowBucket6`] | likewise, of IPv6 clients |
+//! | `FRAGMENTS` | bucket | [`crate::flow::FlowBucket`], see [`crate::fragment`] | likewise |
+//! | `VIPS` | service id | [`Vip6`] | controller (mapped) |
 //! | `COUNTERS` | backend number | [`Counter`] per CPU | data path |
 //! | `VERDICTS` | [`crate::verdict::Verdict`] | `u64` per CPU | data path |
 //! | `EVENTS` | [`crate::tables::Event`] | `u64` per CPU | data path |
@@ -22,7 +25,7 @@
 use crate::memory::{Word32, Word64};
 
 /// Changes whenever the meaning of any byte in any map changes; a controller adopts pins of its own version only.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// First word of a pinned `CONTROL` map: tells our pins from anybody else's.
 pub const MAGIC: u32 = 0x7864_706c;
@@ -43,6 +46,12 @@ pub mod map {
     pub const REDIRECT: &str = "REDIRECT";
     /// The flow table.
     pub const FLOWS: &str = "FLOWS";
+    /// The flow table of IPv6 clients.
+    pub const FLOWS6: &str = "FLOWS6";
+    /// Where the fragments of a packet go.
+    pub const FRAGMENTS: &str = "FRAGMENTS";
+    /// The whole addresses of the IPv6 VIPs.
+    pub const VIPS: &str = "VIPS";
     /// Packets and bytes of each backend.
     pub const COUNTERS: &str = "COUNTERS";
     /// Packets of each verdict.
@@ -54,7 +63,7 @@ pub mod map {
     /// Names and states of the backends.
     pub const BACKEND_INFO: &str = "BACKEND_INFO";
     /// Every map there is.
-    pub const ALL: [&str; 12] = [
+    pub const ALL: [&str; 15] = [
         CONTROL,
         SERVICES,
         SLOTS,
@@ -62,6 +71,9 @@ pub mod map {
         PORTS,
         REDIRECT,
         FLOWS,
+        FLOWS6,
+        FRAGMENTS,
+        VIPS,
         COUNTERS,
         VERDICTS,
         EVENTS,
@@ -88,6 +100,14 @@ pub mod global {
     pub const UNSERVED_PASS: &str = "UNSERVED_PASS";
     /// `u8`: log2 of the number of buckets of the flow table.
     pub const FLOW_BITS: &str = "FLOW_BITS";
+    /// `u8`: the same of the IPv6 clients' flow table.
+    pub const FLOW6_BITS: &str = "FLOW6_BITS";
+    /// `u8`: the same of the fragment table.
+    pub const FRAGMENT_BITS: &str = "FRAGMENT_BITS";
+    /// `u32`: [`crate::features::Features`], what the configuration uses.
+    pub const FEATURES: &str = "FEATURES";
+    /// `u64`: the MAC address of an NLB cluster, as [`crate::wire::mac_word`]; 0 for none.
+    pub const CLUSTER_MAC: &str = "CLUSTER_MAC";
 }
 
 /// Default number of service buckets, both halves together (64 bytes each).
@@ -100,7 +120,11 @@ pub const DEFAULT_BACKENDS: u32 = 1 << 12;
 pub const DEFAULT_SERVICES: u32 = 1 << 12;
 /// Default number of flow buckets (64 bytes, four flows each).
 pub const DEFAULT_FLOW_BUCKETS: u32 = 1 << 15;
-/// Number of ports: the director's interfaces.
+/// Default number of buckets of the IPv6 flow table (128 bytes, four flows each).
+pub const DEFAULT_FLOW6_BUCKETS: u32 = 1 << 14;
+/// Default number of buckets of the fragment table (64 bytes, four packets each): 4,096 fragmented packets on their way.
+pub const DEFAULT_FRAGMENT_BUCKETS: u32 = 1 << 10;
+/// Number of ports: the director's interfaces, and the VLANs on them.
 pub const MAX_PORTS: u32 = 64;
 
 /// `BPF_F_MMAPABLE` of `linux/bpf.h`: userspace may map the array's memory.
@@ -172,16 +196,28 @@ pub struct SlotLine {
     pub slots: [Word32; SLOTS_IN_LINE as usize],
 }
 
-/// One of the director's interfaces.
+/// The whole address of an IPv6 VIP.
+#[derive(Clone, Debug, Default)]
+#[repr(C)]
+pub struct Vip6 {
+    /// Its first eight bytes, host order.
+    pub high: Word64,
+    /// Its last eight bytes, host order.
+    pub low: Word64,
+}
+
+/// One of the director's interfaces, or a VLAN on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Port {
     /// The interface's MAC address, as [`crate::wire::mac_word`].
     pub mac: u64,
-    /// The interface's index; 0 where there is none.
+    /// The interface's index; 0 where there is none. Of a VLAN, the index of the interface it is on.
     pub ifindex: u32,
-    /// Not used.
-    pub reserved: u32,
+    /// The VLAN identifier that frames leave with, 1 to 4094; 0 for none.
+    pub vlan: u16,
+    /// The port of the interface itself: its own number, but of a VLAN the number of the interface it is on.
+    pub device: u16,
 }
 
 /// What reached one backend, on one CPU.
@@ -360,6 +396,7 @@ const _: () = {
     assert!(size_of::<Bucket>() == 64 && align_of::<Bucket>() == 64);
     assert!(size_of::<SlotLine>() == 64 && align_of::<SlotLine>() == 64);
     assert!(size_of::<Port>() == 16 && align_of::<Port>() == 8);
+    assert!(size_of::<Vip6>() == 16);
     assert!(size_of::<Counter>() == 16);
     assert!(size_of::<ServiceInfo>() == 64 + 16 + 8 + 8 + 8 && align_of::<ServiceInfo>() == 8);
     assert!(

@@ -1,10 +1,12 @@
 //! The answer to an ARP request for a VIP: the program gives it itself, so the VIP is assigned to no interface.
 
 use crate::packet::Packet;
-use crate::service::{Directory, ServiceKey, find};
+use crate::parse::Link;
+use crate::rewrite;
+use crate::service::{Directory, lookup};
 use crate::tables::Tables;
 use crate::verdict::Verdict;
-use crate::wire::{ARP_LEN, ETH_LEN, be16_at, be32_at, le64_at, mac_bytes};
+use crate::wire::{ARP_LEN, be16_at, be32_at, le64_at, mac_bytes};
 
 /// Ethernet, IPv4, address lengths 6 and 4 (RFC 826), as one word in the order of the wire.
 const ETHERNET_IPV4: [u8; 6] = [0, 1, 0x08, 0, 6, 4];
@@ -20,21 +22,19 @@ const GROUP_BIT: u64 = 1;
 /// must learn that the address is taken. A request sent to another host's MAC, which a switch may have flooded, is that
 /// host's to answer (the kernel's `arp_rcv` ignores `PACKET_OTHERHOST` likewise).
 #[inline(always)]
-pub fn answer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
-    let Some(frame) = packet.bytes::<{ ETH_LEN + ARP_LEN }>(0) else {
+pub fn answer<P: Packet, T: Tables>(packet: &mut P, tables: &T, link: &Link) -> Verdict {
+    let Some(arp) = packet.bytes::<ARP_LEN>(link.l3) else {
         return Verdict::ArpOther;
     };
-    let [_, _, _, _, _, _, _, _, _, _, _, _, _, _, kind @ .., _, _] =
-        frame.first_chunk::<22>().unwrap_or(&[0; 22]);
-    let eth_destination = le64_at::<0, _>(frame) & crate::wire::MAC_MASK;
-    let sender_mac = le64_at::<{ ETH_LEN + 8 }, _>(frame) & crate::wire::MAC_MASK;
-    let sender_ip = be32_at::<{ ETH_LEN + 14 }, _>(frame);
-    let target_ip = be32_at::<{ ETH_LEN + 24 }, _>(frame);
-    if *kind != ETHERNET_IPV4
-        || be16_at::<{ ETH_LEN + 6 }, _>(frame) != REQUEST
+    let [k0, k1, k2, k3, k4, k5, ..] = *arp;
+    let sender_mac = le64_at::<8, _>(arp) & crate::wire::MAC_MASK;
+    let sender_ip = be32_at::<14, _>(arp);
+    let target_ip = be32_at::<24, _>(arp);
+    if [k0, k1, k2, k3, k4, k5] != ETHERNET_IPV4
+        || be16_at::<6, _>(arp) != REQUEST
         || sender_mac & GROUP_BIT != 0
         || sender_ip == target_ip
-        || (eth_destination & GROUP_BIT == 0 && eth_destination != tables.own_mac())
+        || (link.destination & GROUP_BIT == 0 && !tables.is_own(link.destination))
     {
         return Verdict::ArpOther;
     }
@@ -42,31 +42,17 @@ pub fn answer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
         return Verdict::Inconsistent;
     };
     let directory = Directory(control.directory.get());
-    if find(tables, directory, ServiceKey::ipv4_vip(target_ip)).is_none() {
+    if lookup(tables, directory, target_ip, 0, 0).is_none() {
         return Verdict::ArpOther;
     }
-    let own = mac_bytes(tables.own_mac());
+    let answered = mac_bytes(tables.answered_mac());
     let asker = mac_bytes(sender_mac);
-    let Some(frame) = packet.bytes_mut::<{ ETH_LEN + ARP_LEN }>(0) else {
+    let Some(arp) = packet.bytes_mut::<ARP_LEN>(link.l3) else {
         return Verdict::ArpOther;
     };
     let asker_ip = sender_ip.to_be_bytes();
     let vip = target_ip.to_be_bytes();
     let [
-        d0,
-        d1,
-        d2,
-        d3,
-        d4,
-        d5,
-        s0,
-        s1,
-        s2,
-        s3,
-        s4,
-        s5,
-        _,
-        _, // Ethernet; the type stays
         _,
         _,
         _,
@@ -95,13 +81,14 @@ pub fn answer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
         ti1,
         ti2,
         ti3, // target
-    ] = frame;
-    [*d0, *d1, *d2, *d3, *d4, *d5] = asker;
-    [*s0, *s1, *s2, *s3, *s4, *s5] = own;
+    ] = arp;
     *op = 2;
-    [*sm0, *sm1, *sm2, *sm3, *sm4, *sm5] = own;
+    [*sm0, *sm1, *sm2, *sm3, *sm4, *sm5] = answered;
     [*si0, *si1, *si2, *si3] = vip;
     [*tm0, *tm1, *tm2, *tm3, *tm4, *tm5] = asker;
     [*ti0, *ti1, *ti2, *ti3] = asker_ip;
-    Verdict::ArpReplied
+    match rewrite::ethernet(packet, sender_mac, tables.own_mac()) {
+        Ok(()) => Verdict::ArpReplied,
+        Err(_) => Verdict::ArpOther,
+    }
 }

@@ -1,11 +1,15 @@
-//! The flow table: set-associative cache-line buckets without locks, touched only in slots in transition.
+//! The flow table: set-associative buckets without locks, touched only in slots in transition and by services that track
+//! always. One table for each family, and a small one of the same make for fragments.
 //!
 //! A flow has two buckets it may be in (Azar, Broder, Karlin, Upfal, "Balanced allocations", 1999), of four ways each,
 //! and is put into the emptier one. A way is two words that are written one after the other; two processors that write
 //! the same way at once could leave one's key with the other's state, so the state carries check bits of the key it
 //! belongs to, and a way whose check bits do not fit is empty to every reader.
 
+use core::net::IpAddr;
+
 use crate::abi::WAYS;
+use crate::address::{Address, Ipv6};
 use crate::hash::{Seed, mix_flow};
 use crate::memory::Word64;
 use crate::tables::{Event, Tables};
@@ -17,54 +21,199 @@ pub const TICK_SHIFT: u32 = 29;
 /// Longest silence, in ticks, that the 16-bit time can tell from a shorter one (about 9.7 h).
 pub const LONGEST_SILENCE: u16 = u16::MAX - 256;
 
-/// A flow of one service: client address 32-63, client port 16-31, service port 0-15; all in host order.
+/// A flow of one service, or a client of it where the ports are 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct FlowKey {
-    /// Address and ports.
-    pub endpoints: u64,
-    /// The service's id, which stands for VIP and protocol.
+pub struct FlowKey<A = u32> {
+    /// The client's address.
+    pub client: A,
+    /// The client's port in the upper half, the service's in the lower one; 0 stands for all flows of the client.
+    pub ports: u32,
+    /// The service's id, which stands for the VIP.
     pub service: u16,
+    /// Whether the flow is UDP: a service may have both protocols.
+    pub udp: bool,
 }
 
-impl FlowKey {
-    /// A flow of an IPv4 client. `ports` holds the client's port in its upper half and the service's in its lower one.
+impl<A> FlowKey<A> {
+    /// A TCP flow. `ports` holds the client's port in its upper half and the service's in its lower one.
     #[inline(always)]
     #[must_use]
-    pub const fn ipv4(client: u32, ports: u32, service: u16) -> Self {
+    pub const fn tcp(client: A, ports: u32, service: u16) -> Self {
         Self {
-            endpoints: (client as u64) << 32 | ports as u64,
+            client,
+            ports,
             service,
+            udp: false,
         }
     }
 
-    /// The client's IPv4 address in host order.
+    /// A UDP flow.
+    #[inline(always)]
     #[must_use]
-    pub const fn client(self) -> u32 {
-        (self.endpoints >> 32) as u32
+    pub const fn udp(client: A, ports: u32, service: u16) -> Self {
+        Self {
+            client,
+            ports,
+            service,
+            udp: true,
+        }
+    }
+
+    /// Whether this is no flow, but a client (`affinity_timeout`).
+    #[must_use]
+    pub const fn is_client(&self) -> bool {
+        self.ports == 0
     }
 
     /// The client's port.
     #[must_use]
-    pub const fn client_port(self) -> u16 {
-        (self.endpoints >> 16) as u16
+    pub const fn client_port(&self) -> u16 {
+        (self.ports >> 16) as u16
     }
 
     /// The service's port.
     #[must_use]
-    pub const fn service_port(self) -> u16 {
-        self.endpoints as u16
+    pub const fn service_port(&self) -> u16 {
+        self.ports as u16
+    }
+}
+
+impl<A: Address> FlowKey<A> {
+    /// The same flow, whatever the family.
+    #[inline(always)]
+    #[must_use]
+    pub fn named(self) -> FlowName {
+        FlowName {
+            client: self.client.addr(),
+            ports: self.ports,
+            service: self.service,
+            udp: self.udp,
+        }
+    }
+}
+
+/// A flow of either family, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FlowName {
+    /// The client's address.
+    pub client: IpAddr,
+    /// As in [`FlowKey::ports`].
+    pub ports: u32,
+    /// The service's id.
+    pub service: u16,
+    /// Whether the flow is UDP.
+    pub udp: bool,
+}
+
+/// What records are found by.
+pub trait Key: Copy {
+    /// One record.
+    type Way: Way + 'static;
+
+    /// A bucket of the table that holds such records.
+    fn line<T: Tables>(tables: &T, index: u32) -> Option<&FlowLine<Self::Way>>;
+    /// log2 of the number of buckets.
+    fn bits<T: Tables>(tables: &T) -> u32;
+    /// The hash of the key: names its buckets and its check bits.
+    fn hash(self, seed: Seed) -> u64;
+    /// Whose record it is, as [`FlowState`] holds it.
+    fn owner(self) -> Owner;
+    /// Whether `way` names this key.
+    fn is_in(self, way: &Self::Way) -> bool;
+    /// Writes the key into `way`.
+    fn write(self, way: &Self::Way);
+    /// [`find_in_table`], by way of [`Tables`].
+    fn find<T: Tables>(self, tables: &T, hash: u64) -> FlowState;
+    /// [`put_into_table`], by way of [`Tables`].
+    fn put<T: Tables>(self, tables: &T, hash: u64, state: FlowState) -> Put;
+}
+
+impl<A: Address> Key for FlowKey<A> {
+    type Way = A::Way;
+
+    #[inline(always)]
+    fn line<T: Tables>(tables: &T, index: u32) -> Option<&FlowLine<A::Way>> {
+        A::flow_line(tables, index)
     }
 
-    /// Client port in the upper half, service port in the lower one.
+    #[inline(always)]
+    fn bits<T: Tables>(tables: &T) -> u32 {
+        A::flow_bits(tables)
+    }
+
+    #[inline(always)]
+    fn hash(self, seed: Seed) -> u64 {
+        let owner = self.owner().number();
+        mix_flow(self.client.endpoints(self.ports, seed), owner, seed)
+    }
+
+    #[inline(always)]
+    fn owner(self) -> Owner {
+        Owner {
+            service: self.service,
+            udp: self.udp,
+        }
+    }
+
+    #[inline(always)]
+    fn is_in(self, way: &A::Way) -> bool {
+        self.client.is_in(self.ports, way)
+    }
+
+    #[inline(always)]
+    fn write(self, way: &A::Way) {
+        self.client.write(self.ports, way);
+    }
+
+    #[inline(always)]
+    fn find<T: Tables>(self, tables: &T, hash: u64) -> FlowState {
+        A::find_flow(tables, self, hash)
+    }
+
+    #[inline(always)]
+    fn put<T: Tables>(self, tables: &T, hash: u64, state: FlowState) -> Put {
+        A::put_flow(tables, self, hash, state)
+    }
+}
+
+/// Whose a record is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The service's id.
+    pub service: u16,
+    /// Whether the flow is UDP.
+    pub udp: bool,
+}
+
+impl Owner {
+    /// The service's id, and above it whether the flow is UDP.
+    #[inline(always)]
     #[must_use]
-    pub const fn ports(self) -> u32 {
-        self.endpoints as u32
+    pub const fn number(self) -> u32 {
+        self.service as u32 | (self.udp as u32) << 16
+    }
+
+    /// The one of this number.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_number(number: u32) -> Self {
+        Self {
+            service: number as u16,
+            udp: number >> 16 & 1 == 1,
+        }
+    }
+
+    #[inline(always)]
+    const fn bits(self) -> u64 {
+        (self.service as u64) << 16 | (self.udp as u64) << 62
     }
 }
 
 /// How far a recorded flow has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
+    /// Only packets that open the flow have been seen: another one is the same attempt, sent again.
+    Opening,
     /// Neither side has been seen to end it.
     Open,
     /// The client sent FIN: it sends no more data, but may still receive.
@@ -74,34 +223,35 @@ pub enum Phase {
 }
 
 /// What is known of a recorded flow: bits 0-15 the backend, 16-31 the service, 32-47 the coarse time of its last packet,
-/// 48-59 check bits of its key, 60-61 its phase, 63 always set.
+/// 48-59 check bits of its key, 60-61 its phase, 62 whether it is UDP, 63 always set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowState(pub u64);
 
 const USED: u64 = 1 << 63;
+const UDP: u64 = 1 << 62;
 const CHECK_MASK: u64 = 0xfff << 48;
 const PHASE_SHIFT: u32 = 60;
 
 impl FlowState {
-    /// Packs a state; `hash` is [`mix_flow`] of the flow's key.
+    /// Packs a state; `hash` is [`Key::hash`] of the flow's key.
     #[inline(always)]
     #[must_use]
-    pub const fn new(backend: u16, service: u16, seen: u16, hash: u64, phase: Phase) -> Self {
+    pub const fn new(backend: u16, owner: Owner, seen: u16, hash: u64, phase: Phase) -> Self {
         Self(
             USED | backend as u64
-                | (service as u64) << 16
+                | owner.bits()
                 | (seen as u64) << 32
                 | (hash << 28 & CHECK_MASK)
                 | (phase as u64) << PHASE_SHIFT,
         )
     }
 
-    /// Whether this is the state of a flow of `service` with this hash, and not the rest of a torn write.
+    /// Whether this is the state of a flow of `owner` with this hash, and not the rest of a torn write.
     #[inline(always)]
     #[must_use]
-    pub const fn belongs(self, hash: u64, service: u16) -> bool {
-        const MASK: u64 = USED | CHECK_MASK | 0xffff << 16;
-        self.0 & MASK == USED | (hash << 28 & CHECK_MASK) | (service as u64) << 16
+    pub const fn belongs(self, hash: u64, owner: Owner) -> bool {
+        const MASK: u64 = USED | UDP | CHECK_MASK | 0xffff << 16;
+        self.0 & MASK == USED | (hash << 28 & CHECK_MASK) | owner.bits()
     }
 
     /// Whether there is a flow at all.
@@ -124,6 +274,16 @@ impl FlowState {
         (self.0 >> 16) as u16
     }
 
+    /// Whose it is.
+    #[inline(always)]
+    #[must_use]
+    pub const fn owner(self) -> Owner {
+        Owner {
+            service: self.service(),
+            udp: self.0 & UDP != 0,
+        }
+    }
+
     /// Coarse time of the last packet.
     #[inline(always)]
     #[must_use]
@@ -136,8 +296,9 @@ impl FlowState {
     #[must_use]
     pub const fn phase(self) -> Phase {
         match self.0 >> PHASE_SHIFT & 3 {
-            0 => Phase::Open,
-            1 => Phase::Closing,
+            0 => Phase::Opening,
+            1 => Phase::Open,
+            2 => Phase::Closing,
             _ => Phase::Ended,
         }
     }
@@ -150,25 +311,96 @@ impl FlowState {
     }
 }
 
-/// One recorded flow, or none.
+/// One record.
+pub trait Way {
+    /// Its [`FlowState`]; 0 where there is none.
+    fn state(&self) -> &Word64;
+}
+
+/// One recorded flow of an IPv4 client, or none.
 #[derive(Clone, Debug, Default)]
 #[repr(C)]
-pub struct FlowWay {
-    /// [`FlowKey::endpoints`].
+pub struct FlowWay4 {
+    /// Client address 32-63, client port 16-31, service port 0-15; all in host order.
     pub key: Word64,
     /// [`FlowState`]; 0 where there is no flow.
     pub state: Word64,
 }
 
-/// One cache line of the flow table.
-#[derive(Clone, Debug, Default)]
-#[repr(C, align(64))]
-pub struct FlowBucket {
-    /// In no order.
-    pub ways: [FlowWay; WAYS],
+impl FlowWay4 {
+    /// What the way names; only means something where [`Key::hash`] of it fits the state.
+    #[must_use]
+    pub fn key(&self) -> FlowKey<u32> {
+        let (key, Owner { service, udp }) = (self.key.get(), FlowState(self.state.get()).owner());
+        FlowKey {
+            client: (key >> 32) as u32,
+            ports: key as u32,
+            service,
+            udp,
+        }
+    }
 }
 
-const _: () = assert!(size_of::<FlowBucket>() == 64 && WAYS == 4);
+impl Way for FlowWay4 {
+    #[inline(always)]
+    fn state(&self) -> &Word64 {
+        &self.state
+    }
+}
+
+/// One recorded flow of an IPv6 client, or none.
+#[derive(Clone, Debug, Default)]
+#[repr(C)]
+pub struct FlowWay6 {
+    /// First half of the client's address, host order.
+    pub high: Word64,
+    /// Second half.
+    pub low: Word64,
+    /// Client port 16-31, service port 0-15.
+    pub ports: Word64,
+    /// [`FlowState`]; 0 where there is no flow.
+    pub state: Word64,
+}
+
+impl FlowWay6 {
+    /// What the way names; only means something where [`Key::hash`] of it fits the state.
+    #[must_use]
+    pub fn key(&self) -> FlowKey<Ipv6> {
+        let Owner { service, udp } = FlowState(self.state.get()).owner();
+        FlowKey {
+            client: Ipv6 {
+                high: self.high.get(),
+                low: self.low.get(),
+            },
+            ports: self.ports.get() as u32,
+            service,
+            udp,
+        }
+    }
+}
+
+impl Way for FlowWay6 {
+    #[inline(always)]
+    fn state(&self) -> &Word64 {
+        &self.state
+    }
+}
+
+/// One bucket of a flow table.
+#[derive(Clone, Debug, Default)]
+#[repr(C, align(64))]
+pub struct FlowLine<W> {
+    /// In no order.
+    pub ways: [W; WAYS],
+}
+
+/// A bucket of the IPv4 flow table: one cache line.
+pub type FlowBucket = FlowLine<FlowWay4>;
+/// A bucket of the IPv6 flow table: two cache lines.
+pub type FlowBucket6 = FlowLine<FlowWay6>;
+
+const _: () =
+    assert!(size_of::<FlowBucket>() == 64 && size_of::<FlowBucket6>() == 128 && WAYS == 4);
 
 /// The two buckets of a flow in a table of 2^`bits` buckets.
 #[inline(always)]
@@ -180,125 +412,204 @@ pub const fn bucket_indices(hash: u64, bits: u32) -> (u32, u32) {
     (first, second)
 }
 
-/// The hash of a flow: names its buckets and its check bits.
-#[inline(always)]
-#[must_use]
-pub const fn flow_hash(key: FlowKey, seed: Seed) -> u64 {
-    mix_flow(key.endpoints, key.service, seed)
-}
-
-/// The state of `way`, if it holds this flow. The state is read once: what it was found by is what the caller gets, even
+/// The state of `way`, if it holds this key. The state is read once: what it was found by is what the caller gets, even
 /// if another processor or the controller's sweep changes the way a moment later.
 #[inline(always)]
-fn state_in(way: &FlowWay, key: FlowKey, hash: u64) -> Option<FlowState> {
-    if way.key.get() != key.endpoints {
+fn state_in<K: Key>(way: &K::Way, key: K, hash: u64) -> Option<FlowState> {
+    if !key.is_in(way) {
         return None;
     }
-    let state = FlowState(way.state.get());
-    if state.belongs(hash, key.service) {
+    let state = FlowState(way.state().get());
+    if state.belongs(hash, key.owner()) {
         Some(state)
     } else {
         None
     }
 }
 
+/// The state of `key` in a bucket.
 #[inline(always)]
-fn find_in(bucket: &FlowBucket, key: FlowKey, hash: u64) -> Option<(&FlowWay, FlowState)> {
+fn find_in<K: Key>(bucket: &FlowLine<K::Way>, key: K, hash: u64) -> Option<FlowState> {
     let [a, b, c, d] = &bucket.ways;
     if let Some(state) = state_in(a, key, hash) {
-        return Some((a, state));
+        return Some(state);
     }
     if let Some(state) = state_in(b, key, hash) {
-        return Some((b, state));
+        return Some(state);
     }
     if let Some(state) = state_in(c, key, hash) {
-        return Some((c, state));
+        return Some(state);
     }
-    if let Some(state) = state_in(d, key, hash) {
-        return Some((d, state));
-    }
-    None
+    state_in(d, key, hash)
 }
 
-/// The way that holds `key` and its state, if the flow is recorded.
+/// The state of `key`, if it is recorded. `hash` is [`Key::hash`] of it.
 #[inline(always)]
-pub fn find<T: Tables>(tables: &T, key: FlowKey, hash: u64) -> Option<(&FlowWay, FlowState)> {
-    let (first, second) = bucket_indices(hash, tables.flow_bits());
-    if let Some(found) = find_in(tables.flow_bucket(first)?, key, hash) {
-        return Some(found);
-    }
-    find_in(tables.flow_bucket(second)?, key, hash)
+pub fn find<K: Key, T: Tables>(tables: &T, key: K, hash: u64) -> Option<FlowState> {
+    let state = key.find(tables, hash);
+    if state.used() { Some(state) } else { None }
 }
 
-/// How much a way deserves to be replaced: an empty one most, then an ended one, then the longest silent one.
+/// What [`find`] does, in the table itself; not used where the key is not recorded.
+#[inline(always)]
+pub fn find_in_table<K: Key, T: Tables>(tables: &T, key: K, hash: u64) -> FlowState {
+    let (first, second) = bucket_indices(hash, K::bits(tables));
+    if let Some(bucket) = K::line(tables, first)
+        && let Some(found) = find_in(bucket, key, hash)
+    {
+        return found;
+    }
+    if let Some(bucket) = K::line(tables, second)
+        && let Some(found) = find_in(bucket, key, hash)
+    {
+        return found;
+    }
+    FlowState(0)
+}
+
+/// Writes the state of a way of the bucket, if one holds `key`; says whether one does.
+#[inline(always)]
+fn write_in<K: Key>(bucket: &FlowLine<K::Way>, key: K, hash: u64, state: FlowState) -> bool {
+    let [a, b, c, d] = &bucket.ways;
+    if state_in(a, key, hash).is_some() {
+        a.state().set(state.0);
+    } else if state_in(b, key, hash).is_some() {
+        b.state().set(state.0);
+    } else if state_in(c, key, hash).is_some() {
+        c.state().set(state.0);
+    } else if state_in(d, key, hash).is_some() {
+        d.state().set(state.0);
+    } else {
+        return false;
+    }
+    true
+}
+
+/// What an empty way is worth replacing.
+const EMPTY: u32 = 1 << 18;
+/// What the way of a flow that has ended is worth at least.
+const ENDED: u32 = 1 << 17;
+/// What the way of a flow that may never open is worth at least: a flood of SYN replaces itself before it replaces a flow.
+const OPENING: u32 = 1 << 16;
+
+/// How much a way deserves to be replaced: an empty one most, then an ended one, then one that only opened, then the
+/// longest silent one.
 #[inline(always)]
 const fn dispensable(state: FlowState, now: u16) -> u32 {
-    if !state.used() {
-        return 1 << 18;
-    }
-    let ended = if matches!(state.phase(), Phase::Ended) {
-        1 << 17
-    } else {
-        0
-    };
-    ended | state.silent(now) as u32
+    // Without branches, because the kernel's verifier walks both sides of each, for every way of a bucket again: the rank by
+    // phase from a table of two bits each, and a mask that is all ones where the way is empty.
+    const RANKS: u32 =
+        (OPENING >> 16) << (2 * Phase::Opening as u32) | (ENDED >> 16) << (2 * Phase::Ended as u32);
+    let phase = (state.0 >> PHASE_SHIFT & 3) as u32;
+    let rank = (RANKS >> (2 * phase) & 3) << 16;
+    let empty = ((state.0 >> 63) as u32).wrapping_sub(1);
+    (rank | state.silent(now) as u32) & !empty | EMPTY & empty
 }
 
-/// The best way of a bucket to put a flow into, how dispensable it is, and how many ways are empty.
+/// The most dispensable way of a bucket.
+#[derive(Clone, Copy)]
+struct Candidate {
+    /// How dispensable it is, and in the low two bits which way it is: so that the verifier sees one number, not a choice of
+    /// four pointers.
+    worth: u32,
+    /// How many of the bucket's ways are empty.
+    empty: u32,
+}
+
+/// The best way of a bucket to put a flow into; the last of several that are equal.
 #[inline(always)]
-fn candidate(bucket: &FlowBucket, now: u16) -> (&FlowWay, u32, u32) {
+fn candidate<W: Way>(bucket: &FlowLine<W>, now: u16) -> Candidate {
     let [a, b, c, d] = &bucket.ways;
-    let mut best = a;
-    let mut most = dispensable(FlowState(a.state.get()), now);
-    let mut empty = most >> 18;
-    let worth = dispensable(FlowState(b.state.get()), now);
-    empty += worth >> 18;
-    if worth > most {
-        (best, most) = (b, worth);
+    let worth = |way: &W| dispensable(FlowState(way.state().get()), now);
+    let (a, b, c, d) = (worth(a), worth(b), worth(c), worth(d));
+    let first = larger(a << 2, b << 2 | 1);
+    let second = larger(c << 2 | 2, d << 2 | 3);
+    Candidate {
+        worth: larger(first, second),
+        empty: a / EMPTY + b / EMPTY + c / EMPTY + d / EMPTY,
     }
-    let worth = dispensable(FlowState(c.state.get()), now);
-    empty += worth >> 18;
-    if worth > most {
-        (best, most) = (c, worth);
-    }
-    let worth = dispensable(FlowState(d.state.get()), now);
-    empty += worth >> 18;
-    if worth > most {
-        (best, most) = (d, worth);
-    }
-    (best, most, empty)
 }
 
-/// Records a flow, in the way that holds it already or else in the most dispensable one of its two buckets.
 #[inline(always)]
-pub fn record<T: Tables>(tables: &T, key: FlowKey, hash: u64, backend: u16, phase: Phase) {
-    let now = tables.now();
-    let state = FlowState::new(backend, key.service, now, hash, phase);
-    if let Some((way, _)) = find(tables, key, hash) {
-        way.state.set(state.0);
-        return;
+const fn larger(a: u32, b: u32) -> u32 {
+    if b > a { b } else { a }
+}
+
+/// What putting a record into a table had to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Put {
+    /// The key was there: it has the new state now.
+    Renewed = 0,
+    /// It took an empty way, or one whose flow had ended or never opened.
+    New = 1,
+    /// It replaced a flow that had not ended.
+    Replaced = 2,
+}
+
+impl Put {
+    /// The one of this number.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            1 => Self::New,
+            2 => Self::Replaced,
+            _ => Self::Renewed,
+        }
     }
-    let (first, second) = bucket_indices(hash, tables.flow_bits());
-    let (Some(first), Some(second)) = (tables.flow_bucket(first), tables.flow_bucket(second))
-    else {
-        return;
+}
+
+/// Gives `key` this state, in the table itself: in the way that holds it, or else in the most dispensable one of its two
+/// buckets.
+#[inline(always)]
+pub fn put_into_table<K: Key, T: Tables>(tables: &T, key: K, hash: u64, state: FlowState) -> Put {
+    let (first, second) = bucket_indices(hash, K::bits(tables));
+    let (Some(first), Some(second)) = (K::line(tables, first), K::line(tables, second)) else {
+        return Put::Renewed;
     };
-    let (way_of_first, worth_of_first, empty_in_first) = candidate(first, now);
-    let (way_of_second, worth_of_second, empty_in_second) = candidate(second, now);
-    let second_is_better = empty_in_second > empty_in_first
-        || empty_in_second == empty_in_first && worth_of_second > worth_of_first;
-    let (way, worth) = if second_is_better {
-        (way_of_second, worth_of_second)
+    if write_in(first, key, hash, state) || write_in(second, key, hash, state) {
+        return Put::Renewed;
+    }
+    let now = state.seen();
+    let (in_first, in_second) = (candidate(first, now), candidate(second, now));
+    // The emptier bucket, or the one with the more dispensable way; the first where they are equal.
+    let of_first = (in_first.empty << 22 | in_first.worth) >> 2;
+    let of_second = (in_second.empty << 22 | in_second.worth) >> 2;
+    let (bucket, taken) = if of_second > of_first {
+        (second, in_second)
     } else {
-        (way_of_first, worth_of_first)
+        (first, in_first)
     };
+    let way = &bucket.ways[(taken.worth & 3) as usize];
     // The state goes first to nothing, so that no reader takes the old state for the new key's.
-    way.state.set(0);
-    way.key.set(key.endpoints);
-    way.state.set(state.0);
-    tables.count_event(Event::FlowRecorded);
-    if worth < 1 << 17 {
-        tables.count_event(Event::FlowForgotten);
+    way.state().set(0);
+    key.write(way);
+    way.state().set(state.0);
+    if taken.worth >> 2 < OPENING {
+        Put::Replaced
+    } else {
+        Put::New
+    }
+}
+
+/// Records a flow, and counts what that took.
+#[inline(always)]
+pub fn record<A: Address, T: Tables>(
+    tables: &T,
+    key: FlowKey<A>,
+    hash: u64,
+    backend: u16,
+    phase: Phase,
+) {
+    let state = FlowState::new(backend, key.owner(), tables.now(), hash, phase);
+    match key.put(tables, hash, state) {
+        Put::Renewed => {}
+        Put::New => tables.count_event(Event::FlowRecorded),
+        Put::Replaced => {
+            tables.count_event(Event::FlowRecorded);
+            tables.count_event(Event::FlowForgotten);
+        }
     }
 }
 
@@ -307,15 +618,20 @@ pub fn record<T: Tables>(tables: &T, key: FlowKey, hash: u64, backend: u16, phas
 /// The word is only written when it changes, so that a busy flow does not dirty its cache line with every packet. A
 /// flow's phase never goes back: what opens anew is recorded anew.
 #[inline(always)]
-pub fn touch(way: &FlowWay, known: FlowState, hash: u64, now: u16, phase: Phase) {
+pub fn touch<A: Address, T: Tables>(
+    tables: &T,
+    key: FlowKey<A>,
+    hash: u64,
+    known: FlowState,
+    phase: Phase,
+) {
     let phase = if phase as u8 > known.phase() as u8 {
         phase
     } else {
         known.phase()
     };
-    let state = FlowState::new(known.backend(), known.service(), now, hash, phase);
-    if state != known {
-        way.state.set(state.0);
+    if known.seen() != tables.now() || known.phase() != phase {
+        record(tables, key, hash, known.backend(), phase);
     }
 }
 
@@ -326,42 +642,68 @@ mod properties;
 mod tests {
     use super::*;
 
+    const OWNER: Owner = Owner {
+        service: 0xabcd,
+        udp: false,
+    };
+
     #[test]
     fn state_round_trips() {
         let hash = 0x0123_4567_89ab_cdef;
-        let state = FlowState::new(0xfffe, 0xabcd, 0x1234, hash, Phase::Closing);
-        assert!(state.used() && state.belongs(hash, 0xabcd));
-        assert!(!state.belongs(hash, 0xabce) && !state.belongs(hash ^ 1 << 20, 0xabcd));
+        let state = FlowState::new(0xfffe, OWNER, 0x1234, hash, Phase::Closing);
+        assert!(state.used() && state.belongs(hash, OWNER));
+        let other = Owner {
+            service: 0xabce,
+            udp: false,
+        };
+        let udp = Owner { udp: true, ..OWNER };
+        assert!(!state.belongs(hash, other) && !state.belongs(hash ^ 1 << 20, OWNER));
+        assert!(
+            !state.belongs(hash, udp),
+            "the same ports of another protocol"
+        );
         assert_eq!(
             (state.backend(), state.service(), state.seen()),
             (0xfffe, 0xabcd, 0x1234)
         );
-        assert_eq!(state.phase(), Phase::Closing);
         assert_eq!(state.silent(0x1233), u16::MAX);
-        assert_eq!(
-            FlowState::new(1, 2, 3, hash, Phase::Ended).phase(),
-            Phase::Ended
-        );
+        for phase in [Phase::Opening, Phase::Open, Phase::Closing, Phase::Ended] {
+            let state = FlowState::new(1, udp, 3, hash, phase);
+            assert_eq!((state.phase(), state.owner()), (phase, udp));
+        }
         assert!(!FlowState(0).used());
     }
 
     #[test]
-    fn key_round_trips() {
-        let key = FlowKey::ipv4(0x0a00_0001, 0xc000_0050, 9);
-        assert_eq!(
-            (key.client(), key.client_port(), key.service_port()),
-            (0x0a00_0001, 0xc000, 80)
-        );
+    fn keys_come_back_from_their_ways() {
+        let four = FlowKey::udp(0x0a00_0001, 0xc000_0050, 9);
+        let way = FlowWay4::default();
+        four.write(&way);
+        way.state
+            .set(FlowState::new(1, four.owner(), 0, 0, Phase::Open).0);
+        assert_eq!(way.key(), four);
+        assert_eq!((four.client_port(), four.service_port()), (0xc000, 80));
+        let client = Ipv6 { high: 7, low: 8 };
+        let six = FlowKey::tcp(client, 0xc000_0050, 9);
+        let way = FlowWay6::default();
+        six.write(&way);
+        way.state
+            .set(FlowState::new(1, six.owner(), 0, 0, Phase::Open).0);
+        assert_eq!(way.key(), six);
+        assert!(six.is_in(&way) && !FlowKey::tcp(client, 0xc000_0051, 9).is_in(&way));
     }
 
     #[test]
     fn what_is_replaced_first() {
         let hash = 0;
-        let open = |seen| FlowState::new(1, 1, seen, hash, Phase::Open);
-        let ended = FlowState::new(1, 1, 100, hash, Phase::Ended);
+        let state = |seen, phase| FlowState::new(1, OWNER, seen, hash, phase);
+        let ended = state(100, Phase::Ended);
+        let opening = state(100, Phase::Opening);
+        let open = |seen| state(seen, Phase::Open);
         assert!(dispensable(FlowState(0), 100) > dispensable(ended, 100));
+        assert!(dispensable(ended, 100) > dispensable(state(101, Phase::Opening), 100));
         assert!(
-            dispensable(ended, 100) > dispensable(open(101), 100),
+            dispensable(opening, 100) > dispensable(open(101), 100),
             "even against the longest silence"
         );
         assert!(dispensable(open(10), 100) > dispensable(open(90), 100));

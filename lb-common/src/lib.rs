@@ -4,17 +4,23 @@
 //! [`tables::Tables`] (how maps are reached). The kernel program is that function over `xdp_md` and BPF maps; the
 //! tests, the fuzzer and `xdp-lb where` run the very same function over byte buffers and plain memory.
 //!
-//! A packet walks the modules in this order: [`parse`] → [`service`] → [`hash`] → [`pick`] → [`transition`] (only in a
-//! slot in transition) → [`rewrite`]; [`arp`] answers for the VIPs; [`verdict`] names every end it can come to.
+//! A packet walks the modules in this order: [`parse`] → [`service`] → [`hash`] → [`pick`] → [`transition`] (only where
+//! flows are recorded) → [`vlan`] → [`rewrite`]; a later fragment takes the short way through [`fragment`]; [`arp`], [`ndp`]
+//! and [`icmp`] answer for the VIPs; [`verdict`] names every end it can come to. What differs between IPv4 and IPv6 is in
+//! [`address`], what a configuration does not use in [`features`].
 #![no_std]
 
 pub mod abi;
+pub mod address;
 pub mod arp;
+pub mod features;
 pub mod flow;
 pub mod forward;
+pub mod fragment;
 pub mod hash;
 pub mod icmp;
 pub mod memory;
+pub mod ndp;
 pub mod packet;
 pub mod parse;
 pub mod pick;
@@ -25,4 +31,5 @@ pub mod service;
 pub mod tables;
 pub mod transition;
 pub mod verdict;
+pub mod vlan;
 pub mod wire;

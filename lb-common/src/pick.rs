@@ -1,5 +1,6 @@
 //! source -> hash -> slot -> backend.
 
+use crate::address::Address;
 use crate::hash::{Seed, mix};
 
 /// Which part of the packet picks.
@@ -28,15 +29,21 @@ impl Affinity {
         ports: false,
     };
 
-    /// The part of a flow that picks, as the hash takes it: address in the upper half, ports in the lower.
-    #[inline(always)]
-    #[must_use]
-    pub const fn source_ipv4(self, client: u32, ports: u32) -> u64 {
-        // Shifting in 64 bits keeps a prefix of 0 from shifting by the whole width.
-        let mask = !(0xffff_ffff_u64 >> (self.prefix & 63)) as u32;
-        let ports = if self.ports { ports } else { 0 };
-        ((client & mask) as u64) << 32 | ports as u64
-    }
+    /// `affinity = "none"` for IPv6.
+    pub const NONE_IPV6: Self = Self {
+        prefix: 128,
+        ports: true,
+    };
+    /// `affinity = "client"` for IPv6.
+    pub const CLIENT_IPV6: Self = Self {
+        prefix: 128,
+        ports: false,
+    };
+    /// `affinity = "network"` for IPv6: the least that one site is given (RFC 6177).
+    pub const NETWORK_IPV6: Self = Self {
+        prefix: 56,
+        ports: false,
+    };
 }
 
 /// The index of a source in a table of 2^`bits` slots: the hash's top bits.
@@ -50,8 +57,8 @@ pub const fn slot_index(hash: u64, bits: u32) -> u32 {
 /// Source to hash, in one step.
 #[inline(always)]
 #[must_use]
-pub const fn hash_ipv4(affinity: Affinity, client: u32, ports: u32, seed: Seed) -> u64 {
-    mix(affinity.source_ipv4(client, ports), seed)
+pub fn hash_of<A: Address>(affinity: Affinity, client: A, ports: u32, seed: Seed) -> u64 {
+    mix(client.source(affinity, ports, seed), seed)
 }
 
 /// One entry of a lookup table: bits 0-15 the current backend, 16-31 the previous one.
@@ -95,8 +102,8 @@ impl Slot {
     }
 }
 
-/// What the data path must know of a backend, in one word: bits 0-47 the MAC address, 48-62 the port it is reached
-/// through, 63 whether it has failed.
+/// What the data path must know of a backend, in one word: bits 0-47 the MAC address, 48-61 the port it is reached
+/// through, 62 whether it is closed to new clients, 63 whether it has failed.
 ///
 /// 0: no such backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -104,13 +111,29 @@ pub struct Backend(pub u64);
 
 impl Backend {
     const FAILED: u64 = 1 << 63;
-    /// The port that means "this very host".
-    pub const LOCAL_PORT: u16 = 0x7fff;
+    const CLOSED: u64 = 1 << 62;
+
+    /// The port of a backend that is this very host: its packets go up the host's own stack.
+    pub const LOCAL_PORT: u16 = 0x3fff;
 
     /// `mac` as [`crate::wire::mac_word`]; 0 where it is not known.
     #[must_use]
     pub const fn new(mac: u64, port: u16, failed: bool) -> Self {
-        Self(mac & crate::wire::MAC_MASK | (port as u64 & 0x7fff) << 48 | (failed as u64) << 63)
+        Self(mac & crate::wire::MAC_MASK | (port as u64 & 0x3fff) << 48 | (failed as u64) << 63)
+    }
+
+    /// The same backend, closed to new clients or not: one that drains. Only asked where clients are recorded, because no
+    /// slot names it as current.
+    #[must_use]
+    pub const fn closed_to_new(self, closed: bool) -> Self {
+        Self(self.0 & !Self::CLOSED | (closed as u64) << 62)
+    }
+
+    /// Whether recorded clients open their new flows elsewhere.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_closed_to_new(self) -> bool {
+        self.0 & Self::CLOSED != 0
     }
 
     /// The MAC address as [`crate::wire::mac_word`]; 0 where it is not known.
@@ -120,11 +143,11 @@ impl Backend {
         self.0 & crate::wire::MAC_MASK
     }
 
-    /// The index in `PORTS` of the interface it is reached through.
+    /// The index in `PORTS` of the interface it is reached through, or [`Self::LOCAL_PORT`].
     #[inline(always)]
     #[must_use]
     pub const fn port(self) -> u16 {
-        (self.0 >> 48) as u16 & 0x7fff
+        (self.0 >> 48) as u16 & 0x3fff
     }
 
     /// Whether flows recorded on it have to move.
@@ -138,30 +161,46 @@ impl Backend {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::address::Ipv6;
 
     #[test]
     fn affinity_takes_its_part() {
         let client = 0xc0a8_0a63;
         let ports = 0x1234_0050;
+        let source = |affinity| client.source(affinity, ports, Seed([1, 2]));
+        assert_eq!(source(Affinity::NONE_IPV4), 0xc0a8_0a63_1234_0050);
+        assert_eq!(source(Affinity::CLIENT_IPV4), 0xc0a8_0a63_0000_0000);
+        assert_eq!(source(Affinity::NETWORK_IPV4), 0xc0a8_0a00_0000_0000);
         assert_eq!(
-            Affinity::NONE_IPV4.source_ipv4(client, ports),
-            0xc0a8_0a63_1234_0050
-        );
-        assert_eq!(
-            Affinity::CLIENT_IPV4.source_ipv4(client, ports),
-            0xc0a8_0a63_0000_0000
-        );
-        assert_eq!(
-            Affinity::NETWORK_IPV4.source_ipv4(client, ports),
-            0xc0a8_0a00_0000_0000
-        );
-        assert_eq!(
-            Affinity {
+            source(Affinity {
                 prefix: 0,
                 ports: false
-            }
-            .source_ipv4(client, ports),
+            }),
             0
+        );
+    }
+
+    #[test]
+    fn ipv6_affinity_takes_its_part() {
+        let source = |affinity, low: u64, ports| {
+            let high = 0x2001_0db8_0001_02ff;
+            Ipv6 { high, low }.source(affinity, ports, Seed([1, 2]))
+        };
+        assert_ne!(
+            source(Affinity::NONE_IPV6, 1, 5),
+            source(Affinity::NONE_IPV6, 1, 6)
+        );
+        assert_eq!(
+            source(Affinity::CLIENT_IPV6, 1, 5),
+            source(Affinity::CLIENT_IPV6, 1, 6)
+        );
+        assert_ne!(
+            source(Affinity::CLIENT_IPV6, 1, 5),
+            source(Affinity::CLIENT_IPV6, 2, 5)
+        );
+        assert_eq!(
+            source(Affinity::NETWORK_IPV6, 1, 5),
+            source(Affinity::NETWORK_IPV6, 2, 6)
         );
     }
 
@@ -173,11 +212,15 @@ mod tests {
             (0xffff, 1, true)
         );
         assert!(!Slot::settled(7).in_transition());
-        let backend = Backend::new(0x0605_0403_0201, 0x7fff, true);
-        assert_eq!(
-            (backend.mac(), backend.port(), backend.failed()),
-            (0x0605_0403_0201, 0x7fff, true)
-        );
+        let backend = Backend::new(0x0605_0403_0201, Backend::LOCAL_PORT, true);
+        for closed in [false, true] {
+            let backend = backend.closed_to_new(closed);
+            assert_eq!(
+                (backend.mac(), backend.port(), backend.failed()),
+                (0x0605_0403_0201, Backend::LOCAL_PORT, true)
+            );
+            assert_eq!(backend.is_closed_to_new(), closed);
+        }
     }
 
     #[test]

@@ -7,8 +7,9 @@ extern crate alloc;
 use alloc::{vec, vec::Vec};
 use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
-use crate::abi::{Bucket, Control, Counter, MAX_PORTS, Port, SLOTS_IN_LINE, SlotLine};
-use crate::flow::FlowBucket;
+use crate::abi::{Bucket, Control, Counter, MAX_PORTS, Port, SLOTS_IN_LINE, SlotLine, Vip6};
+use crate::features::Features;
+use crate::flow::{FlowBucket, FlowBucket6};
 use crate::memory::Word64;
 use crate::pick::{Backend, Slot};
 use crate::tables::{Event, Tables};
@@ -25,10 +26,31 @@ pub struct Capacity {
     pub backends: u32,
     /// Buckets of the flow table; a power of two.
     pub flow_buckets: u32,
+    /// Buckets of the IPv6 clients' flow table; a power of two.
+    pub flow6_buckets: u32,
+    /// Buckets of the fragment table; a power of two.
+    pub fragment_buckets: u32,
+    /// Service ids.
+    pub services: u32,
+}
+
+impl Default for Capacity {
+    /// Enough for a handful of services.
+    fn default() -> Self {
+        Self {
+            service_buckets: 64,
+            slots: 1 << 12,
+            backends: 64,
+            flow_buckets: 64,
+            flow6_buckets: 64,
+            fragment_buckets: 16,
+            services: 64,
+        }
+    }
 }
 
 /// What is fixed in one loaded program: the same as the kernel program's read-only globals.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Instance {
     /// The interface's MAC address, as [`crate::wire::mac_word`].
     pub mac: u64,
@@ -36,6 +58,23 @@ pub struct Instance {
     pub port: u16,
     /// Whether packets for unserved ports of a VIP go to the host.
     pub unserved_pass: bool,
+    /// What the configuration uses.
+    pub features: Features,
+    /// The MAC address of the NLB cluster, as [`crate::wire::mac_word`]; 0 for none.
+    pub cluster_mac: u64,
+}
+
+impl Default for Instance {
+    /// A director that forwards, with every feature in use.
+    fn default() -> Self {
+        Self {
+            mac: 0,
+            port: 0,
+            unserved_pass: false,
+            features: Features::ALL_FORWARDING,
+            cluster_mac: 0,
+        }
+    }
 }
 
 /// All tables, counters included. Counters only ever grow, as the kernel's do.
@@ -53,6 +92,12 @@ pub struct PlainTables {
     pub ports: Vec<Port>,
     /// The flow table.
     pub flows: Vec<FlowBucket>,
+    /// The IPv6 clients' flow table.
+    pub flows6: Vec<FlowBucket6>,
+    /// The fragment table.
+    pub fragments: Vec<FlowBucket>,
+    /// The IPv6 VIPs, by service id.
+    pub vips: Vec<Vip6>,
     instance: Instance,
     now: AtomicU16,
     counters: Vec<[AtomicU64; 2]>,
@@ -72,6 +117,9 @@ impl PlainTables {
             backends: vec![Word64::default(); times(capacity.backends)],
             ports: vec![Port::default(); times(MAX_PORTS)],
             flows: vec![FlowBucket::default(); times(capacity.flow_buckets)],
+            flows6: vec![FlowBucket6::default(); times(capacity.flow6_buckets)],
+            fragments: vec![FlowBucket::default(); times(capacity.fragment_buckets)],
+            vips: vec![Vip6::default(); times(capacity.services)],
             instance,
             now: AtomicU16::new(0),
             counters: (0..capacity.backends).map(|_| Default::default()).collect(),
@@ -161,6 +209,26 @@ impl Tables for PlainTables {
         self.flows.len().max(1).ilog2()
     }
 
+    fn flow6_bucket(&self, index: u32) -> Option<&FlowBucket6> {
+        self.flows6.get(index as usize)
+    }
+
+    fn flow6_bits(&self) -> u32 {
+        self.flows6.len().max(1).ilog2()
+    }
+
+    fn fragment_bucket(&self, index: u32) -> Option<&FlowBucket> {
+        self.fragments.get(index as usize)
+    }
+
+    fn fragment_bits(&self) -> u32 {
+        self.fragments.len().max(1).ilog2()
+    }
+
+    fn vip(&self, service: u16) -> Option<&Vip6> {
+        self.vips.get(usize::from(service))
+    }
+
     fn now(&self) -> u16 {
         self.now.load(Ordering::Relaxed)
     }
@@ -175,6 +243,14 @@ impl Tables for PlainTables {
 
     fn unserved_pass(&self) -> bool {
         self.instance.unserved_pass
+    }
+
+    fn features(&self) -> Features {
+        self.instance.features
+    }
+
+    fn cluster_mac(&self) -> u64 {
+        self.instance.cluster_mac
     }
 
     fn count_backend(&self, backend: u16, bytes: u64) {

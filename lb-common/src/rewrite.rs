@@ -1,8 +1,10 @@
-//! The Ethernet addresses of a packet on its way to a backend; the IP packet stays as it is.
+//! The Ethernet addresses of a packet on its way to a backend, whose IP packet stays as it is; and of an answer, whose
+//! addresses change places.
 
+use crate::address::Ipv6;
 use crate::packet::Packet;
 use crate::verdict::Verdict;
-use crate::wire::mac_bytes;
+use crate::wire::{MAC_MASK, le64_at, mac_bytes};
 
 /// Writes destination and source, both as [`crate::wire::mac_word`].
 ///
@@ -22,5 +24,49 @@ pub fn ethernet<P: Packet>(packet: &mut P, destination: u64, source: u64) -> Res
     *addresses = [a, b, c, d, e, f, g, h, i, j, k, l];
     debug_assert_eq!(addresses[..6], mac_bytes(destination));
     debug_assert_eq!(addresses[6..], mac_bytes(source));
+    Ok(())
+}
+
+/// Writes the destination alone, as [`crate::wire::mac_word`].
+///
+/// # Errors
+/// [`Verdict::Truncated`] where there is no Ethernet header.
+#[inline(always)]
+pub fn destination<P: Packet>(packet: &mut P, destination: u64) -> Result<(), Verdict> {
+    *packet.bytes_mut::<6>(0).ok_or(Verdict::Truncated)? = mac_bytes(destination);
+    Ok(())
+}
+
+/// Sends a frame back to the Ethernet address it came from, `own` (as [`crate::wire::mac_word`]) being its sender.
+///
+/// # Errors
+/// [`Verdict::Truncated`] where there is no Ethernet header.
+#[inline(always)]
+pub fn back<P: Packet>(packet: &mut P, own: u64) -> Result<(), Verdict> {
+    let frame = packet.bytes::<14>(0).ok_or(Verdict::Truncated)?;
+    let sender = le64_at::<6, _>(frame) & MAC_MASK;
+    ethernet(packet, sender, own)
+}
+
+/// Writes source and destination of the IPv6 header at `l3`.
+///
+/// # Errors
+/// [`Verdict::Truncated`] where there is none.
+#[inline(always)]
+pub fn ipv6_addresses<P: Packet>(
+    packet: &mut P,
+    l3: usize,
+    source: Ipv6,
+    destination: Ipv6,
+) -> Result<(), Verdict> {
+    write64(packet, l3 + 8, source.high)?;
+    write64(packet, l3 + 16, source.low)?;
+    write64(packet, l3 + 24, destination.high)?;
+    write64(packet, l3 + 32, destination.low)
+}
+
+#[inline(always)]
+fn write64<P: Packet>(packet: &mut P, at: usize, word: u64) -> Result<(), Verdict> {
+    *packet.bytes_mut::<8>(at).ok_or(Verdict::Truncated)? = word.to_be_bytes();
     Ok(())
 }

@@ -1,16 +1,21 @@
 //! Which service a packet is for: (VIP, protocol, port) looked up in cache-line buckets.
 
 use crate::abi::{Bucket, WAYS};
+use crate::address::{Address, Ipv6};
 use crate::pick::Affinity;
 use crate::tables::Tables;
 
 /// What a service is found by, packed into one word: never 0.
 ///
-/// Bits 0-31 the VIP (host order), 32-47 the port (host order), 48-55 the protocol, 56-63 the family's mark.
+/// Bits 0-31 the VIP (IPv4 in host order; of IPv6 what [`Directory::fold`] makes of it), 32-47 the port (host order), 48-55
+/// the protocol, 56-63 the family's mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceKey(pub u64);
 
+/// An odd multiplier with well spread bits, as in [`crate::hash`].
+const FOLD: u64 = 0xbf58_476d_1ce4_e5b9;
 const FAMILY_IPV4: u64 = 1 << 56;
+const FAMILY_IPV6: u64 = 2 << 56;
 
 impl ServiceKey {
     /// A port of an IPv4 VIP. `vip` and `port` in host order.
@@ -34,7 +39,20 @@ impl ServiceKey {
         Self::ipv4(vip, 0, 0)
     }
 
-    /// The VIP, in host order.
+    /// A port of an IPv6 VIP. `fold` from [`Directory::fold`], so the key is good for one directory word only.
+    #[inline(always)]
+    #[must_use]
+    pub const fn ipv6(fold: u32, protocol: u8, port: u16) -> Self {
+        Self(FAMILY_IPV6 | (protocol as u64) << 48 | (port as u64) << 32 | fold as u64)
+    }
+
+    /// Whether the VIP is an IPv6 address, which the key does not hold whole.
+    #[must_use]
+    pub const fn is_ipv6(self) -> bool {
+        self.0 >> 56 == FAMILY_IPV6 >> 56
+    }
+
+    /// The IPv4 VIP in host order; of an IPv6 VIP its fold.
     #[must_use]
     pub const fn vip(self) -> u32 {
         self.0 as u32
@@ -56,9 +74,24 @@ impl ServiceKey {
 /// What the data path must know of a service, packed into one word that is read whole.
 ///
 /// Bits 0-25 the table's offset in `SLOTS`, 26-30 log2 of its size, 31-46 the service's id, 47-54 the prefix that picks,
-/// 55 whether the ports pick as well, 56 whether all ports of the protocol are this service's, 63 always set.
+/// 55 whether the ports pick as well, 56 whether some service has all ports of a protocol (in a VIP's entry), 57-58
+/// [`Track`], 59 whether clients are recorded (`affinity_timeout`), 60 whether hot sources are spread, 61 whether the entry
+/// is for fragments that do not name their ports, 63 always set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServiceValue(pub u64);
+
+/// Which flows of a service are recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Track {
+    /// TCP flows in slots in transition. Of UDP none: it goes to the new pick at once.
+    #[default]
+    Changes = 0,
+    /// Every flow, all the time: a classic connection table.
+    Always = 1,
+    /// QUIC flows in slots in transition: Initial packets open them.
+    Quic = 2,
+}
 
 /// Largest offset of a table, plus one.
 pub const MAX_SLOT_OFFSET: u32 = 1 << 26;
@@ -87,6 +120,70 @@ impl ServiceValue {
     #[must_use]
     pub const fn vip(any_port: bool) -> Self {
         Self(Self::SET | (any_port as u64) << 56)
+    }
+
+    /// The value of an IPv6 VIP's own entry. `id` is any service of that VIP: the data path compares the whole address in
+    /// `VIPS` of that id.
+    #[must_use]
+    pub const fn vip6(any_port: bool, id: u16) -> Self {
+        Self(Self::vip(any_port).0 | (id as u64) << 31)
+    }
+
+    /// The same service with another way of tracking.
+    #[must_use]
+    pub const fn tracking(self, track: Track) -> Self {
+        Self(self.0 & !(3 << 57) | (track as u64) << 57)
+    }
+
+    /// The same service with or without records of clients (`affinity_timeout`).
+    #[must_use]
+    pub const fn recording_clients(self, clients: bool) -> Self {
+        Self(self.0 & !(1 << 59) | (clients as u64) << 59)
+    }
+
+    /// The same service with or without `spread_hot_sources`.
+    #[must_use]
+    pub const fn spreading(self, spread: bool) -> Self {
+        Self(self.0 & !(1 << 60) | (spread as u64) << 60)
+    }
+
+    /// The same service as the entry (VIP, protocol, port 0) that serves only fragments without ports: where all of a
+    /// protocol's ports on a VIP share one pick, a later fragment needs no ports.
+    #[must_use]
+    pub const fn for_fragments(self) -> Self {
+        Self(self.0 | 1 << 61)
+    }
+
+    /// Which flows are recorded.
+    #[inline(always)]
+    #[must_use]
+    pub const fn track(self) -> Track {
+        match self.0 >> 57 & 3 {
+            0 => Track::Changes,
+            1 => Track::Always,
+            _ => Track::Quic,
+        }
+    }
+
+    /// Whether clients are recorded.
+    #[inline(always)]
+    #[must_use]
+    pub const fn clients(self) -> bool {
+        self.0 >> 59 & 1 == 1
+    }
+
+    /// Whether hot sources are spread.
+    #[inline(always)]
+    #[must_use]
+    pub const fn spreads(self) -> bool {
+        self.0 >> 60 & 1 == 1
+    }
+
+    /// Whether the entry serves only fragments without ports.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_for_fragments(self) -> bool {
+        self.0 >> 61 & 1 == 1
     }
 
     /// The first slot of the service's table.
@@ -157,6 +254,16 @@ impl Directory {
         self.0 >> 7 & 1 == 1
     }
 
+    /// 32 bits of an IPv6 VIP for [`ServiceKey::ipv6`]. Two VIPs may share them: the controller then takes another
+    /// multiplier, and the data path compares the whole address (in `VIPS`) before it believes what it found.
+    #[inline(always)]
+    #[must_use]
+    pub const fn fold(self, vip: Ipv6) -> u32 {
+        let first = (vip.high ^ self.0).wrapping_mul(FOLD);
+        let second = (first ^ first >> 32 ^ vip.low).wrapping_mul(self.0);
+        (second >> 32) as u32
+    }
+
     /// The bucket of `key`.
     #[inline(always)]
     #[must_use]
@@ -194,6 +301,27 @@ pub fn find<T: Tables>(tables: &T, directory: Directory, key: ServiceKey) -> Opt
     find_in(tables.service_bucket(directory.bucket(key))?, key)
 }
 
+/// The service of (`vip`, `protocol`, `port`), each in host order; protocol 0 asks for the VIP's own entry.
+#[inline(always)]
+pub fn lookup<A: Address, T: Tables>(
+    tables: &T,
+    directory: Directory,
+    vip: A,
+    protocol: u8,
+    port: u16,
+) -> Option<ServiceValue> {
+    let found = find(
+        tables,
+        directory,
+        vip.service_key(directory, protocol, port),
+    )?;
+    if vip.is_vip_of(tables, found) {
+        Some(found)
+    } else {
+        None
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -210,6 +338,19 @@ mod tests {
         assert_eq!(value.bits(), 26);
         assert_eq!(value.affinity(), affinity);
         assert!(!value.has_any_port());
+        assert_eq!(value.track(), Track::Changes);
+        assert!(!value.clients() && !value.spreads() && !value.is_for_fragments());
+        for track in [Track::Changes, Track::Always, Track::Quic] {
+            let marked = value
+                .tracking(track)
+                .recording_clients(true)
+                .spreading(true)
+                .for_fragments();
+            assert_eq!((marked.track(), marked.id()), (track, 0xffff));
+            assert!(marked.clients() && marked.spreads() && marked.is_for_fragments());
+            assert_eq!(marked.affinity(), affinity);
+        }
+        assert_eq!(ServiceValue::vip6(true, 0xffff).id(), 0xffff);
         assert!(ServiceValue::vip(true).has_any_port());
         assert_eq!(
             ServiceValue::new(

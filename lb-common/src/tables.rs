@@ -1,9 +1,14 @@
 //! How the data path reaches the maps, whatever holds them.
 
-use crate::abi::{Bucket, Control, Port};
-use crate::flow::{FlowBucket, FlowKey};
+use core::net::IpAddr;
+
+use crate::abi::{Bucket, Control, Port, Vip6};
+use crate::address::Ipv6;
+use crate::features::Features;
+use crate::flow::{self, FlowBucket, FlowBucket6, FlowKey, FlowName, FlowState, Put};
+use crate::fragment::FragmentKey;
 use crate::pick::{Backend, Slot};
-use crate::service::{ServiceKey, ServiceValue};
+use crate::service::ServiceValue;
 use crate::verdict::Verdict;
 
 /// What the flow table had to do; one counter each.
@@ -38,14 +43,18 @@ impl Event {
 pub enum Step {
     /// The service lookup.
     Service {
-        /// What was looked up.
-        key: ServiceKey,
+        /// The destination.
+        vip: IpAddr,
+        /// Its protocol.
+        protocol: u8,
+        /// The port under which it was found or not; 0 stands for all of them.
+        port: u16,
         /// What was found.
         found: Option<ServiceValue>,
     },
     /// The hash of the affinity's part of the packet.
     Hash {
-        /// That part: address in the upper half, ports in the lower.
+        /// That part: of IPv4 the address in the upper half and the ports in the lower, of IPv6 a digest.
         source: u64,
         /// Its hash.
         hash: u64,
@@ -59,27 +68,58 @@ pub enum Step {
     },
     /// In transition: the packet opens a flow, which goes to the current backend.
     Opens,
+    /// The packet opens a flow that is being opened already: the same attempt, sent again.
+    OpensAgain {
+        /// The flow.
+        flow: FlowName,
+        /// Its backend.
+        backend: u16,
+    },
+    /// The packet opens a flow of a client that is known (`affinity_timeout`).
+    KnownClient {
+        /// The client.
+        client: FlowName,
+        /// Its backend.
+        backend: u16,
+    },
+    /// The packet opens a flow of a client that may be older than the change (`affinity_timeout`): it stays where it was.
+    ClientOlderThanChange {
+        /// The client.
+        client: FlowName,
+    },
+    /// Every flow of the service is recorded, and this one is not known: it is new, and goes to the current backend.
+    NotRecorded {
+        /// The flow.
+        flow: FlowName,
+    },
     /// In transition: the flow table knows the flow.
     Recorded {
         /// The flow.
-        flow: FlowKey,
+        flow: FlowName,
         /// Its backend.
         backend: u16,
     },
     /// In transition: the flow table knows the flow, but its backend has failed.
     RecordedOnFailed {
         /// The flow.
-        flow: FlowKey,
+        flow: FlowName,
         /// The failed backend.
         backend: u16,
     },
     /// In transition: the flow table does not know the flow, so it is older than the change.
     OlderThanChange {
         /// The flow.
-        flow: FlowKey,
+        flow: FlowName,
     },
     /// In transition: the protocol has no opening packet, and goes to the current backend at once.
     Untracked,
+    /// A later fragment, whose first one went this way.
+    Fragment {
+        /// The backend of the first one.
+        backend: u16,
+    },
+    /// A later fragment whose first one has not been seen, of a protocol whose ports all share one pick.
+    FragmentAlone,
     /// The backend.
     Backend {
         /// Its number.
@@ -105,6 +145,16 @@ pub trait Tables {
     fn flow_bucket(&self, index: u32) -> Option<&FlowBucket>;
     /// log2 of the number of flow buckets.
     fn flow_bits(&self) -> u32;
+    /// A bucket of the IPv6 clients' flow table.
+    fn flow6_bucket(&self, index: u32) -> Option<&FlowBucket6>;
+    /// log2 of the number of its buckets.
+    fn flow6_bits(&self) -> u32;
+    /// A bucket of the fragment table.
+    fn fragment_bucket(&self, index: u32) -> Option<&FlowBucket>;
+    /// log2 of the number of its buckets.
+    fn fragment_bits(&self) -> u32;
+    /// The IPv6 VIP of a service.
+    fn vip(&self, service: u16) -> Option<&Vip6>;
     /// The time in units of [`crate::flow::TICK_NS`], wrapping.
     fn now(&self) -> u16;
     /// The MAC address of the interface the packet came in on, as [`crate::wire::mac_word`].
@@ -113,6 +163,85 @@ pub trait Tables {
     fn own_port(&self) -> u16;
     /// Whether packets for unserved ports of a VIP go to the host.
     fn unserved_pass(&self) -> bool;
+    /// What the configuration uses.
+    fn features(&self) -> Features;
+    /// The MAC address of the NLB cluster, as [`crate::wire::mac_word`]; 0 for none.
+    fn cluster_mac(&self) -> u64;
+
+    /// Whether a frame with this Ethernet destination is for this host: its interface's MAC address, or its cluster's.
+    #[inline(always)]
+    fn is_own(&self, eth_destination: u64) -> bool {
+        eth_destination == self.own_mac()
+            || self.features().has(Features::PICK) && eth_destination == self.cluster_mac()
+    }
+
+    /// The MAC address that an answer for a VIP names, as [`crate::wire::mac_word`]. The frame itself still comes from
+    /// [`Self::own_mac`], so that a switch never learns at which port the cluster's address is.
+    #[inline(always)]
+    fn answered_mac(&self) -> u64 {
+        if self.features().has(Features::PICK) {
+            self.cluster_mac()
+        } else {
+            self.own_mac()
+        }
+    }
+
+    /// A flow's record.
+    ///
+    /// This and the next five are here so that the kernel's tables can make functions of their own of them, which the
+    /// verifier proves once instead of once for every way that leads there.
+    #[inline(always)]
+    fn find_flow4(&self, key: FlowKey<u32>, hash: u64) -> FlowState
+    where
+        Self: Sized,
+    {
+        flow::find_in_table(self, key, hash)
+    }
+
+    /// Records a flow.
+    #[inline(always)]
+    fn put_flow4(&self, key: FlowKey<u32>, hash: u64, state: FlowState) -> Put
+    where
+        Self: Sized,
+    {
+        flow::put_into_table(self, key, hash, state)
+    }
+
+    /// The record of an IPv6 client's flow.
+    #[inline(always)]
+    fn find_flow6(&self, key: FlowKey<Ipv6>, hash: u64) -> FlowState
+    where
+        Self: Sized,
+    {
+        flow::find_in_table(self, key, hash)
+    }
+
+    /// Records it.
+    #[inline(always)]
+    fn put_flow6(&self, key: FlowKey<Ipv6>, hash: u64, state: FlowState) -> Put
+    where
+        Self: Sized,
+    {
+        flow::put_into_table(self, key, hash, state)
+    }
+
+    /// The record of a packet's fragments.
+    #[inline(always)]
+    fn find_fragment(&self, key: FragmentKey, hash: u64) -> FlowState
+    where
+        Self: Sized,
+    {
+        flow::find_in_table(self, key, hash)
+    }
+
+    /// Records them.
+    #[inline(always)]
+    fn put_fragment(&self, key: FragmentKey, hash: u64, state: FlowState) -> Put
+    where
+        Self: Sized,
+    {
+        flow::put_into_table(self, key, hash, state)
+    }
 
     /// Counts a packet of `bytes` bytes that goes to `backend`.
     fn count_backend(&self, backend: u16, bytes: u64);

@@ -1,4 +1,4 @@
-//! A slot in transition: where the packets of old and of new flows go (design.md section 3).
+//! Recorded flows: where the packets of old and of new flows go while a slot is in transition (design.md section 3).
 //!
 //! What the controller owes this module, each proven necessary by the properties below:
 //!
@@ -9,7 +9,8 @@
 //!   The failed one may stay: nothing is sent to it.
 
 use crate::abi::Control;
-use crate::flow::{self, FlowKey, Phase};
+use crate::address::Address;
+use crate::flow::{self, FlowKey, Key, Phase};
 use crate::hash::Seed;
 use crate::parse::Signal;
 use crate::pick::Slot;
@@ -25,57 +26,152 @@ impl Control {
     }
 }
 
-/// The backend of a packet in a slot in transition.
+/// The backend of a packet whose flow is recorded: in a slot in transition, or in any slot of a service that tracks always.
+///
+/// `client` is the client's own key where the service records clients (`affinity_timeout`) and the slot is in transition.
 ///
 /// # Errors
 /// [`Verdict::NoBackend`] where the packet opens a flow and no backend takes new ones.
 #[inline(always)]
-pub fn backend_in_transition<T: Tables>(
+pub fn backend_of_flow<A: Address, T: Tables>(
     tables: &T,
     slot: Slot,
-    key: FlowKey,
+    key: FlowKey<A>,
+    client: Option<FlowKey<A>>,
     signal: Signal,
     seed: Seed,
 ) -> Result<u16, Verdict> {
-    let (opens, phase) = match signal {
-        Signal::Opens => (true, Phase::Open),
-        Signal::Continues | Signal::Related => (false, Phase::Open),
-        Signal::Closes => (false, Phase::Closing),
-        Signal::Resets => (false, Phase::Ended),
+    let phase = match signal {
+        Signal::Opens => Phase::Opening,
+        Signal::Continues | Signal::Related | Signal::Unmarked | Signal::UnmarkedRelated => {
+            Phase::Open
+        }
+        Signal::Closes => Phase::Closing,
+        Signal::Resets => Phase::Ended,
         Signal::Unknown => {
             tables.note(Step::Untracked);
-            return known(slot.current());
+            return backend_of_new(tables, slot, client, seed);
         }
     };
-    let records = tables.records() && !matches!(signal, Signal::Related);
-    let hash = flow::flow_hash(key, seed);
-    let backend = if opens {
-        tables.note(Step::Opens);
-        known(slot.current())?
-    } else if let Some((way, state)) = flow::find(tables, key, hash) {
+    let of_the_flow = !matches!(signal, Signal::Related | Signal::UnmarkedRelated);
+    let records = tables.records() && of_the_flow;
+    let hash = key.hash(seed);
+    let found = flow::find(tables, key, hash);
+    if let Some(state) = found {
         let backend = state.backend();
-        if !has_failed(tables, backend) {
-            tables.note(Step::Recorded { flow: key, backend });
-            if records {
-                flow::touch(way, state, hash, tables.now(), phase);
+        // What opens anew is a new flow, unless nothing but its opening has been seen: then it is the same attempt, sent
+        // again, and the backend may have answered the first.
+        if phase != Phase::Opening || state.phase() == Phase::Opening {
+            if !has_failed(tables, backend) {
+                let flow = key.named();
+                tables.note(if phase == Phase::Opening {
+                    Step::OpensAgain { flow, backend }
+                } else {
+                    Step::Recorded { flow, backend }
+                });
+                if records {
+                    flow::touch(tables, key, hash, state, phase);
+                    keep_client(tables, client, backend, seed);
+                }
+                return known(backend);
             }
-            return known(backend);
+            tables.note(Step::RecordedOnFailed {
+                flow: key.named(),
+                backend,
+            });
         }
-        tables.note(Step::RecordedOnFailed { flow: key, backend });
-        known(slot.current())?
-    } else {
-        tables.note(Step::OlderThanChange { flow: key });
-        // The controller takes a failed backend out of both sides; this closes the moment until it has.
-        if has_failed(tables, slot.previous()) {
-            known(slot.current())?
-        } else {
-            slot.previous()
+    }
+    let backend = match signal {
+        Signal::Opens => {
+            tables.note(Step::Opens);
+            backend_of_new(tables, slot, client, seed)?
+        }
+        Signal::Unmarked | Signal::UnmarkedRelated => {
+            if found.is_none() {
+                tables.note(Step::NotRecorded { flow: key.named() });
+            }
+            backend_of_new(tables, slot, client, seed)?
+        }
+        _ if found.is_some() => known(slot.current())?,
+        _ => {
+            tables.note(Step::OlderThanChange { flow: key.named() });
+            // The controller takes a failed backend out of both sides; this closes the moment until it has. A settled slot
+            // has no previous: a service that tracks always has only just begun to, or has forgotten the flow.
+            if !slot.in_transition() || has_failed(tables, slot.previous()) {
+                known(slot.current())?
+            } else {
+                slot.previous()
+            }
         }
     };
     if records {
         flow::record(tables, key, hash, backend, phase);
     }
     Ok(backend)
+}
+
+/// The backend of a new flow: the current one, unless the client is known, or may be older than the change.
+#[inline(always)]
+fn backend_of_new<A: Address, T: Tables>(
+    tables: &T,
+    slot: Slot,
+    client: Option<FlowKey<A>>,
+    seed: Seed,
+) -> Result<u16, Verdict> {
+    let Some(client) = client else {
+        return known(slot.current());
+    };
+    let hash = client.hash(seed);
+    let found = flow::find(tables, client, hash);
+    let backend = match found {
+        Some(state) if takes_new(tables, state.backend()) => {
+            let backend = state.backend();
+            tables.note(Step::KnownClient {
+                client: client.named(),
+                backend,
+            });
+            backend
+        }
+        None if takes_new(tables, slot.previous()) => {
+            tables.note(Step::ClientOlderThanChange {
+                client: client.named(),
+            });
+            slot.previous()
+        }
+        _ => known(slot.current())?,
+    };
+    if tables.records() {
+        flow::record(tables, client, hash, backend, Phase::Open);
+    }
+    Ok(backend)
+}
+
+/// A flow's packet keeps its client's record from ageing, if the client is recorded on the same backend.
+#[inline(always)]
+fn keep_client<A: Address, T: Tables>(
+    tables: &T,
+    client: Option<FlowKey<A>>,
+    backend: u16,
+    seed: Seed,
+) {
+    if let Some(client) = client {
+        let hash = client.hash(seed);
+        if let Some(state) = flow::find(tables, client, hash)
+            && state.backend() == backend
+        {
+            flow::touch(tables, client, hash, state, Phase::Open);
+        }
+    }
+}
+
+/// Whether a backend works and does not drain.
+#[inline(always)]
+fn takes_new<T: Tables>(tables: &T, backend: u16) -> bool {
+    backend != 0
+        && match tables.backend(backend) {
+            Some(entry) => !entry.failed() && !entry.is_closed_to_new(),
+            None => false,
+        }
 }
 
 #[inline(always)]
@@ -87,8 +183,9 @@ fn known(backend: u16) -> Result<u16, Verdict> {
     }
 }
 
+/// Whether a recorded backend takes nothing any more.
 #[inline(always)]
-fn has_failed<T: Tables>(tables: &T, backend: u16) -> bool {
+pub(crate) fn has_failed<T: Tables>(tables: &T, backend: u16) -> bool {
     match tables.backend(backend) {
         Some(entry) => entry.failed(),
         None => true,

@@ -55,11 +55,11 @@ verdicts! {
     /// Counted by the backend's counter as well, and by its own.
     Redirected = 1, "redirected", Redirect, "rewritten to the backend's MAC and sent out of another interface";
     /// An ARP request for a VIP.
-    ArpReplied = 2, "arp_replied", Transmit, "an ARP request for a VIP, answered with this interface's MAC";
+    ArpReplied = 2, "arp_replied", Transmit, "an ARP request for a VIP, answered with this interface's MAC (in `mode = \"pick\"` the cluster's)";
     /// Any ARP packet that does not ask for a VIP.
     ArpOther = 3, "arp_other", Pass, "ARP that does not ask for a VIP: left to the host";
-    /// Neither IPv4 nor ARP.
-    OtherEthertype = 4, "other_ethertype", Pass, "neither IPv4 nor ARP: left to the host";
+    /// Neither IPv4 nor IPv6 nor ARP.
+    OtherEthertype = 4, "other_ethertype", Pass, "neither IPv4 nor IPv6 nor ARP, or more than two VLAN tags: left to the host";
     /// No VIP has this destination address.
     NotOurs = 5, "not_ours", Pass, "the destination address is no VIP: left to the host";
     /// The frame is for a VIP, but not sent to this interface's MAC.
@@ -70,8 +70,8 @@ verdicts! {
     Unserved = 8, "unserved", Drop, "no service on this protocol and port of a VIP";
     /// For a VIP, but neither TCP, UDP, an ICMP error nor an echo request.
     UnsupportedProtocol = 9, "unsupported_protocol", Drop, "for a VIP, but neither TCP nor UDP, nor an ICMP error about a flow, nor an echo request";
-    /// For a VIP, and a fragment.
-    Fragment = 10, "fragment", Drop, "a fragment of a packet for a VIP: only the first fragment names the ports";
+    /// For a VIP, a fragment without ports, and nothing tells its backend.
+    Fragment = 10, "fragment", Drop, "a later fragment of a packet for a VIP, whose first fragment, which alone names the ports, has not been seen, or fragments are not followed";
     /// The frame ends before the headers do.
     Truncated = 11, "truncated", Drop, "the frame ends before the headers or the length they state";
     /// A header that contradicts itself.
@@ -82,12 +82,22 @@ verdicts! {
     NoNeighbour = 14, "no_neighbour", Drop, "the picked backend's MAC address is not known";
     /// The maps do not hold what they name.
     Inconsistent = 15, "inconsistent", Drop, "the maps name a slot, backend or port that does not exist: please report this";
-    /// An ICMP echo request for a VIP.
+    /// An ICMP or ICMPv6 echo request for a VIP.
     EchoReplied = 16, "echo_replied", Transmit, "an ICMP echo request for a VIP, answered by the program itself";
     /// An ICMP error for a VIP that quotes no flow of it.
     IcmpUnrelated = 17, "icmp_unrelated", Drop, "an ICMP error for a VIP that quotes no TCP or UDP packet from that VIP, or too little of it";
     /// A source address that nobody can have.
-    MartianSource = 18, "martian_source", Drop, "an echo request from an address that nobody can be answered at";
+    MartianSource = 18, "martian_source", Drop, "for a VIP, from an address that nobody can have: loopback, multicast, broadcast, unspecified, or the VIP itself";
+    /// Counted by the backend's counter as well, and by its own.
+    Local = 19, "local", Pass, "the backend is this very host: left to its own stack";
+    /// `mode = "pick"`.
+    OtherNode = 20, "other_node", Drop, "another node of the cluster has this flow, and the same frame";
+    /// A neighbour solicitation for a VIP.
+    NeighbourReplied = 21, "neighbour_replied", Transmit, "an IPv6 neighbour solicitation for a VIP, answered with this interface's MAC (in `mode = \"pick\"` the cluster's)";
+    /// IPv6 extension headers beyond what is followed.
+    ExtensionHeaders = 22, "extension_headers", Drop, "for a VIP, with IPv6 extension headers that are too many, too long, out of place or name another destination";
+    /// The frame could not be made longer.
+    NoRoom = 23, "no_room", Drop, "the driver leaves no room in front of the frame for a VLAN tag, or behind it for an answer";
 }
 
 impl Verdict {
@@ -98,7 +108,7 @@ impl Verdict {
     #[must_use]
     #[inline(always)]
     pub const fn reached_backend(self) -> bool {
-        matches!(self, Self::Forwarded | Self::Redirected)
+        matches!(self, Self::Forwarded | Self::Redirected | Self::Local)
     }
 
     /// The verdict of this number.

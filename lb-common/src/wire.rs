@@ -1,11 +1,23 @@
 //! Header layouts: sizes, offsets and numbers of the protocols, each with its source, and loads of whole words.
 
+use crate::address::Ipv6;
+
 /// Bytes of an Ethernet header without tags (IEEE 802.3).
 pub const ETH_LEN: usize = 14;
 /// Offset of the EtherType in an untagged frame.
 pub const ETH_TYPE: usize = 12;
 /// EtherType of IPv4 (RFC 894).
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
+/// EtherType of IPv6 (RFC 2464).
+pub const ETHERTYPE_IPV6: u16 = 0x86dd;
+/// EtherType of a VLAN tag (IEEE 802.1Q).
+pub const ETHERTYPE_VLAN: u16 = 0x8100;
+/// EtherType of a service provider's VLAN tag (IEEE 802.1ad).
+pub const ETHERTYPE_QINQ: u16 = 0x88a8;
+/// Bytes of a VLAN tag.
+pub const VLAN_LEN: usize = 4;
+/// The VLAN identifier's bits in a tag's second half.
+pub const VLAN_ID: u16 = 0x0fff;
 /// EtherType of ARP (RFC 826).
 pub const ETHERTYPE_ARP: u16 = 0x0806;
 
@@ -14,12 +26,31 @@ pub const IPV4_LEN: usize = 20;
 /// More Fragments and the 13 bits of the fragment offset (RFC 791); the Don't Fragment bit is left out.
 pub const IPV4_FRAGMENT_MASK: u16 = 0x3fff;
 
+/// More Fragments (RFC 791).
+pub const IPV4_MORE_FRAGMENTS: u16 = 0x2000;
+/// The fragment offset, in units of eight bytes (RFC 791).
+pub const IPV4_FRAGMENT_OFFSET: u16 = 0x1fff;
+
+/// Bytes of an IPv6 header (RFC 8200 section 3).
+pub const IPV6_LEN: usize = 40;
+
 /// IP protocol number of ICMP (IANA).
 pub const PROTO_ICMP: u8 = 1;
 /// IP protocol number of TCP (IANA).
 pub const PROTO_TCP: u8 = 6;
 /// IP protocol number of UDP (IANA).
 pub const PROTO_UDP: u8 = 17;
+
+/// IPv6 hop-by-hop options (RFC 8200 section 4.3).
+pub const NEXT_HOP_BY_HOP: u8 = 0;
+/// IPv6 routing header (section 4.4).
+pub const NEXT_ROUTING: u8 = 43;
+/// IPv6 fragment header (section 4.5).
+pub const NEXT_FRAGMENT: u8 = 44;
+/// IPv6 destination options (section 4.6).
+pub const NEXT_DESTINATION: u8 = 60;
+/// ICMPv6 (RFC 4443).
+pub const PROTO_ICMPV6: u8 = 58;
 
 /// Bytes of a TCP header without options (RFC 9293 section 3.1).
 pub const TCP_LEN: usize = 20;
@@ -77,6 +108,34 @@ pub const fn be16_at<const AT: usize, const N: usize>(bytes: &[u8; N]) -> u16 {
 pub const fn be32_at<const AT: usize, const N: usize>(bytes: &[u8; N]) -> u32 {
     const { assert!(AT + 4 <= N, "offset outside the window") };
     u32::from_be_bytes([bytes[AT], bytes[AT + 1], bytes[AT + 2], bytes[AT + 3]])
+}
+
+/// The eight bytes at the constant offset `AT`, in network byte order.
+#[inline(always)]
+#[must_use]
+pub const fn be64_at<const AT: usize, const N: usize>(bytes: &[u8; N]) -> u64 {
+    le64_at::<AT, N>(bytes).swap_bytes()
+}
+
+/// The IPv6 address at the constant offset `AT`.
+#[inline(always)]
+#[must_use]
+pub const fn ipv6_at<const AT: usize, const N: usize>(bytes: &[u8; N]) -> Ipv6 {
+    const { assert!(AT + 16 <= N, "offset outside the window") };
+    let [a, b, c, d, e, f, g, h] = [
+        bytes[AT + 8],
+        bytes[AT + 9],
+        bytes[AT + 10],
+        bytes[AT + 11],
+        bytes[AT + 12],
+        bytes[AT + 13],
+        bytes[AT + 14],
+        bytes[AT + 15],
+    ];
+    Ipv6 {
+        high: be64_at::<AT, N>(bytes),
+        low: u64::from_be_bytes([a, b, c, d, e, f, g, h]),
+    }
 }
 
 /// The eight bytes at the constant offset `AT`, the first in the lowest bits (as [`mac_word`] keeps them).

@@ -4,6 +4,7 @@
 #![no_main]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
+mod functions;
 mod maps;
 mod packet;
 mod probe;

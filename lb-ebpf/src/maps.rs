@@ -12,15 +12,20 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         BackendInfo, Bucket, Control, Counter, DEFAULT_BACKENDS, DEFAULT_FLOW_BUCKETS,
-        DEFAULT_SERVICE_BUCKETS, DEFAULT_SERVICES, DEFAULT_SLOTS, MAX_PORTS, MMAPABLE, Port,
-        SLOTS_IN_LINE, ServiceInfo, SlotLine,
+        DEFAULT_FLOW6_BUCKETS, DEFAULT_FRAGMENT_BUCKETS, DEFAULT_SERVICE_BUCKETS, DEFAULT_SERVICES,
+        DEFAULT_SLOTS, MAX_PORTS, MMAPABLE, Port, SLOTS_IN_LINE, ServiceInfo, SlotLine, Vip6,
     },
-    flow::{FlowBucket, TICK_SHIFT},
+    address::Ipv6,
+    features::Features,
+    flow::{FlowBucket, FlowBucket6, FlowKey, FlowState, Key as _, Put, TICK_SHIFT},
+    fragment::FragmentKey,
     memory::Word64,
     pick::{Backend, Slot},
     tables::{Event, Tables},
     verdict::Verdict,
 };
+
+use crate::functions;
 
 /// The MAC address of the interface this instance is attached to.
 #[unsafe(no_mangle)]
@@ -34,6 +39,18 @@ static UNSERVED_PASS: Global<u8> = Global::new(0);
 /// log2 of the number of flow buckets.
 #[unsafe(no_mangle)]
 static FLOW_BITS: Global<u8> = Global::new(DEFAULT_FLOW_BUCKETS.ilog2() as u8);
+/// log2 of the number of the IPv6 clients' flow buckets.
+#[unsafe(no_mangle)]
+static FLOW6_BITS: Global<u8> = Global::new(DEFAULT_FLOW6_BUCKETS.ilog2() as u8);
+/// log2 of the number of fragment buckets.
+#[unsafe(no_mangle)]
+static FRAGMENT_BITS: Global<u8> = Global::new(DEFAULT_FRAGMENT_BUCKETS.ilog2() as u8);
+/// What the configuration uses.
+#[unsafe(no_mangle)]
+static FEATURES: Global<u32> = Global::new(Features::ALL_FORWARDING.0);
+/// The MAC address of the NLB cluster.
+#[unsafe(no_mangle)]
+static CLUSTER_MAC: Global<u64> = Global::new(0);
 
 #[map]
 static CONTROL: Array<Control> = Array::with_max_entries(1, MMAPABLE);
@@ -49,6 +66,12 @@ static PORTS: Array<Port> = Array::with_max_entries(MAX_PORTS, 0);
 static REDIRECT: DevMap = DevMap::with_max_entries(MAX_PORTS, 0);
 #[map]
 static FLOWS: Array<FlowBucket> = Array::with_max_entries(DEFAULT_FLOW_BUCKETS, MMAPABLE);
+#[map]
+static FLOWS6: Array<FlowBucket6> = Array::with_max_entries(DEFAULT_FLOW6_BUCKETS, MMAPABLE);
+#[map]
+static FRAGMENTS: Array<FlowBucket> = Array::with_max_entries(DEFAULT_FRAGMENT_BUCKETS, MMAPABLE);
+#[map]
+static VIPS: Array<Vip6> = Array::with_max_entries(DEFAULT_SERVICES, MMAPABLE);
 #[map]
 static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(DEFAULT_BACKENDS, 0);
 #[map]
@@ -127,6 +150,31 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
+    fn flow6_bucket(&self, index: u32) -> Option<&FlowBucket6> {
+        FLOWS6.get(index)
+    }
+
+    #[inline(always)]
+    fn flow6_bits(&self) -> u32 {
+        u32::from(FLOW6_BITS.load())
+    }
+
+    #[inline(always)]
+    fn fragment_bucket(&self, index: u32) -> Option<&FlowBucket> {
+        FRAGMENTS.get(index)
+    }
+
+    #[inline(always)]
+    fn fragment_bits(&self) -> u32 {
+        u32::from(FRAGMENT_BITS.load())
+    }
+
+    #[inline(always)]
+    fn vip(&self, service: u16) -> Option<&Vip6> {
+        VIPS.get(u32::from(service))
+    }
+
+    #[inline(always)]
     fn now(&self) -> u16 {
         // SAFETY: a helper without arguments; the coarse clock costs a tenth of the exact one.
         let now = unsafe { bpf_ktime_get_coarse_ns() };
@@ -146,6 +194,51 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn unserved_pass(&self) -> bool {
         UNSERVED_PASS.load() != 0
+    }
+
+    #[inline(always)]
+    fn features(&self) -> Features {
+        Features(FEATURES.load())
+    }
+
+    #[inline(always)]
+    fn cluster_mac(&self) -> u64 {
+        CLUSTER_MAC.load()
+    }
+
+    #[inline(always)]
+    fn find_flow4(&self, key: FlowKey<u32>, hash: u64) -> FlowState {
+        let endpoints = u64::from(key.client) << 32 | u64::from(key.ports);
+        FlowState(functions::find_flow4(endpoints, hash, key.owner().number()))
+    }
+
+    #[inline(always)]
+    fn put_flow4(&self, key: FlowKey<u32>, hash: u64, state: FlowState) -> Put {
+        let endpoints = u64::from(key.client) << 32 | u64::from(key.ports);
+        Put::from_number(functions::put_flow4(endpoints, hash, state.0))
+    }
+
+    #[inline(always)]
+    fn find_flow6(&self, key: FlowKey<Ipv6>, hash: u64) -> FlowState {
+        let Ipv6 { high, low } = key.client;
+        let owner = key.owner().number();
+        FlowState(functions::find_flow6(high, low, key.ports, hash, owner))
+    }
+
+    #[inline(always)]
+    fn put_flow6(&self, key: FlowKey<Ipv6>, hash: u64, state: FlowState) -> Put {
+        let Ipv6 { high, low } = key.client;
+        Put::from_number(functions::put_flow6(high, low, key.ports, hash, state.0))
+    }
+
+    #[inline(always)]
+    fn find_fragment(&self, key: FragmentKey, hash: u64) -> FlowState {
+        FlowState(functions::find_fragment(key.digest, hash))
+    }
+
+    #[inline(always)]
+    fn put_fragment(&self, key: FragmentKey, hash: u64, state: FlowState) -> Put {
+        Put::from_number(functions::put_fragment(key.digest, hash, state.0))
     }
 
     #[inline(always)]

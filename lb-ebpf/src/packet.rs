@@ -1,6 +1,9 @@
 //! The one place where the kernel program touches packet memory.
 
-use aya_ebpf::programs::XdpContext;
+use aya_ebpf::{
+    helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
+    programs::XdpContext,
+};
 use lb_common::packet::Packet;
 
 /// The frame of an XDP program's context.
@@ -44,6 +47,19 @@ impl Packet for Frame<'_> {
         // SAFETY: as above; `&mut self` keeps every other reference away.
         Some(unsafe { &mut *(address as *mut [u8; N]) })
     }
+
+    #[inline(always)]
+    fn move_head(&mut self, by: i32) -> bool {
+        // SAFETY: the context is the kernel's own; `&mut self` keeps every reference into the packet away, and all
+        // addresses are derived anew from the context afterwards.
+        unsafe { bpf_xdp_adjust_head(self.0.ctx, by) == 0 }
+    }
+
+    #[inline(always)]
+    fn move_tail(&mut self, by: i32) -> bool {
+        // SAFETY: as above.
+        unsafe { bpf_xdp_adjust_tail(self.0.ctx, by) == 0 }
+    }
 }
 
 /// Keeps the compiler from computing `start` twice. The verifier proves a variable offset only for the register that was
@@ -51,10 +67,11 @@ impl Packet for Frame<'_> {
 #[inline(always)]
 fn opaque(start: &mut usize) {
     #[cfg(target_arch = "bpf")]
-    // SAFETY: no instruction at all; the register keeps its value.
+    // SAFETY: the register keeps its value. Not an empty text: its source line would stand at the next instruction's offset
+    // as well, and the kernel takes no two lines for one (`check_btf_line` in `kernel/bpf/verifier.c`).
     unsafe {
         core::arch::asm!(
-            "/* {0} */",
+            "{0} = {0}",
             inout(reg) * start,
             options(pure, nomem, nostack, preserves_flags)
         );

@@ -12,7 +12,10 @@ use std::{
 };
 
 use aya::programs::{TestRun as _, TestRunOptions};
-use lb_common::wire::{ETH_LEN, IPV4_LEN, TCP_FLAGS};
+use lb_common::{
+    features::Features,
+    wire::{ETH_LEN, IPV4_LEN, TCP_FLAGS},
+};
 use lb_userspace::dataplane::{
     Access, Instance, Maps, Sizes, attach,
     explain::{Kind, Question, explain, frame},
@@ -411,6 +414,10 @@ fn same_as_the_kernel(site: &Site) {
         port: 0,
         unserved_pass: false,
         flow_buckets: 1 << maps.flow_bits(),
+        flow6_buckets: 1 << maps.flow6_bits(),
+        fragment_buckets: 1 << maps.fragment_bits(),
+        features: Features::ALL_FORWARDING,
+        cluster_mac: [0; 6],
     };
     let mut object = load::load(Some(&site.pins), &Sizes::default(), &instance).expect("loaded");
     let xdp = attach::xdp_program(&mut object).expect("the program");

@@ -39,6 +39,8 @@ struct Life {
     home: u16,
     /// Its backend has failed since its last packet: it may move, once.
     homeless: bool,
+    /// A backend has got more of it than its opening.
+    spoke: bool,
 }
 
 /// The slot, the controller's rules of design.md section 3, and the flows' own view.
@@ -51,7 +53,7 @@ struct World {
 }
 
 fn key(flow: u32) -> FlowKey {
-    FlowKey::ipv4(0xc633_6400 + flow, 40_000 << 16 | 80, 1)
+    FlowKey::tcp(0xc633_6400 + flow, 40_000 << 16 | 80, 1)
 }
 
 impl World {
@@ -62,6 +64,7 @@ impl World {
                 slots: 16,
                 backends: u32::from(BACKENDS) + 1,
                 flow_buckets: 64,
+                ..Capacity::default()
             },
             Instance::default(),
         );
@@ -88,13 +91,23 @@ impl World {
     /// What the data path does with a packet, as `forward` asks for it.
     fn send(&self, flow: u32, signal: Signal) -> Result<u16, Verdict> {
         if self.slot.in_transition() {
-            backend_in_transition(&self.tables, self.slot, key(flow), signal, SEED)
+            backend_of_flow(&self.tables, self.slot, key(flow), None, signal, SEED)
         } else {
             known(self.slot.current())
         }
     }
 
+    /// The backend on which the flow is recorded as being opened, if that works.
+    fn opening(&self, flow: u32) -> Option<u16> {
+        let state = flow::find(&self.tables, key(flow), key(flow).hash(SEED))
+            .filter(|state| state.phase() == Phase::Opening)?;
+        let spoke = self.lives.get(&flow).is_some_and(|life| life.spoke);
+        assert!(!spoke, "flow {flow} has sent more than its opening");
+        Some(state.backend()).filter(|backend| self.slot.in_transition() && !self.failed(*backend))
+    }
+
     fn packet(&mut self, flow: u32, signal: Signal) {
+        let opening = self.opening(flow);
         let result = self.send(flow, signal);
         if let Ok(backend) = result {
             assert!(
@@ -104,13 +117,30 @@ impl World {
             );
         }
         if signal == Signal::Opens {
-            assert_eq!(result, known(self.slot.current()), "a SYN goes to current");
+            let expected = match opening {
+                Some(home) => Ok(home),
+                None => known(self.slot.current()),
+            };
+            assert_eq!(
+                result, expected,
+                "a SYN goes to current, sent again it stays"
+            );
             match result {
                 Ok(home) => {
                     let homeless = self.failed(home);
-                    self.lives.insert(flow, Life { home, homeless });
+                    let life = Life {
+                        home,
+                        homeless,
+                        spoke: false,
+                    };
+                    self.lives.insert(flow, life);
                 }
-                Err(_) => _ = self.lives.remove(&flow),
+                // Nobody takes it, and nothing is recorded anew.
+                Err(_) => {
+                    if let Some(life) = self.lives.get_mut(&flow) {
+                        life.homeless = true;
+                    }
+                }
             }
             return;
         }
@@ -128,7 +158,11 @@ impl World {
         }
         if let Ok(home) = result {
             let homeless = has_failed(&self.tables, home);
-            *life = Life { home, homeless };
+            *life = Life {
+                home,
+                homeless,
+                spoke: true,
+            };
         }
         if signal == Signal::Resets {
             self.lives.remove(&flow);
@@ -257,11 +291,17 @@ fn a_sweep_never_shows_half_a_flow() {
     let world = World::new();
     let slot = Slot::new(1, 2);
     let key = key(0);
-    let hash = flow::flow_hash(key, SEED);
-    let recorded = FlowState::new(3, 1, 0, hash, Phase::Open);
+    let hash = key.hash(SEED);
+    let recorded = FlowState::new(3, key.owner(), 0, hash, Phase::Open);
     let done = AtomicBool::new(false);
     flow::record(&world.tables, key, hash, 3, Phase::Open);
-    let (way, _) = flow::find(&world.tables, key, hash).expect("just recorded");
+    let way = world
+        .tables
+        .flows
+        .iter()
+        .flat_map(|bucket| &bucket.ways)
+        .find(|way| key.is_in(way))
+        .expect("just recorded");
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
@@ -270,7 +310,7 @@ fn a_sweep_never_shows_half_a_flow() {
             }
         });
         let picks: Vec<_> = (0..300_000)
-            .map(|_| backend_in_transition(&world.tables, slot, key, Signal::Continues, SEED))
+            .map(|_| backend_of_flow(&world.tables, slot, key, None, Signal::Continues, SEED))
             .filter(|pick| !matches!(pick, Ok(2 | 3)))
             .collect();
         done.store(true, Ordering::Relaxed);

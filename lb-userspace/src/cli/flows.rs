@@ -6,7 +6,7 @@ use anyhow::bail;
 use ipnet::Ipv4Net;
 use lb_common::{
     abi::text,
-    flow::{FlowBucket, FlowKey, FlowState, Phase, TICK_NS, flow_hash},
+    flow::{FlowBucket, FlowKey, FlowState, Key, Phase, TICK_NS},
     hash::Seed,
 };
 use serde::Serialize;
@@ -123,11 +123,8 @@ fn recorded(buckets: &[FlowBucket], seed: Seed) -> Vec<Flow> {
     let ways = buckets.iter().flat_map(|bucket| &bucket.ways);
     ways.filter_map(|way| {
         let state = FlowState(way.state.get());
-        let key = FlowKey {
-            endpoints: way.key.get(),
-            service: state.service(),
-        };
-        let whole = state.used() && state.belongs(flow_hash(key, seed), key.service);
+        let key = way.key();
+        let whole = state.used() && state.belongs(key.hash(seed), key.owner());
         whole.then_some(Flow { key, state })
     })
     .collect()
@@ -148,7 +145,7 @@ fn report(args: &Args, mut flows: Vec<Flow>, names: &Names, now: u16) -> Report 
             && is(backend.map(|info| &info.name), &args.backend)
             && args
                 .client
-                .is_none_or(|net| net.contains(&Ipv4Addr::from(flow.key.client())))
+                .is_none_or(|net| net.contains(&Ipv4Addr::from(flow.key.client)))
             && (args.all || lives(flow, service.map(|info| info.flow_idle_ms), now))
     });
     flows.sort_by_key(|flow| (flow.state.silent(now), flow.key));
@@ -182,12 +179,13 @@ fn flow_row(flow: &Flow, names: &Names, now: u16) -> Row {
         .vip(service)
         .map_or(Value::Null, |vip| json!(format!("{vip}:{port}")));
     let phase = match flow.state.phase() {
+        Phase::Opening => "opening",
         Phase::Open => "open",
         Phase::Closing => "closing",
         Phase::Ended => "ended",
     };
     row! {
-        "client" => format!("{}:{}", Ipv4Addr::from(flow.key.client()), flow.key.client_port()),
+        "client" => format!("{}:{}", Ipv4Addr::from(flow.key.client), flow.key.client_port()),
         "vip" => vip,
         "service" => names.service(service),
         "backend" => names.backend(flow.state.backend()),
@@ -232,12 +230,12 @@ mod tests {
     fn table(flows: &[(u32, u16, u16, u16, Phase)]) -> Vec<FlowBucket> {
         let bucket = |(client, service, backend, silent, phase): &(u32, u16, u16, u16, Phase)| {
             let bucket = FlowBucket::default();
-            let key = FlowKey::ipv4(0x0a00_0000 + client, 40_000 << 16 | 80, *service);
-            let hash = flow_hash(key, SEED);
-            bucket.ways[2].key.set(key.endpoints);
+            let key = FlowKey::tcp(0x0a00_0000 + client, 40_000 << 16 | 80, *service);
+            let hash = key.hash(SEED);
+            key.write(&bucket.ways[2]);
             bucket.ways[2]
                 .state
-                .set(FlowState::new(*backend, *service, 1000 - silent, hash, *phase).0);
+                .set(FlowState::new(*backend, key.owner(), 1000 - silent, hash, *phase).0);
             bucket
         };
         flows.iter().map(bucket).collect()
@@ -289,9 +287,7 @@ mod tests {
     #[test]
     fn a_torn_entry_is_no_flow() {
         let buckets = table(&[(1, 1, 5, 0, Phase::Open)]);
-        buckets[0].ways[2]
-            .key
-            .set(FlowKey::ipv4(0x0a00_00ff, 1, 1).endpoints);
+        FlowKey::tcp(0x0a00_00ff, 1, 1).write(&buckets[0].ways[2]);
         assert!(recorded(&buckets, SEED).is_empty());
     }
 

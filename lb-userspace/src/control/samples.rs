@@ -8,7 +8,7 @@ use std::{
 
 use lb_common::{
     abi::{BackendInfo, BackendState, Bucket, Control, Counter, NAME_LEN, ServiceInfo},
-    flow::{FlowBucket, FlowKey, FlowState, Phase, bucket_indices, flow_hash},
+    flow::{FlowBucket, FlowKey, FlowState, Key, Phase, bucket_indices},
     hash::Seed,
     pick::{Affinity, Backend, Slot},
     plain::{Capacity, Instance, PlainTables},
@@ -53,11 +53,13 @@ impl PlainMemory {
                 slots,
                 backends,
                 flow_buckets: 1 << 10,
+                services: u32::from(services),
+                ..Capacity::default()
             },
             Instance {
                 mac: OWN_MAC,
                 port: 0,
-                unserved_pass: false,
+                ..Instance::default()
             },
         );
         tables.control.seed0.set(SEED.0[0]);
@@ -85,16 +87,16 @@ impl PlainMemory {
 
     /// Records a flow as the data path would.
     pub(super) fn put_record(&self, key: FlowKey, backend: u16, seen: u16, phase: Phase) {
-        let hash = flow_hash(key, SEED);
+        let hash = key.hash(SEED);
         let (first, second) = bucket_indices(hash, self.tables.flow_bits());
         let way = [first, second]
             .iter()
             .flat_map(|bucket| &self.tables.flows[*bucket as usize].ways)
-            .find(|way| way.state.get() == 0 || way.key.get() == key.endpoints)
+            .find(|way| way.state.get() == 0 || key.is_in(way))
             .expect("room for a record");
-        way.key.set(key.endpoints);
+        key.write(way);
         way.state
-            .set(FlowState::new(backend, key.service, seen, hash, phase).0);
+            .set(FlowState::new(backend, key.owner(), seen, hash, phase).0);
     }
 }
 

@@ -13,10 +13,9 @@ use lb_common::{
     abi::BackendState,
     flow::TICK_NS,
     forward::process,
-    hash::mix,
     packet::Buffer,
-    pick::slot_index,
-    service::{Directory, ServiceKey, find},
+    pick::{hash_of, slot_index},
+    service::{Directory, lookup},
     tables::{Event, Tables as _},
     verdict::Verdict,
     wire::{PROTO_TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
@@ -270,11 +269,11 @@ impl World {
         let tables = &self.bench.executor.maps.tables;
         let directory = Directory(tables.control.directory.get());
         let vip = Ipv4Addr::new(192, 0, 2, vip(Self::service_of(flow))).to_bits();
-        let Some(service) = find(tables, directory, ServiceKey::ipv4(vip, PROTO_TCP, 80)) else {
+        let Some(service) = lookup(tables, directory, vip, PROTO_TCP, 80) else {
             return false;
         };
-        let source = service.affinity().source_ipv4(client(flow), ports(flow));
-        let index = slot_index(mix(source, SEED), service.bits());
+        let hash = hash_of(service.affinity(), client(flow), ports(flow), SEED);
+        let index = slot_index(hash, service.bits());
         tables
             .slot(service.offset() + index)
             .unwrap()
@@ -287,7 +286,7 @@ impl World {
         let tables = &self.bench.executor.maps.tables;
         tables.set_now(self.bench.tick());
         let mut frame = frame(flow, flags);
-        let outcome = process(&mut Buffer(&mut frame), tables);
+        let outcome = process(&mut Buffer::new(&mut frame), tables);
         if outcome.verdict != Verdict::Forwarded {
             return Err(outcome.verdict);
         }

@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use lb_common::{
     abi::{ABI_VERSION, MAGIC, MAX_PORTS, Port},
+    features::Features,
     wire::mac_word,
 };
 use tracing::{info, warn};
@@ -208,6 +209,10 @@ fn make_maps(config: &Config) -> Result<Maps> {
         port: 0,
         unserved_pass: false,
         flow_buckets: sizes.flow_buckets,
+        flow6_buckets: sizes.flow6_buckets,
+        fragment_buckets: sizes.fragment_buckets,
+        features: Features::ALL_FORWARDING,
+        cluster_mac: [0; 6],
     };
     let dir = maps_dir(&config.node.pin_path);
     std::fs::create_dir_all(&dir)
@@ -343,7 +348,8 @@ fn number_ports(config: &Config, facts: &HostFacts, maps: &mut Maps) -> Result<V
             Port {
                 mac: mac_word(mac),
                 ifindex,
-                reserved: 0,
+                vlan: 0,
+                device: number,
             },
         )?;
         ports.push(PortState {
@@ -384,6 +390,10 @@ fn attach_one(
         port: port.number,
         unserved_pass: config.node.unserved == Unserved::Pass,
         flow_buckets: 1 << maps.flow_bits(),
+        flow6_buckets: 1 << maps.flow6_bits(),
+        fragment_buckets: 1 << maps.fragment_bits(),
+        features: Features::ALL_FORWARDING,
+        cluster_mac: [0; 6],
     };
     let mut object = load::load(Some(pin_path), &sizes(config), &instance)?;
     let wanted = match config.node.xdp_mode {
@@ -463,7 +473,8 @@ pub fn reload_program(
         Port {
             mac: mac_word(port.mac),
             ifindex: port.ifindex,
-            reserved: 0,
+            vlan: 0,
+            device: port.number,
         },
     )?;
     let mut undo = Undo {

@@ -4,9 +4,10 @@ use std::{collections::BTreeMap, time::Duration};
 
 use lb_common::{
     abi::BackendState,
+    address::Address,
     flow::{FlowBucket, FlowKey, FlowState, LONGEST_SILENCE, Phase, TICK_NS},
-    hash::{Seed, mix},
-    pick::{Slot, slot_index},
+    hash::Seed,
+    pick::{Slot, hash_of, slot_index},
 };
 
 use super::actual::{Actual, ActualBackend, ActualService, Millis, Op, Retired};
@@ -15,6 +16,11 @@ use super::actual::{Actual, ActualBackend, ActualService, Millis, Op, Retired};
 /// acknowledgements come within a few round trips, but a server may think for a while about a half-closed one (RFC 9293
 /// section 3.6) before it answers, and a planned change must not break that.
 pub const CLOSING_SILENCE: Duration = Duration::from_secs(60);
+
+/// After this long without a packet, a flow of which nothing but its opening has been seen counts as ended: a client that
+/// gets no answer has given up by then, or waits longer between two tries than a user would (RFC 6298 section 2, from 1 s,
+/// doubling: 1, 3, 7, 15, 31, 63 s).
+pub const OPENING_SILENCE: Duration = Duration::from_secs(75);
 
 /// For this long the record of an ended flow stays, so that a late packet of it is not taken for a flow older than the
 /// change (TIME_WAIT is as long on Linux: `TCP_TIMEWAIT_LEN`).
@@ -51,6 +57,7 @@ fn ticks(duration: Duration) -> u16 {
 pub fn is_live(state: FlowState, now: u16, flow_idle: Duration) -> bool {
     let silent = state.silent(now);
     match state.phase() {
+        Phase::Opening => silent < ticks(OPENING_SILENCE.min(flow_idle)),
         Phase::Open => silent < ticks(flow_idle),
         Phase::Closing => silent < ticks(CLOSING_SILENCE.min(flow_idle)),
         Phase::Ended => false,
@@ -58,13 +65,9 @@ pub fn is_live(state: FlowState, now: u16, flow_idle: Duration) -> bool {
 }
 
 /// The slot of a recorded flow in its service's table.
-fn slot_of(service: &ActualService, endpoints: u64, seed: Seed) -> u32 {
-    let key = FlowKey {
-        endpoints,
-        service: 0,
-    };
-    let source = service.affinity.source_ipv4(key.client(), key.ports());
-    slot_index(mix(source, seed), u32::from(service.bits))
+fn slot_of<A: Address>(service: &ActualService, key: FlowKey<A>, seed: Seed) -> u32 {
+    let hash = hash_of(service.affinity, key.client, key.ports, seed);
+    slot_index(hash, u32::from(service.bits))
 }
 
 /// Looks at every record and every slot in transition.
@@ -104,7 +107,7 @@ pub fn sweep(
                 found.clear.push((index, way, word));
                 continue;
             };
-            let slot_index = slot_of(service, record.key.get(), seed) as usize;
+            let slot_index = slot_of(service, record.key(), seed) as usize;
             let slot = service.slots[slot_index];
             let backend = actual
                 .backends()
@@ -125,6 +128,7 @@ pub fn sweep(
             } else {
                 let stays = match state.phase() {
                     Phase::Open => service.flow_idle,
+                    Phase::Opening => OPENING_SILENCE.min(service.flow_idle),
                     Phase::Closing | Phase::Ended => ENDED_KEPT.min(service.flow_idle),
                 };
                 state.silent(ticks_now) < ticks(stays)

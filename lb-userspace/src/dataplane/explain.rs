@@ -4,10 +4,11 @@
 use std::{cell::RefCell, net::SocketAddrV4};
 
 use lb_common::{
-    abi::{Bucket, Control, Port},
-    flow::FlowBucket,
+    abi::{Bucket, Control, Port, Vip6},
+    features::Features,
+    flow::{FlowBucket, FlowBucket6},
     forward::process,
-    packet::Buffer,
+    packet::{Buffer, HEADROOM},
     pick::{Backend, Slot},
     tables::{Event, Step, Tables},
     verdict::Verdict,
@@ -85,13 +86,15 @@ pub fn explain(maps: &Maps, question: &Question) -> Result<Explained, DataplaneE
         now: coarse_ticks(),
         steps: RefCell::new(Vec::new()),
     };
-    let mut frame = frame(question, mac_bytes(own_mac));
-    let outcome = process(&mut Buffer(&mut frame), &tables);
+    let thought_of = frame(question, mac_bytes(own_mac));
+    let mut memory = vec![0; HEADROOM];
+    memory.extend_from_slice(&thought_of);
+    let mut packet = Buffer::with_room(&mut memory, HEADROOM, thought_of.len());
+    let outcome = process(&mut packet, &tables);
     let forwarded = outcome.verdict.reached_backend();
     let mac = |at: usize| -> Option<[u8; 6]> {
-        forwarded
-            .then(|| frame.get(at..).and_then(|rest| rest.first_chunk().copied()))
-            .flatten()
+        let rest = packet.frame().get(at..)?;
+        rest.first_chunk().copied().filter(|_| forwarded)
     };
     let egress = ports
         .get(usize::from(outcome.port))
@@ -185,6 +188,26 @@ impl Tables for Thought<'_> {
         self.maps.flow_bits()
     }
 
+    fn flow6_bucket(&self, index: u32) -> Option<&FlowBucket6> {
+        self.maps.flow6_buckets().get(index as usize)
+    }
+
+    fn flow6_bits(&self) -> u32 {
+        self.maps.flow6_bits()
+    }
+
+    fn fragment_bucket(&self, index: u32) -> Option<&FlowBucket> {
+        self.maps.fragment_buckets().get(index as usize)
+    }
+
+    fn fragment_bits(&self) -> u32 {
+        self.maps.fragment_bits()
+    }
+
+    fn vip(&self, service: u16) -> Option<&Vip6> {
+        self.maps.vips().get(usize::from(service))
+    }
+
     fn now(&self) -> u16 {
         self.now
     }
@@ -199,6 +222,14 @@ impl Tables for Thought<'_> {
 
     fn unserved_pass(&self) -> bool {
         self.unserved_pass
+    }
+
+    fn features(&self) -> Features {
+        Features::ALL_FORWARDING
+    }
+
+    fn cluster_mac(&self) -> u64 {
+        0
     }
 
     fn count_backend(&self, _backend: u16, _bytes: u64) {}
@@ -218,7 +249,10 @@ impl Tables for Thought<'_> {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::parse::{Frame, Signal, parse, signal};
+    use lb_common::{
+        parse::{Frame, Ip, Signal, parse, signal},
+        service::Track,
+    };
 
     use super::*;
 
@@ -237,14 +271,14 @@ mod tests {
         ];
         for (kind, expected) in cases {
             let mut bytes = frame(&question(kind), [2, 0, 0, 0, 0, 9]);
-            let packet = Buffer(&mut bytes);
-            let Ok(Frame::Ipv4(flow)) = parse(&packet) else {
+            let packet = Buffer::new(&mut bytes);
+            let Ok(Frame::V4(Ip::Flow(flow))) = parse(&packet, Features::NONE) else {
                 panic!("{kind:?} is not parsed");
             };
             assert_eq!(flow.client, 0x0a01_0203);
             assert_eq!(flow.destination, 0xc000_020a);
             assert_eq!(flow.ports, 40_000 << 16 | 443);
-            assert_eq!(signal(&packet, &flow), Ok(expected));
+            assert_eq!(signal(&packet, &flow, Track::Changes), Ok(expected));
         }
     }
 }

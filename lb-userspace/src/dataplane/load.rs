@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
-use lb_common::abi::{self, SLOTS_IN_LINE, global, map};
+use lb_common::{
+    abi::{self, SLOTS_IN_LINE, global, map},
+    features::Features,
+};
 
 use super::{DataplaneError, KERNEL_OBJECT, maps::maps_dir};
 
@@ -20,6 +23,10 @@ pub struct Sizes {
     pub backends: u32,
     /// Buckets of the flow table, four ways each; a power of two.
     pub flow_buckets: u32,
+    /// Buckets of the IPv6 clients' flow table, four ways each; a power of two.
+    pub flow6_buckets: u32,
+    /// Buckets of the fragment table, four ways each; a power of two.
+    pub fragment_buckets: u32,
 }
 
 impl Default for Sizes {
@@ -30,6 +37,8 @@ impl Default for Sizes {
             slots: abi::DEFAULT_SLOTS,
             backends: abi::DEFAULT_BACKENDS,
             flow_buckets: abi::DEFAULT_FLOW_BUCKETS,
+            flow6_buckets: abi::DEFAULT_FLOW6_BUCKETS,
+            fragment_buckets: abi::DEFAULT_FRAGMENT_BUCKETS,
         }
     }
 }
@@ -53,6 +62,8 @@ impl Sizes {
             slots: slots.max(1 << 10).next_multiple_of(SLOTS_IN_LINE),
             backends: (backends + 1).min(1 << 16),
             flow_buckets: flows.clamp(1 << 10, 1 << 26).next_power_of_two(),
+            flow6_buckets: abi::DEFAULT_FLOW6_BUCKETS,
+            fragment_buckets: abi::DEFAULT_FRAGMENT_BUCKETS,
         }
     }
 }
@@ -68,6 +79,14 @@ pub struct Instance {
     pub unserved_pass: bool,
     /// Buckets of the flow table as it is.
     pub flow_buckets: u32,
+    /// Buckets of the IPv6 clients' flow table as it is.
+    pub flow6_buckets: u32,
+    /// Buckets of the fragment table as it is.
+    pub fragment_buckets: u32,
+    /// What the configuration uses.
+    pub features: Features,
+    /// The MAC address of an NLB cluster; all zeros for none.
+    pub cluster_mac: [u8; 6],
 }
 
 /// Loads the object for one interface; the maps come from the pins under `pin_path`, and are made and pinned there where
@@ -83,6 +102,9 @@ pub fn load(
     let mac = lb_common::wire::mac_word(instance.mac);
     let unserved_pass = u8::from(instance.unserved_pass);
     let flow_bits = instance.flow_buckets.ilog2() as u8;
+    let flow6_bits = instance.flow6_buckets.ilog2() as u8;
+    let fragment_bits = instance.fragment_buckets.ilog2() as u8;
+    let cluster_mac = lb_common::wire::mac_word(instance.cluster_mac);
     let dir = pin_path.map(maps_dir);
     let mut loader = EbpfLoader::new();
     loader
@@ -91,10 +113,17 @@ pub fn load(
         .override_global(global::OWN_PORT, &instance.port, true)
         .override_global(global::UNSERVED_PASS, &unserved_pass, true)
         .override_global(global::FLOW_BITS, &flow_bits, true)
+        .override_global(global::FLOW6_BITS, &flow6_bits, true)
+        .override_global(global::FRAGMENT_BITS, &fragment_bits, true)
+        .override_global(global::FEATURES, &instance.features.0, true)
+        .override_global(global::CLUSTER_MAC, &cluster_mac, true)
         .map_max_entries(map::SERVICES, sizes.service_buckets)
         .map_max_entries(map::SLOTS, sizes.slots / SLOTS_IN_LINE)
         .map_max_entries(map::BACKENDS, sizes.backends)
         .map_max_entries(map::FLOWS, sizes.flow_buckets)
+        .map_max_entries(map::FLOWS6, sizes.flow6_buckets)
+        .map_max_entries(map::FRAGMENTS, sizes.fragment_buckets)
+        .map_max_entries(map::VIPS, sizes.services)
         .map_max_entries(map::COUNTERS, sizes.backends)
         .map_max_entries(map::SERVICE_INFO, sizes.services)
         .map_max_entries(map::BACKEND_INFO, sizes.backends);

@@ -25,6 +25,10 @@ unsafe impl Shared for lb_common::abi::Bucket {}
 unsafe impl Shared for lb_common::abi::SlotLine {}
 // SAFETY: likewise.
 unsafe impl Shared for lb_common::flow::FlowBucket {}
+// SAFETY: as above.
+unsafe impl Shared for lb_common::flow::FlowBucket6 {}
+// SAFETY: as above.
+unsafe impl Shared for lb_common::abi::Vip6 {}
 // SAFETY: eight bytes.
 unsafe impl Shared for lb_common::memory::Word64 {}
 

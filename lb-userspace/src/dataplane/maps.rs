@@ -13,9 +13,10 @@ use aya::{
 use lb_common::{
     abi::{
         ABI_VERSION, BackendInfo, Bucket, Control, Counter, MAGIC, MAX_PORTS, Port, SLOTS_IN_LINE,
-        ServiceInfo, SlotLine, map,
+        ServiceInfo, SlotLine, Vip6, map,
     },
-    flow::FlowBucket,
+    address::Ipv6,
+    flow::{FlowBucket, FlowBucket6},
     memory::Word64,
     pick::{Backend, Slot},
     tables::Event,
@@ -54,6 +55,9 @@ pub struct Maps {
     slots: Mapped<SlotLine>,
     backends: Mapped<Word64>,
     flows: Mapped<FlowBucket>,
+    flows6: Mapped<FlowBucket6>,
+    fragments: Mapped<FlowBucket>,
+    vips: Mapped<Vip6>,
     ports: Array<MapData, Plain<Port>>,
     redirect: DevMap<MapData>,
     counters: PerCpuArray<MapData, Plain<Counter>>,
@@ -113,6 +117,9 @@ const LAYOUTS: [Layout; map::ALL.len()] = [
     // `struct bpf_devmap_val`: interface index and program.
     layout::<[u32; 2]>(map::REDIRECT, MapType::DevMap),
     layout::<FlowBucket>(map::FLOWS, MapType::Array),
+    layout::<FlowBucket6>(map::FLOWS6, MapType::Array),
+    layout::<FlowBucket>(map::FRAGMENTS, MapType::Array),
+    layout::<Vip6>(map::VIPS, MapType::Array),
     layout::<Counter>(map::COUNTERS, MapType::PerCpuArray),
     layout::<u64>(map::VERDICTS, MapType::PerCpuArray),
     layout::<u64>(map::EVENTS, MapType::PerCpuArray),
@@ -227,6 +234,9 @@ impl Maps {
             ports,
             redirect,
             flows,
+            flows6,
+            fragments,
+            vips,
             counters,
             verdicts,
             events,
@@ -249,6 +259,9 @@ impl Maps {
             redirect: DevMap::try_from(Map::DevMap(take(redirect)?))
                 .map_err(|e| DataplaneError::map(redirect.name, e))?,
             flows: map_memory(&take(flows)?, flows.name, access)?,
+            flows6: map_memory(&take(flows6)?, flows6.name, access)?,
+            fragments: map_memory(&take(fragments)?, fragments.name, access)?,
+            vips: map_memory(&take(vips)?, vips.name, access)?,
             counters: per_cpu(take(counters)?, counters.name)?,
             verdicts: per_cpu(take(verdicts)?, verdicts.name)?,
             events: per_cpu(take(events)?, events.name)?,
@@ -328,6 +341,44 @@ impl Maps {
     #[must_use]
     pub fn flow_bits(&self) -> u32 {
         self.flows.get().len().max(1).ilog2()
+    }
+
+    /// The IPv6 clients' flow table.
+    #[must_use]
+    pub fn flow6_buckets(&self) -> &[FlowBucket6] {
+        self.flows6.get()
+    }
+
+    /// log2 of the number of its buckets.
+    #[must_use]
+    pub fn flow6_bits(&self) -> u32 {
+        self.flows6.get().len().max(1).ilog2()
+    }
+
+    /// The fragment table.
+    #[must_use]
+    pub fn fragment_buckets(&self) -> &[FlowBucket] {
+        self.fragments.get()
+    }
+
+    /// log2 of the number of its buckets.
+    #[must_use]
+    pub fn fragment_bits(&self) -> u32 {
+        self.fragments.get().len().max(1).ilog2()
+    }
+
+    /// The IPv6 VIPs, by service id.
+    #[must_use]
+    pub fn vips(&self) -> &[Vip6] {
+        self.vips.get()
+    }
+
+    /// Writes the IPv6 VIP of a service. Two words: before any lookup can name the id.
+    pub fn set_vip(&self, service: u16, vip: Ipv6) {
+        assert!(self.vips.writable(), "maps opened for reading");
+        let entry = &self.vips.get()[usize::from(service)];
+        entry.high.set(vip.high);
+        entry.low.set(vip.low);
     }
 
     /// The director's interfaces, by port number.

@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use lb_common::{
     abi::Counter,
     forward::{self, Outcome},
-    packet::Buffer,
+    packet::{Buffer, HEADROOM},
     plain::PlainTables,
     tables::Event,
     verdict::Verdict,
@@ -17,6 +17,9 @@ use super::{
     frame::Frame,
     kernel::{self, Kernel},
 };
+
+/// Bytes behind a frame that the kernel leaves free in its test runs: more than any answer needs.
+const TAILROOM: usize = 64;
 
 /// What a packet did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,8 +70,12 @@ impl Plain {
     #[must_use]
     pub fn send(&mut self, frame: &Frame) -> Seen {
         let (backends, verdicts, events) = self.counted();
-        let mut bytes = frame.0.clone();
-        let outcome = forward::process(&mut Buffer(&mut bytes), &self.tables);
+        let mut memory = vec![0; HEADROOM];
+        memory.extend_from_slice(&frame.0);
+        memory.resize(memory.len() + TAILROOM, 0);
+        let mut packet = Buffer::with_room(&mut memory, HEADROOM, frame.0.len());
+        let outcome = forward::process(&mut packet, &self.tables);
+        let bytes = packet.frame().to_vec();
         self.sent += 1;
         let (backends_after, verdicts_after, events_after) = self.counted();
         Seen {

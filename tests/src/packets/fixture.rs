@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use lb_common::{
     abi::{ABI_VERSION, Bucket, Control, MAGIC, Port},
-    flow::{FlowBucket, FlowKey, FlowState, Phase, bucket_indices, flow_hash},
+    flow::{FlowBucket, FlowKey, FlowState, Key, Phase, bucket_indices},
     hash::Seed,
     pick::{Affinity, Backend, Slot},
     plain::{Capacity, PlainTables},
@@ -22,6 +22,9 @@ pub const CAPACITY: Capacity = Capacity {
     slots: 1024,
     backends: 64,
     flow_buckets: 32,
+    flow6_buckets: 32,
+    fragment_buckets: 4,
+    services: 16,
 };
 
 /// The secret of the hash. The picks that the affinity cases name depend on it.
@@ -344,15 +347,15 @@ fn fill_half(
 }
 
 fn write_flow(buckets: &[FlowBucket], flow: &Flow, seen: u16) {
-    let hash = flow_hash(flow.key, SEED);
+    let hash = flow.key.hash(SEED);
     let (first, second) = bucket_indices(hash, buckets.len().ilog2());
     let way = [first, second]
         .iter()
         .flat_map(|bucket| &buckets[*bucket as usize].ways)
         .find(|way| way.state.get() == 0)
         .expect("a fixture's flows fit into their buckets");
-    let state = FlowState::new(flow.backend, flow.key.service, seen, hash, flow.phase);
-    way.key.set(flow.key.endpoints);
+    let state = FlowState::new(flow.backend, flow.key.owner(), seen, hash, flow.phase);
+    flow.key.write(way);
     way.state.set(state.0);
 }
 
@@ -366,10 +369,7 @@ pub fn recorded(buckets: &[FlowBucket]) -> Vec<Option<Flow>> {
         .map(|way| {
             let state = FlowState(way.state.get());
             state.used().then(|| Flow {
-                key: FlowKey {
-                    endpoints: way.key.get(),
-                    service: state.service(),
-                },
+                key: way.key(),
                 backend: state.backend(),
                 phase: state.phase(),
             })
@@ -386,6 +386,7 @@ pub fn plain(unserved_pass: bool) -> PlainTables {
             mac: mac_word(super::network::DIRECTOR_MAC),
             port: super::network::OWN_PORT,
             unserved_pass,
+            ..lb_common::plain::Instance::default()
         },
     );
     debug_assert_eq!(1 << tables.flow_bits(), CAPACITY.flow_buckets);

@@ -5,7 +5,7 @@ use aya::{
     Ebpf,
     programs::{TestRun, TestRunOptions},
 };
-use lb_common::{flow::TICK_SHIFT, verdict::Action};
+use lb_common::{features::Features, flow::TICK_SHIFT, verdict::Action};
 use lb_userspace::dataplane::{Instance, Maps, Sizes, attach, load};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -44,16 +44,22 @@ impl Kernel {
     pub fn load(unserved_pass: bool) -> anyhow::Result<Self> {
         let sizes = Sizes {
             service_buckets: CAPACITY.service_buckets,
-            services: 16,
+            services: CAPACITY.services,
             slots: CAPACITY.slots,
             backends: CAPACITY.backends,
             flow_buckets: CAPACITY.flow_buckets,
+            flow6_buckets: CAPACITY.flow6_buckets,
+            fragment_buckets: CAPACITY.fragment_buckets,
         };
         let instance = Instance {
             mac: DIRECTOR_MAC,
             port: OWN_PORT,
             unserved_pass,
             flow_buckets: CAPACITY.flow_buckets,
+            flow6_buckets: CAPACITY.flow6_buckets,
+            fragment_buckets: CAPACITY.fragment_buckets,
+            features: Features::ALL_FORWARDING,
+            cluster_mac: [0; 6],
         };
         let mut object =
             load::load(None, &sizes, &instance).context("loading the kernel object")?;

@@ -7,8 +7,10 @@ use aya::{
     sys::{BpfHelper, is_helper_supported},
 };
 use lb_common::{
-    abi::{BackendInfo, Bucket, Counter, MAX_PORTS, Port, SLOTS_IN_LINE, ServiceInfo, SlotLine},
-    flow::FlowBucket,
+    abi::{
+        BackendInfo, Bucket, Counter, MAX_PORTS, Port, SLOTS_IN_LINE, ServiceInfo, SlotLine, Vip6,
+    },
+    flow::{FlowBucket, FlowBucket6},
     memory::Word64,
 };
 use rustix::thread::CapabilitySet;
@@ -204,6 +206,9 @@ fn memory_of(sizes: &Sizes, cpus: u64) -> u64 {
         + array(size_of::<Port>(), MAX_PORTS)
         + array(size_of::<u32>(), MAX_PORTS)
         + array(size_of::<FlowBucket>(), sizes.flow_buckets)
+        + array(size_of::<FlowBucket6>(), sizes.flow6_buckets)
+        + array(size_of::<FlowBucket>(), sizes.fragment_buckets)
+        + array(size_of::<Vip6>(), sizes.services)
         + array(size_of::<Counter>(), sizes.backends) * cpus
         + array(size_of::<ServiceInfo>(), sizes.services)
         + array(size_of::<BackendInfo>(), sizes.backends)

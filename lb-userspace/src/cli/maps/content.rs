@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use jiff::Timestamp;
 use lb_common::{
     abi::{BackendState, Bucket, WAYS, map, text},
-    flow::{FlowKey, FlowState, Phase},
+    flow::{FlowState, Phase},
     pick::Slot,
     service::{Directory, ServiceKey, ServiceValue},
     tables::Event,
@@ -324,11 +324,9 @@ fn flows(maps: &Maps, names: &Names) -> Vec<Row> {
             if !state.used() {
                 continue;
             }
-            let key = FlowKey {
-                endpoints: flow.key.get(),
-                service: state.service(),
-            };
+            let key = flow.key();
             let phase = match state.phase() {
+                Phase::Opening => "opening",
                 Phase::Open => "open",
                 Phase::Closing => "closing",
                 Phase::Ended => "ended",
@@ -336,7 +334,7 @@ fn flows(maps: &Maps, names: &Names) -> Vec<Row> {
             rows.push(row! {
                 "bucket" => bucket,
                 "way" => way,
-                "client" => format!("{}:{}", Ipv4Addr::from(key.client()), key.client_port()),
+                "client" => format!("{}:{}", Ipv4Addr::from(key.client), key.client_port()),
                 "service" => names.service(key.service),
                 "service_port" => key.service_port(),
                 "backend" => names.backend(state.backend()),

@@ -1,12 +1,12 @@
 //! The steps of the data path, in words.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use lb_common::{
     abi::{BackendState, text},
-    flow::FlowKey,
+    flow::FlowName,
     pick::{Affinity, Slot},
-    service::{ServiceKey, ServiceValue},
+    service::ServiceValue,
     tables::Step,
     verdict::{Action, Verdict},
     wire::mac_bytes,
@@ -40,8 +40,14 @@ impl Narrator<'_> {
         });
         for step in steps {
             match *step {
-                Step::Service { key, found } => {
-                    lines.push(Line::new("service", self.service(key, found)));
+                Step::Service {
+                    vip,
+                    protocol,
+                    port,
+                    found,
+                } => {
+                    let what = destination(vip, protocol, port);
+                    lines.push(Line::new("service", self.service(&what, found)));
                     service = found;
                 }
                 Step::Hash { source, hash } => {
@@ -63,6 +69,16 @@ impl Narrator<'_> {
                 Step::Backend { number, backend } => {
                     lines.push(Line::new("backend", self.backend(number, backend.mac())));
                 }
+                Step::Fragment { backend } => {
+                    let name = self.names.backend(backend);
+                    let text = format!("a later fragment: its first one went to {name}");
+                    lines.push(Line::new("fragment", text));
+                }
+                Step::FragmentAlone => {
+                    let text =
+                        "a later fragment that came before its first one: the pick needs no ports";
+                    lines.push(Line::new("fragment", text.to_owned()));
+                }
                 transition => {
                     let text = self.transition(transition, in_slot.unwrap_or_default(), taken);
                     lines.push(Line::new("transition", text));
@@ -72,13 +88,7 @@ impl Narrator<'_> {
         lines
     }
 
-    fn service(&self, key: ServiceKey, found: Option<ServiceValue>) -> String {
-        let address = Ipv4Addr::from(key.vip());
-        let protocol = protocol(key.protocol());
-        let what = match key.port() {
-            0 => format!("{address}, any {protocol} port,"),
-            port => format!("{address}:{port}/{protocol}"),
-        };
+    fn service(&self, what: &str, found: Option<ServiceValue>) -> String {
         match found {
             Some(value) => {
                 format!(
@@ -129,6 +139,25 @@ impl Narrator<'_> {
     fn transition(&self, step: Step, slot: Slot, taken: Option<u16>) -> String {
         let current = self.names.backend(slot.current());
         match step {
+            Step::OpensAgain { flow, backend } => format!(
+                "{} is being opened already: this is the same attempt, sent again, and stays on {}",
+                name_of(flow),
+                self.names.backend(backend)
+            ),
+            Step::KnownClient { client, backend } => format!(
+                "the flow table has the client {}: its new flows stay on {}",
+                client.client,
+                self.names.backend(backend)
+            ),
+            Step::ClientOlderThanChange { client } => format!(
+                "the flow table does not have the client {}: it may be older than the change and stays on the previous backend, {}",
+                client.client,
+                self.names.backend(slot.previous())
+            ),
+            Step::NotRecorded { flow } => format!(
+                "every flow of the service is recorded, but the flow table does not have {}: it is new, and goes to the current backend, {current}",
+                name_of(flow)
+            ),
             Step::Opens => {
                 format!(
                     "the packet opens a flow (SYN): it goes to the current backend, {current}, and would be recorded"
@@ -167,9 +196,12 @@ impl Narrator<'_> {
                 )
             }
             // The other steps are not about a transition.
-            Step::Service { .. } | Step::Hash { .. } | Step::Slot { .. } | Step::Backend { .. } => {
-                String::new()
-            }
+            Step::Service { .. }
+            | Step::Hash { .. }
+            | Step::Slot { .. }
+            | Step::Fragment { .. }
+            | Step::FragmentAlone
+            | Step::Backend { .. } => String::new(),
         }
     }
 
@@ -191,12 +223,18 @@ impl Narrator<'_> {
 }
 
 /// A flow by its client.
-fn name_of(flow: FlowKey) -> String {
-    format!(
-        "the flow from {}:{}",
-        Ipv4Addr::from(flow.client()),
-        flow.client_port()
-    )
+fn name_of(flow: FlowName) -> String {
+    let client = SocketAddr::new(flow.client, (flow.ports >> 16) as u16);
+    format!("the flow from {client}")
+}
+
+/// Where the packet is for; port 0 stands for all of them.
+fn destination(vip: IpAddr, number: u8, port: u16) -> String {
+    let protocol = protocol(number);
+    match port {
+        0 => format!("{vip}, any {protocol} port,"),
+        port => format!("{}/{protocol}", SocketAddr::new(vip, port)),
+    }
 }
 
 /// The end of every explanation.
@@ -217,6 +255,9 @@ pub(super) fn verdict(verdict: Verdict) -> Line {
 mod tests {
     use lb_common::{
         abi::{BackendInfo, ServiceInfo, text_field},
+        address::Address,
+        flow::FlowKey,
+        hash::Seed,
         pick::Backend,
         wire::{PROTO_TCP, mac_word},
     };
@@ -267,7 +308,9 @@ mod tests {
 
     fn service(affinity: Affinity) -> Step {
         Step::Service {
-            key: ServiceKey::ipv4(VIP, PROTO_TCP, 80),
+            vip: IpAddr::V4(Ipv4Addr::from(VIP)),
+            protocol: PROTO_TCP,
+            port: 80,
             found: Some(ServiceValue::new(3, 0, 8, affinity)),
         }
     }
@@ -281,7 +324,7 @@ mod tests {
 
     #[test]
     fn a_settled_slot() {
-        let source = Affinity::NONE_IPV4.source_ipv4(CLIENT, 40_000 << 16 | 80);
+        let source = CLIENT.source(Affinity::NONE_IPV4, 40_000 << 16 | 80, Seed([1, 2]));
         insta::assert_snapshot!(told(&[
             service(Affinity::NONE_IPV4),
             Step::Hash { source, hash: 0x0123_4567_89ab_cdef },
@@ -308,7 +351,7 @@ mod tests {
                 "affinity: network: the client's network picks (10.1.2.0/24), which 10.1.2.99 is in",
             ),
         ] {
-            let source = affinity.source_ipv4(CLIENT, 0);
+            let source = CLIENT.source(affinity, 0, Seed([1, 2]));
             let text = told(&[service(affinity), Step::Hash { source, hash: 0 }]);
             assert!(text.contains(expected), "{text}");
         }
@@ -320,13 +363,20 @@ mod tests {
             index: 7,
             slot: Slot::new(2, 1),
         };
-        let flow = FlowKey::ipv4(CLIENT, 40_000 << 16 | 80, 3);
+        let flow = FlowKey::tcp(CLIENT, 40_000 << 16 | 80, 3).named();
         let all = [
             Step::Opens,
             Step::Recorded { flow, backend: 2 },
             Step::RecordedOnFailed { flow, backend: 1 },
             Step::OlderThanChange { flow },
             Step::Untracked,
+            Step::OpensAgain { flow, backend: 1 },
+            Step::KnownClient {
+                client: flow,
+                backend: 2,
+            },
+            Step::ClientOlderThanChange { client: flow },
+            Step::NotRecorded { flow },
         ];
         let texts: Vec<String> = all.into_iter().map(|step| told(&[slot, step])).collect();
         let lines: Vec<&str> = texts
@@ -345,14 +395,23 @@ mod tests {
         transition: the flow table has the flow from 10.1.2.99:40000 on b1, which has failed: it moves to the current backend, b2
         transition: the flow table does not have the flow from 10.1.2.99:40000: it is older than the change and belongs to the previous backend, b1
         transition: the protocol has no opening packet: it goes to the current backend, b2, at once
+        transition: the flow from 10.1.2.99:40000 is being opened already: this is the same attempt, sent again, and stays on b1
+        transition: the flow table has the client 10.1.2.99: its new flows stay on b2
+        transition: the flow table does not have the client 10.1.2.99: it may be older than the change and stays on the previous backend, b1
+        transition: every flow of the service is recorded, but the flow table does not have the flow from 10.1.2.99:40000: it is new, and goes to the current backend, b2
         ");
     }
 
     #[test]
     fn nothing_found() {
-        let key = ServiceKey::ipv4(VIP, PROTO_TCP, 81);
+        let unserved = Step::Service {
+            vip: IpAddr::V4(Ipv4Addr::from(VIP)),
+            protocol: PROTO_TCP,
+            port: 81,
+            found: None,
+        };
         assert_eq!(
-            told(&[Step::Service { key, found: None }]),
+            told(&[unserved]),
             "service: 192.0.2.10:81/tcp belongs to no service"
         );
         assert_eq!(

@@ -415,7 +415,7 @@ fn ids_and_numbers_rest_until_no_record_names_them() {
     ]);
     let id = bench.actual().service_id("mail").unwrap();
     let number = bench.number("mail", "b");
-    let key = FlowKey::ipv4(0xcb00_7101, 0x4e20_0050, id);
+    let key = FlowKey::tcp(0xcb00_7101, 0x4e20_0050, id);
     bench
         .executor
         .maps

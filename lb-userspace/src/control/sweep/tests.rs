@@ -1,6 +1,6 @@
 //! When a flow counts, when its record goes, and when a slot settles.
 
-use lb_common::pick::hash_ipv4;
+use lb_common::flow::Owner;
 
 use super::*;
 use crate::control::{
@@ -9,7 +9,11 @@ use crate::control::{
 };
 
 fn state(seen: u16, phase: Phase) -> FlowState {
-    FlowState::new(1, 1, seen, 0, phase)
+    let owner = Owner {
+        service: 1,
+        udp: false,
+    };
+    FlowState::new(1, owner, seen, 0, phase)
 }
 
 #[test]
@@ -33,6 +37,9 @@ fn live_closing_ended_and_the_wrap_of_the_time() {
         (Phase::Open, LONG, 113, true),
         (Phase::Closing, LONG, 112, true),
         (Phase::Closing, LONG, 113, false),
+        (Phase::Opening, LONG, 140, true),
+        (Phase::Opening, LONG, 141, false),
+        (Phase::Opening, IDLE, 20, false),
         (Phase::Closing, IDLE, 19, true),
         (Phase::Closing, IDLE, 20, false),
         (Phase::Ended, LONG, 0, false),
@@ -68,9 +75,9 @@ fn client(bench: &Bench, wanted: impl Fn(Slot) -> bool) -> FlowKey {
     let id = bench.actual().service_id("web").unwrap();
     let web = &bench.actual().services()[&id];
     (0..)
-        .map(|n| FlowKey::ipv4(0xcb00_7100 + n, 0x4e20_0050, id))
+        .map(|n| FlowKey::tcp(0xcb00_7100 + n, 0x4e20_0050, id))
         .find(|key| {
-            let hash = hash_ipv4(web.affinity, key.client(), key.ports(), SEED);
+            let hash = hash_of(web.affinity, key.client, key.ports, SEED);
             wanted(web.slots[slot_index(hash, u32::from(web.bits)) as usize])
         })
         .unwrap()
@@ -162,7 +169,7 @@ fn ended_records_stay_for_late_packets() {
         let key = client(&bench, Slot::in_transition);
         put(&bench, key, "b", phase);
         let busy = FlowKey {
-            endpoints: key.endpoints ^ 1 << 16,
+            ports: key.ports ^ 1 << 16,
             ..key
         };
         // Another flow of the same client, `client` affinity: it keeps the slot in transition.

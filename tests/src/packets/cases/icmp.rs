@@ -245,7 +245,7 @@ fn rubbish() -> Vec<Case> {
 fn in_transition() -> Vec<Case> {
     let changing = town().every_slot(Slot::new(2, 1));
     let flow = |backend| Flow {
-        key: FlowKey::ipv4(CLIENT.to_bits(), u32::from(CLIENT_PORT) << 16 | 80, WEB),
+        key: FlowKey::tcp(CLIENT.to_bits(), u32::from(CLIENT_PORT) << 16 | 80, WEB),
         backend,
         phase: Phase::Open,
     };

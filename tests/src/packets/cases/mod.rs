@@ -71,7 +71,8 @@ pub fn town() -> Fixture {
     let egress = Port {
         mac: mac_word(EGRESS_MAC),
         ifindex: 1,
-        reserved: 0,
+        vlan: 0,
+        device: EGRESS_PORT,
     };
     fixture.ports.push((EGRESS_PORT, egress));
     fixture.backend(5, EGRESS_PORT)

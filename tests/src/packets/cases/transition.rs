@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use lb_common::{
-    flow::{FlowKey, Phase, bucket_indices, flow_hash},
+    flow::{FlowKey, Key, Phase, bucket_indices},
     pick::Slot,
     verdict::Verdict,
     wire::PROTO_TCP,
@@ -38,7 +38,7 @@ fn changing() -> Fixture {
 
 fn key(client: Ipv4Addr, client_port: u16, port: u16, service: u16) -> FlowKey {
     let ports = u32::from(client_port) << 16 | u32::from(port);
-    FlowKey::ipv4(client.to_bits(), ports, service)
+    FlowKey::tcp(client.to_bits(), ports, service)
 }
 
 /// The flow of the packets that [`tcp`] and [`syn`] build.
@@ -432,7 +432,7 @@ fn full_buckets() -> Vec<Case> {
 /// Flows that fill both buckets of `key`, on backend 3, the first one silent for longest.
 fn crowd(key_of_newcomer: FlowKey) -> Vec<Flow> {
     let bits = CAPACITY.flow_buckets.ilog2();
-    let (first, second) = bucket_indices(flow_hash(key_of_newcomer, SEED), bits);
+    let (first, second) = bucket_indices(key_of_newcomer.hash(SEED), bits);
     let mut flows = Vec::new();
     for bucket in if first == second {
         vec![first]
@@ -441,7 +441,7 @@ fn crowd(key_of_newcomer: FlowKey) -> Vec<Flow> {
     } {
         let at_home = (1..=u16::MAX)
             .map(|port| key(Ipv4Addr::new(203, 0, 113, 9), port, 80, WEB))
-            .filter(|key| bucket_indices(flow_hash(*key, SEED), bits).0 == bucket);
+            .filter(|key| bucket_indices(key.hash(SEED), bits).0 == bucket);
         flows.extend(at_home.take(4).map(|key| Flow {
             key,
             backend: 3,

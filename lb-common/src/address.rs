@@ -1,0 +1,285 @@
+//! What differs between IPv4 and IPv6 once the headers are read: the same data path is built once for each.
+
+use core::fmt::Debug;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::flow::{FlowKey, FlowLine, FlowState, FlowWay4, FlowWay6, Put, Way};
+use crate::hash::{Seed, fold};
+use crate::pick::Affinity;
+use crate::service::{Directory, ServiceKey, ServiceValue};
+use crate::tables::Tables;
+
+/// An IPv6 address as two words in host order: compared and hashed without touching bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ipv6 {
+    /// The first eight bytes on the wire: the network.
+    pub high: u64,
+    /// The last eight: the interface identifier.
+    pub low: u64,
+}
+
+impl Ipv6 {
+    /// The address as the standard library writes it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn addr(self) -> Ipv6Addr {
+        Ipv6Addr::from_bits((self.high as u128) << 64 | self.low as u128)
+    }
+}
+
+impl From<Ipv6Addr> for Ipv6 {
+    fn from(address: Ipv6Addr) -> Self {
+        let bits = address.to_bits();
+        Self {
+            high: (bits >> 64) as u64,
+            low: bits as u64,
+        }
+    }
+}
+
+/// An address of one family, with everything that depends on it.
+pub trait Address: Copy + Eq + Debug {
+    /// One record of the family's flow table.
+    type Way: Way + 'static;
+
+    /// The part of a flow that picks, as [`crate::hash::mix`] takes it.
+    fn source(self, affinity: Affinity, ports: u32, seed: Seed) -> u64;
+    /// The address with all bits behind the first `prefix` cleared.
+    #[must_use]
+    fn network(self, prefix: u8) -> Self;
+    /// A port of this VIP in the service lookup; port 0 is all of them, protocol 0 the VIP itself.
+    fn service_key(self, directory: Directory, protocol: u8, port: u16) -> ServiceKey;
+    /// Whether what was found under [`Self::service_key`] is this VIP's.
+    fn is_vip_of<T: Tables>(self, tables: &T, found: ServiceValue) -> bool;
+    /// Whether nobody can have this source address.
+    fn is_martian(self) -> bool;
+    /// A bucket of the family's flow table.
+    fn flow_line<T: Tables>(tables: &T, index: u32) -> Option<&FlowLine<Self::Way>>;
+    /// log2 of the number of that table's buckets.
+    fn flow_bits<T: Tables>(tables: &T) -> u32;
+    /// Address and ports in one word: distinct for IPv4, a keyed digest for IPv6.
+    fn endpoints(self, ports: u32, seed: Seed) -> u64;
+    /// Whether a record's way names this client and these ports.
+    fn is_in(self, ports: u32, way: &Self::Way) -> bool;
+    /// Writes client and ports into a way.
+    fn write(self, ports: u32, way: &Self::Way);
+    /// [`crate::flow::find_in_table`], by way of [`Tables`].
+    fn find_flow<T: Tables>(tables: &T, key: FlowKey<Self>, hash: u64) -> FlowState;
+    /// [`crate::flow::put_into_table`], by way of [`Tables`].
+    fn put_flow<T: Tables>(tables: &T, key: FlowKey<Self>, hash: u64, state: FlowState) -> Put;
+    /// The address as the standard library writes it.
+    fn addr(self) -> IpAddr;
+}
+
+/// IPv4, in host order.
+impl Address for u32 {
+    type Way = FlowWay4;
+
+    #[inline(always)]
+    fn source(self, affinity: Affinity, ports: u32, _seed: Seed) -> u64 {
+        let ports = if affinity.ports { ports } else { 0 };
+        (self.network(affinity.prefix) as u64) << 32 | ports as u64
+    }
+
+    #[inline(always)]
+    fn network(self, prefix: u8) -> Self {
+        // Shifting in 64 bits keeps a prefix of 0 from shifting by the whole width.
+        self & !(0xffff_ffff_u64 >> (prefix & 63)) as u32
+    }
+
+    #[inline(always)]
+    fn service_key(self, _directory: Directory, protocol: u8, port: u16) -> ServiceKey {
+        ServiceKey::ipv4(self, protocol, port)
+    }
+
+    #[inline(always)]
+    fn is_vip_of<T: Tables>(self, _tables: &T, _found: ServiceValue) -> bool {
+        // The key holds the whole address.
+        true
+    }
+
+    /// This network, loopback, multicast, reserved and broadcast (RFC 1122 section 3.2.1.3, RFC 6890).
+    #[inline(always)]
+    fn is_martian(self) -> bool {
+        let first = self >> 24;
+        first == 0 || first == 127 || first >= 224
+    }
+
+    #[inline(always)]
+    fn flow_line<T: Tables>(tables: &T, index: u32) -> Option<&FlowLine<FlowWay4>> {
+        tables.flow_bucket(index)
+    }
+
+    #[inline(always)]
+    fn flow_bits<T: Tables>(tables: &T) -> u32 {
+        tables.flow_bits()
+    }
+
+    #[inline(always)]
+    fn endpoints(self, ports: u32, _seed: Seed) -> u64 {
+        (self as u64) << 32 | ports as u64
+    }
+
+    #[inline(always)]
+    fn is_in(self, ports: u32, way: &FlowWay4) -> bool {
+        way.key.get() == (self as u64) << 32 | ports as u64
+    }
+
+    #[inline(always)]
+    fn write(self, ports: u32, way: &FlowWay4) {
+        way.key.set((self as u64) << 32 | ports as u64);
+    }
+
+    #[inline(always)]
+    fn find_flow<T: Tables>(tables: &T, key: FlowKey<u32>, hash: u64) -> FlowState {
+        tables.find_flow4(key, hash)
+    }
+
+    #[inline(always)]
+    fn put_flow<T: Tables>(tables: &T, key: FlowKey<u32>, hash: u64, state: FlowState) -> Put {
+        tables.put_flow4(key, hash, state)
+    }
+
+    #[inline(always)]
+    fn addr(self) -> IpAddr {
+        IpAddr::V4(Ipv4Addr::from_bits(self))
+    }
+}
+
+impl Address for Ipv6 {
+    type Way = FlowWay6;
+
+    #[inline(always)]
+    fn source(self, affinity: Affinity, ports: u32, seed: Seed) -> u64 {
+        let part = self.network(affinity.prefix);
+        let ports = if affinity.ports { ports } else { 0 };
+        fold(part.high, part.low, seed) ^ ports as u64
+    }
+
+    #[inline(always)]
+    fn network(self, prefix: u8) -> Self {
+        if prefix > 64 {
+            // 65 to 128: the shift is 1 to 64, and 64 would leave the word as it is.
+            let kept = (prefix - 64) & 127;
+            let low = if kept >= 64 {
+                self.low
+            } else {
+                self.low & !(u64::MAX >> (kept & 63))
+            };
+            Self {
+                high: self.high,
+                low,
+            }
+        } else {
+            let high = if prefix == 64 {
+                self.high
+            } else {
+                self.high & !(u64::MAX >> (prefix & 63))
+            };
+            Self { high, low: 0 }
+        }
+    }
+
+    #[inline(always)]
+    fn service_key(self, directory: Directory, protocol: u8, port: u16) -> ServiceKey {
+        ServiceKey::ipv6(directory.fold(self), protocol, port)
+    }
+
+    #[inline(always)]
+    fn is_vip_of<T: Tables>(self, tables: &T, found: ServiceValue) -> bool {
+        match tables.vip(found.id()) {
+            Some(vip) => vip.high.get() == self.high && vip.low.get() == self.low,
+            None => false,
+        }
+    }
+
+    /// Unspecified, loopback, IPv4-mapped and multicast (RFC 4291 sections 2.5.2, 2.5.3, 2.5.5.2 and 2.7).
+    #[inline(always)]
+    fn is_martian(self) -> bool {
+        self.high >> 56 == 0xff
+            || self.high == 0 && (self.low <= 1 || self.low >> 32 == 0x0000_ffff)
+    }
+
+    #[inline(always)]
+    fn flow_line<T: Tables>(tables: &T, index: u32) -> Option<&FlowLine<FlowWay6>> {
+        tables.flow6_bucket(index)
+    }
+
+    #[inline(always)]
+    fn flow_bits<T: Tables>(tables: &T) -> u32 {
+        tables.flow6_bits()
+    }
+
+    #[inline(always)]
+    fn endpoints(self, ports: u32, seed: Seed) -> u64 {
+        fold(self.high, self.low, seed) ^ ports as u64
+    }
+
+    #[inline(always)]
+    fn is_in(self, ports: u32, way: &FlowWay6) -> bool {
+        way.low.get() == self.low && way.high.get() == self.high && way.ports.get() == ports as u64
+    }
+
+    #[inline(always)]
+    fn write(self, ports: u32, way: &FlowWay6) {
+        way.high.set(self.high);
+        way.low.set(self.low);
+        way.ports.set(ports as u64);
+    }
+
+    #[inline(always)]
+    fn find_flow<T: Tables>(tables: &T, key: FlowKey<Self>, hash: u64) -> FlowState {
+        tables.find_flow6(key, hash)
+    }
+
+    #[inline(always)]
+    fn put_flow<T: Tables>(tables: &T, key: FlowKey<Self>, hash: u64, state: FlowState) -> Put {
+        tables.put_flow6(key, hash, state)
+    }
+
+    #[inline(always)]
+    fn addr(self) -> IpAddr {
+        IpAddr::V6(Self::addr(self))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_keep_their_prefix() {
+        assert_eq!(0xc0a8_0a63_u32.network(24), 0xc0a8_0a00);
+        assert_eq!(0xc0a8_0a63_u32.network(32), 0xc0a8_0a63);
+        assert_eq!(0xc0a8_0a63_u32.network(0), 0);
+        let all = u128::MAX;
+        for prefix in 0..=128u8 {
+            let expected = all.checked_shl(128 - u32::from(prefix)).unwrap_or(0);
+            let got = Ipv6::from(Ipv6Addr::from_bits(all)).network(prefix);
+            assert_eq!(got.addr().to_bits(), expected, "/{prefix}");
+        }
+    }
+
+    #[test]
+    fn who_can_not_be_answered() {
+        for address in [
+            0x0000_0001u32,
+            0x7f00_0001,
+            0xe000_0001,
+            0xffff_ffff,
+            0xf000_0000,
+        ] {
+            assert!(address.is_martian(), "{address:x}");
+        }
+        for address in [0x0100_0001u32, 0xc0a8_0001, 0xdfff_ffff, 0x7eff_ffff] {
+            assert!(!address.is_martian(), "{address:x}");
+        }
+        let v6 = |text: &str| Ipv6::from(text.parse::<Ipv6Addr>().unwrap());
+        for text in ["::", "::1", "::ffff:192.0.2.1", "ff02::1"] {
+            assert!(v6(text).is_martian(), "{text}");
+        }
+        for text in ["::2", "2001:db8::1", "fe80::1", "64:ff9b::192.0.2.1"] {
+            assert!(!v6(text).is_martian(), "{text}");
+        }
+    }
+}
