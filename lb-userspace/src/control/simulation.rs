@@ -11,14 +11,14 @@ use std::{
 
 use lb_common::{
     abi::BackendState,
-    flow::TICK_NS,
+    flow::{FlowKey, Key as _, Phase, TICK_NS, find},
     forward::process,
     packet::Buffer,
     pick::{hash_of, slot_index},
     service::{Directory, lookup},
     tables::{Event, Tables as _},
     verdict::Verdict,
-    wire::{PROTO_TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
+    wire::{PROTO_TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, mac_bytes},
 };
 use proptest::{
     collection::vec,
@@ -118,6 +118,8 @@ struct Life {
     homeless: bool,
     /// It sent while its slot was in transition, so that it can be counted.
     recorded: bool,
+    /// A backend has got more of it than its opening.
+    spoke: bool,
 }
 
 struct World {
@@ -298,9 +300,29 @@ impl World {
         ))
     }
 
+    /// Who has the flow recorded as being opened, if its slot is in transition: a SYN sent again stays there.
+    fn opening(&self, flow: usize) -> Option<Server> {
+        let tables = &self.bench.executor.maps.tables;
+        let directory = Directory(tables.control.directory.get());
+        let vip = Ipv4Addr::new(192, 0, 2, vip(Self::service_of(flow))).to_bits();
+        let service = lookup(tables, directory, vip, PROTO_TCP, 80)?;
+        let key = FlowKey::tcp(client(flow), ports(flow), service.id());
+        let state = find(tables, key, key.hash(SEED))?;
+        if state.phase() != Phase::Opening || !self.in_transition(flow) {
+            return None;
+        }
+        let spoke = self.lives[flow].is_some_and(|life| life.spoke && !life.homeless);
+        assert!(!spoke, "{flow} has sent more than its opening");
+        let backend = tables.backend(state.backend())?;
+        let [_, service, number, address, ..] = mac_bytes(backend.mac());
+        (backend.mac() != 0 && !backend.failed())
+            .then(|| (usize::from(service - 0x10), usize::from(number), address))
+    }
+
     fn open(&mut self, flow: usize) {
         let service = Self::service_of(flow);
         let recorded = self.in_transition(flow);
+        let opening = self.opening(flow);
         let got = self.send(flow, TCP_SYN);
         if !self.headless {
             if !self.model[service].listed {
@@ -310,7 +332,7 @@ impl World {
             let may = self.may_open(service);
             match got {
                 Ok(server) => assert!(
-                    may.contains(&server),
+                    may.contains(&server) || opening == Some(server),
                     "{flow} opened on {server:?} of {may:?}"
                 ),
                 Err(verdict) => {
@@ -328,6 +350,7 @@ impl World {
                 ended: false,
                 homeless: self.has_failed(home),
                 recorded,
+                spoke: false,
             });
         }
     }
@@ -365,6 +388,7 @@ impl World {
                 ended: flags & TCP_RST != 0 || before.is_some_and(|life| life.ended),
                 homeless: self.has_failed(home),
                 recorded,
+                spoke: true,
             }),
             // It was allowed to lose its home, and has found none yet.
             Err(_) => before.map(|life| Life {
