@@ -10,6 +10,7 @@
 
 use crate::abi::Control;
 use crate::address::Address;
+use crate::features::Features;
 use crate::flow::{self, FlowKey, Key, Phase};
 use crate::hash::Seed;
 use crate::parse::Signal;
@@ -60,8 +61,10 @@ pub fn backend_of_flow<A: Address, T: Tables>(
     if let Some(state) = found {
         let backend = state.backend();
         // What opens anew is a new flow, unless nothing but its opening has been seen: then it is the same attempt, sent
-        // again, and the backend may have answered the first.
-        if phase != Phase::Opening || state.phase() == Phase::Opening {
+        // again, and the backend may have answered the first. Among the nodes of a cluster it is always a new one: the node it
+        // was for may have given the slot up by then, and have kept nothing of it.
+        let again = state.phase() == Phase::Opening && !tables.features().has(Features::PICK);
+        if phase != Phase::Opening || again {
             if !has_failed(tables, backend) {
                 let flow = key.named();
                 tables.note(if phase == Phase::Opening {

@@ -10,7 +10,8 @@ pub mod server;
 mod status;
 
 pub use status::{
-    BackendStatus, FlowTableStatus, InterfaceStatus, LastApply, NodeStatus, ServiceStatus, Status,
+    BackendStatus, ClusterStatus, FlowTableStatus, InterfaceStatus, LastApply, NodeStatus,
+    PeerStatus, ServiceStatus, Status,
 };
 
 use serde::{Deserialize, Serialize};

@@ -121,6 +121,7 @@ pub(crate) fn example() -> Status {
                 duration_us: 312,
                 slots: 64,
             }),
+            cluster: None,
         },
         services: vec![web, dns],
         verdicts: counts(&[

@@ -8,8 +8,10 @@ use super::{
     actual::{Actual, Op},
     knowledge::Knowledge,
     peers::{Peers, Row, ServiceWord, Table, Word, serving},
+    report::mac_text,
 };
 use crate::{
+    api::{ClusterStatus, PeerStatus},
     config::{Backend, Rule, Service},
     health::HealthState,
 };
@@ -292,6 +294,42 @@ impl Knowledge {
                 .collect(),
             table: table.unwrap_or_default(),
         }
+    }
+
+    /// The cluster as `status` shows it; `None` where packets are forwarded.
+    #[must_use]
+    pub fn cluster_status(&self, actual: &Actual) -> Option<ClusterStatus> {
+        let mac = self.config.cluster_mac()?;
+        let own = self.own_word(actual, 0).services;
+        let shared = |name: &str| {
+            self.config
+                .services
+                .iter()
+                .filter(|service| service.backends.iter().any(|b| b.name == name))
+                .filter_map(|service| Some((service.name.clone(), own.get(&service.name)?)))
+                .collect::<Vec<_>>()
+        };
+        let peers = self
+            .config
+            .peers()
+            .into_iter()
+            .map(|(name, address)| PeerStatus {
+                name: name.to_owned(),
+                address: address.to_string(),
+                heard: self.cluster.peers.is_heard(name),
+                agrees: shared(name).iter().all(|(service, word)| {
+                    self.cluster
+                        .peers
+                        .fresh(name, service)
+                        .is_some_and(|peer| peer.table == word.table)
+                }),
+            })
+            .collect();
+        Some(ClusterStatus {
+            mac: mac_text(mac),
+            group: self.config.cluster_group().map(|group| group.to_string()),
+            peers,
+        })
     }
 
     /// Counts the nodes that these operations let in.

@@ -13,6 +13,7 @@ use std::{
 };
 
 use lb_common::{
+    features::Features,
     forward::process,
     packet::Buffer,
     verdict::Verdict,
@@ -32,7 +33,7 @@ use super::{
     knowledge::{Knowledge, PortState},
     peers::{PERIOD, Word},
     reconcile::{Scope, reconcile},
-    samples::{Bench, OWN_MAC},
+    samples::{Bench, OWN_MAC, PlainMemory},
 };
 use crate::{
     config::ConfigFile,
@@ -169,7 +170,8 @@ fn knowledge(node: usize, decisions: Decisions, opening: bool) -> Knowledge {
 impl Node {
     /// A node whose kernel holds nothing.
     fn fresh(node: usize, decisions: Decisions, now: Millis) -> Self {
-        let mut bench = Bench::sized(1 << 14, 2, 8);
+        let features = Features::ALL_FORWARDING.with(Features::PICK);
+        let mut bench = Bench::of(PlainMemory::with(1 << 14, 2, 8, features));
         bench.now = now;
         let mut fresh = Self {
             bench,
@@ -252,7 +254,7 @@ impl Node {
         let tables = &self.bench.executor.maps.tables;
         tables.set_now(self.bench.tick());
         let mut frame = frame.to_vec();
-        process(&mut Buffer(&mut frame), tables).verdict == Verdict::Inconsistent
+        process(&mut Buffer::new(&mut frame), tables).verdict == Verdict::Local
     }
 }
 

@@ -37,10 +37,12 @@ use super::{
 };
 use crate::{
     api::{InterfaceStatus, LastApply, NodeStatus, Request, Response, Target, http, server},
-    config::{ConfigFile, Mode, check_host},
+    config::{Config, ConfigFile, Mode, check_host},
     dataplane::{DataplaneError, attach, clock::coarse_ticks},
     health::{ProbeReport, Prober},
-    neighbour::{self, Netlink, NetworkEvent, Resolver, Target as NeighbourTarget, vip_route},
+    neighbour::{
+        self, Membership, Netlink, NetworkEvent, Resolver, Target as NeighbourTarget, vip_route,
+    },
 };
 
 /// How `run` was called.
@@ -115,6 +117,7 @@ pub async fn run(options: Options) -> Result<()> {
         last_apply: None,
         voice,
     };
+    daemon.take_in().await?;
     let actual = &daemon.running.executor.actual;
     daemon.knowledge.adopt_neighbours(actual);
     let probes = daemon.knowledge.probes(actual);
@@ -249,6 +252,19 @@ impl Daemon {
             self.end_opening()?;
             self.speak();
         }
+    }
+
+    /// In a cluster: lets the interfaces take in the frames to its MAC address.
+    async fn take_in(&self) -> Result<()> {
+        if let Some(membership) = membership(&self.knowledge.config) {
+            for port in &self.knowledge.ports {
+                membership
+                    .ensure(&self.netlink, port.ifindex)
+                    .await
+                    .with_context(|| format!("preparing {} for the cluster", port.name))?;
+            }
+        }
+        Ok(())
     }
 
     fn now(&self) -> Millis {
@@ -520,6 +536,7 @@ impl Daemon {
                 {
                     self.adopt_mac(port.number, mac).await?;
                 } else if event.link.up {
+                    self.take_in().await?;
                     // The kernel dropped the probes' routes while it was down.
                     probe_routes::prepare(&self.netlink, &self.knowledge).await;
                 }
@@ -708,6 +725,7 @@ impl Daemon {
                 })
                 .collect(),
             last_apply: self.last_apply.clone(),
+            cluster: self.knowledge.cluster_status(&self.running.executor.actual),
         };
         let order: Vec<String> = config.services.iter().map(|s| s.name.clone()).collect();
         let executor = &self.running.executor;
@@ -741,6 +759,18 @@ impl Daemon {
             }
         }
         let pin_path = &self.knowledge.config.node.pin_path;
+        if self.options.detach_on_exit
+            && let Some(membership) = membership(&self.knowledge.config)
+        {
+            for port in &self.knowledge.ports {
+                if let Err(error) = membership
+                    .remove(&self.netlink, &self.knowledge.facts, port.ifindex)
+                    .await
+                {
+                    warn!(%error, interface = port.name, "the cluster's MAC address is still on the interface");
+                }
+            }
+        }
         if self.options.detach_on_exit {
             match attach::remove_pins(pin_path) {
                 Ok(()) => info!("ended; the data path is gone"),
@@ -750,6 +780,14 @@ impl Daemon {
             info!(pin_path = %pin_path.display(), "ended; the data path stays in place and forwards on");
         }
     }
+}
+
+/// What an interface has to take in, in a cluster.
+fn membership(config: &Config) -> Option<Membership> {
+    Some(Membership {
+        mac: config.cluster_mac()?,
+        group: config.cluster_group(),
+    })
 }
 
 fn millis_since(start: Instant) -> Millis {

@@ -72,7 +72,7 @@ pub fn status(
         counters.insert(number, counter);
     }
     // The verdict counter is read before the backends' counters, so this never goes below zero.
-    let redirected = counted[Verdict::Redirected as usize];
+    let redirected = counted[Verdict::Redirected as usize] + counted[Verdict::Local as usize];
     verdicts.insert(
         Verdict::Forwarded.name().into(),
         reached.saturating_sub(redirected),
@@ -234,6 +234,7 @@ mod tests {
             generation: 0,
             interfaces: Vec::new(),
             last_apply: None,
+            cluster: None,
         }
     }
 

@@ -8,6 +8,7 @@ use std::{
 
 use lb_common::{
     abi::{BackendInfo, BackendState, Bucket, Control, Counter, NAME_LEN, ServiceInfo},
+    features::Features,
     flow::{FlowBucket, FlowKey, FlowState, Key, Phase, bucket_indices},
     hash::Seed,
     pick::{Affinity, Backend, Slot},
@@ -47,6 +48,11 @@ pub(super) struct PlainMemory {
 
 impl PlainMemory {
     pub(super) fn new(slots: u32, services: u16, backends: u32) -> Self {
+        Self::with(slots, services, backends, Features::ALL_FORWARDING)
+    }
+
+    /// The same of an instance with other features.
+    pub(super) fn with(slots: u32, services: u16, backends: u32, features: Features) -> Self {
         let tables = PlainTables::new(
             Capacity {
                 service_buckets: 64,
@@ -59,6 +65,7 @@ impl PlainMemory {
             Instance {
                 mac: OWN_MAC,
                 port: 0,
+                features,
                 ..Instance::default()
             },
         );
@@ -207,8 +214,14 @@ impl Bench {
     }
 
     pub(super) fn sized(slots: u32, services: u16, backends: u32) -> Self {
-        let maps = PlainMemory::new(slots, services, backends);
-        let actual = Actual::empty(slots, u32::from(services), backends, 5);
+        Self::of(PlainMemory::new(slots, services, backends))
+    }
+
+    /// A controller of these maps.
+    pub(super) fn of(maps: PlainMemory) -> Self {
+        let (slots, backends) = (maps.slot_capacity(), maps.backend_capacity());
+        let services = maps.service_capacity();
+        let actual = Actual::empty(slots, services, backends, 5);
         Self {
             executor: Executor { maps, actual },
             now: 1_000_000,

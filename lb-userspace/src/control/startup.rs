@@ -21,7 +21,7 @@ use super::{
     knowledge::PortState,
 };
 use crate::{
-    config::{Config, Unserved, XdpMode},
+    config::{self, Config, Unserved, XdpMode},
     dataplane::{
         Access, DataplaneError, Instance, Maps, Sizes,
         attach::{self, Mode, ProbeEgress, Wanted},
@@ -377,6 +377,14 @@ fn attach_all(
     Ok(attachments)
 }
 
+/// What the configuration uses of the data path.
+fn features(config: &Config) -> Features {
+    match config.node.mode {
+        config::Mode::Forward => Features::ALL_FORWARDING,
+        config::Mode::Pick => Features::ALL_FORWARDING.with(Features::PICK),
+    }
+}
+
 fn attach_one(
     config: &Config,
     facts: &HostFacts,
@@ -392,11 +400,19 @@ fn attach_one(
         flow_buckets: 1 << maps.flow_bits(),
         flow6_buckets: 1 << maps.flow6_bits(),
         fragment_buckets: 1 << maps.fragment_bits(),
-        features: Features::ALL_FORWARDING,
-        cluster_mac: [0; 6],
+        features: features(config),
+        cluster_mac: config.cluster_mac().unwrap_or_default(),
     };
     let mut object = load::load(Some(pin_path), &sizes(config), &instance)?;
+    // A veth has taken the frame for another host's before its native XDP sees it, and does not look again at the address
+    // that the program writes (drivers/net/veth.c: `veth_forward_skb`, `veth_xdp_rcv_skb`); generic XDP does
+    // (net/core/dev.c: `bpf_prog_run_generic_xdp`).
+    let not_native = config.node.mode == config::Mode::Pick
+        && facts
+            .interface(&port.name)
+            .is_some_and(|interface| interface.driver.as_deref() == Some("veth"));
     let wanted = match config.node.xdp_mode {
+        XdpMode::Auto if not_native => Wanted::Generic,
         XdpMode::Auto => Wanted::Auto,
         XdpMode::Native => Wanted::Native,
         XdpMode::Generic => Wanted::Generic,
@@ -430,10 +446,13 @@ fn attach_one(
         );
     }
     if mode == Mode::Generic {
-        let why = attached
-            .fallback
-            .as_ref()
-            .map_or_else(|| "as configured".to_owned(), ToString::to_string);
+        let why = match &attached.fallback {
+            Some(error) => error.to_string(),
+            None if not_native => {
+                "on a veth pair, native XDP can't hand a cluster's frames to the host".to_owned()
+            }
+            None => "as configured".to_owned(),
+        };
         warn!(
             interface = port.name,
             why,
