@@ -484,20 +484,28 @@ fn first_and_second(site: &Site) -> (String, String) {
 }
 
 fn drain(site: &Site, before: &BTreeMap<String, Value>) {
-    // The flows of `slow` are kept for a quarter of an hour: the drain stays, the waiting ends.
+    // The flows of `slow` are kept for a quarter of an hour.
     let (first, second) = first_and_second(site);
-    let (code, stdout, stderr) = site.run(&format!(
-        "drain {first} --service slow --wait --timeout 600ms"
-    ));
-    assert_eq!(code, 1, "{stdout}{stderr}");
-    assert!(stdout.contains("up -> draining"), "{stdout}");
-    assert!(stderr.contains("not drained within 0.6s"), "{stderr}");
+    let said = site.done(&format!("drain {first} --service slow --timeout 1h"));
+    assert!(said.contains("up -> draining"), "{said}");
+    assert!(said.contains("flows that are left at 20"), "{said}");
+    let until = |site: &Site| {
+        let status = site.json("status slow");
+        let backends = status["services"][0]["backends"].as_array().cloned();
+        let backends = backends.expect("backends").into_iter();
+        let mut found = backends.filter(|backend| backend["name"] == first.as_str());
+        found.next().expect("it is listed")["drain_until"].clone()
+    };
+    assert!(until(site).is_string(), "{}", until(site));
+    let said = site.done(&format!("drain {first} --service slow"));
+    assert!(said.contains("nothing to do"), "{said}");
     assert!(
-        stderr.contains(&format!(
-            "`xdp-lb resume {first} --service slow` takes it back"
-        )),
-        "{stderr}"
+        until(site).is_string(),
+        "an order without a timeout leaves it"
     );
+    let said = site.done(&format!("drain {first} --service slow --timeout none"));
+    assert!(said.contains("its flows end by themselves"), "{said}");
+    assert!(until(site).is_null(), "{}", until(site));
 
     // Two packets of one flow in a slot in transition: what opens it is recorded.
     sh(&format!(
@@ -540,9 +548,10 @@ fn drain(site: &Site, before: &BTreeMap<String, Value>) {
         "{words}"
     );
 
-    // Those of `quick` are given up after a second.
+    // Those of `quick` are given up after a second, and have no time that is up before.
     let text = site.done("drain b1 --service quick --wait --timeout 50s");
     assert!(text.contains("b1 is drained after"), "{text}");
+    assert!(text.contains("no flow is left"), "{text}");
     for (client, answer) in picks(site, "10.9.0.100:80", &CLIENTS) {
         assert_eq!(answer["backend"], "b2", "{client}");
     }
@@ -556,6 +565,14 @@ fn drain(site: &Site, before: &BTreeMap<String, Value>) {
             "{client} is back where it was"
         );
     }
+    // Both backends have one priority: there is nothing to go back to.
+    assert!(site.done("failback quick").contains("nothing to do"));
+    let object = site.json("failback quick");
+    assert_eq!(object["changes"].as_array().map(Vec::len), Some(0));
+    assert!(
+        site.failed("failback qick")
+            .contains("did you mean `quick`?")
+    );
     // A drain that is taken back while somebody waits for it.
     let waiting = site
         .xdp_lb(&format!("drain {second} --service slow --force --wait"))
@@ -575,6 +592,32 @@ fn drain(site: &Site, before: &BTreeMap<String, Value>) {
     assert!(
         error.contains(&format!("slow/{second} was resumed")),
         "{error}"
+    );
+    // The flows of `slow` are kept for a quarter of an hour, but not against the operator's word.
+    let text = site.done(&format!(
+        "drain {first} --service slow --wait --timeout 100ms"
+    ));
+    assert!(
+        text.contains("when its time was up, no flow was left"),
+        "{text}"
+    );
+    let status = site.json("status slow");
+    let backends = status["services"][0]["backends"].as_array();
+    let mut backends = backends.expect("backends").iter();
+    let ended = backends.find(|backend| backend["name"] == first.as_str());
+    let ended = ended.expect("it is listed");
+    assert_eq!(
+        (
+            &ended["state"],
+            &ended["flows_ended"],
+            &ended["drain_until"]
+        ),
+        (&"drained".into(), &0.into(), &Value::Null),
+        "{ended}"
+    );
+    assert_eq!(
+        (&ended["slots"], &ended["previous_slots"]),
+        (&0.into(), &0.into())
     );
 }
 

@@ -105,6 +105,8 @@ fn node(status: &Status, registry: &mut Registry) {
 fn services(status: &Status, registry: &mut Registry) {
     let slots = Family::<ServiceLabels, Gauge>::default();
     let moving = Family::<ServiceLabels, Gauge>::default();
+    let priority = Family::<ServiceLabels, Gauge>::default();
+    let held = Family::<ServiceLabels, Gauge>::default();
     for service in &status.services {
         let labels = ServiceLabels {
             service: service.name.clone(),
@@ -113,9 +115,23 @@ fn services(status: &Status, registry: &mut Registry) {
         moving
             .get_or_create(&labels)
             .set(gauge(service.slots_in_transition));
+        priority
+            .get_or_create(&labels)
+            .set(service.priority.map_or(0, i64::from));
+        held.get_or_create(&labels).set(i64::from(service.held));
     }
     registry.register("service_slots", "Slots of the service's table", slots);
     registry.register("service_slots_in_transition", "Slots in transition", moving);
+    registry.register(
+        "service_priority",
+        "The priority that new flows go to, 0 where nobody takes any",
+        priority,
+    );
+    registry.register(
+        "service_held",
+        "1 while new flows are held on a later priority than the preferred one",
+        held,
+    );
 }
 
 fn backends(status: &Status, registry: &mut Registry) {

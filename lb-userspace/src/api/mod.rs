@@ -28,6 +28,9 @@ pub enum Request {
         backend: Target,
         /// Even where no other backend of a service would be left.
         force: bool,
+        /// When the flows that are left are ended.
+        #[serde(default)]
+        timeout: DrainTimeout,
     },
     /// Takes a drain or a failure back.
     Resume {
@@ -51,8 +54,29 @@ pub enum Request {
         #[serde(default)]
         force: bool,
     },
+    /// New flows of a service with `failback = "manual"` go back to the best priority that is up.
+    Failback {
+        /// Which service.
+        service: String,
+    },
     /// Reads the configuration file again and applies it.
     Reload,
+}
+
+/// When a drain ends the flows that are left on the backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DrainTimeout {
+    /// As an earlier order said; never, if none did.
+    #[default]
+    AsBefore,
+    /// Never: they end by themselves.
+    Never,
+    /// So much later.
+    After {
+        /// Milliseconds from the order on.
+        ms: u64,
+    },
 }
 
 /// A backend by its name, in one service or in all that have it.

@@ -81,6 +81,7 @@ fn a_request_reaches_the_loop_and_its_answer_the_client() {
             service: Some("mail".to_owned()),
         },
         force: false,
+        timeout: crate::api::DrainTimeout::After { ms: 300_000 },
     };
     let expected = Response::Done {
         changes: vec![format!("{request:?}")],

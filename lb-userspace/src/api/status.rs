@@ -119,6 +119,18 @@ pub struct ServiceStatus {
     pub slots: u64,
     /// How many of them are in transition.
     pub slots_in_transition: u64,
+    /// `auto` or `manual`: whether new flows go back by themselves when a better priority is up again.
+    #[serde(default)]
+    pub failback: String,
+    /// The priority that new flows go to; `None` where nobody takes any.
+    #[serde(default)]
+    pub priority: Option<u32>,
+    /// Whether they are held there by `failback = "manual"`: it is not the preferred priority of the configuration.
+    #[serde(default)]
+    pub held: bool,
+    /// The better priority that is up, where they are held: `xdp-lb failback` lets them go there.
+    #[serde(default)]
+    pub better_priority: Option<u32>,
     /// In the order of the configuration; those that are leaving come last.
     pub backends: Vec<BackendStatus>,
 }
@@ -157,6 +169,12 @@ pub struct BackendStatus {
     /// Until when flows may still exist that were silent all the while and so are not counted; RFC 3339. `None` where
     /// there can be none.
     pub silent_until: Option<String>,
+    /// When the drain ends the flows that are left (`drain --timeout`), RFC 3339; `None` where it does not.
+    #[serde(default)]
+    pub drain_until: Option<String>,
+    /// How many flows were left and ended when the drain's time was up; `None` where it was not.
+    #[serde(default)]
+    pub flows_ended: Option<u64>,
 }
 
 /// How full the flow table is.

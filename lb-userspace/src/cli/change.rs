@@ -30,9 +30,7 @@ impl TargetArgs {
 /// # Errors
 /// No daemon, no answer, or it refuses: then nothing was changed.
 pub(crate) fn apply(request: &Request, context: &Context) -> anyhow::Result<Exit> {
-    let Response::Done { changes } = context.reach.ask(request)? else {
-        bail!("the daemon gave an answer to another question: restart it after an upgrade");
-    };
+    let changes = ask(request, context)?;
     if changes.is_empty() {
         context.screen.line("nothing to do: all is so already")?;
     }
@@ -40,4 +38,24 @@ pub(crate) fn apply(request: &Request, context: &Context) -> anyhow::Result<Exit
         context.screen.line(&change)?;
     }
     Ok(Exit::Done)
+}
+
+/// The same for programs: `{"changes": [...]}`, empty where all was so already.
+///
+/// # Errors
+/// As [`apply`].
+pub(crate) fn apply_as_json(request: &Request, context: &Context) -> anyhow::Result<Exit> {
+    let changes = ask(request, context)?;
+    let object = serde_json::json!({ "changes": changes });
+    context
+        .screen
+        .line(&serde_json::to_string_pretty(&object)?)?;
+    Ok(Exit::Done)
+}
+
+fn ask(request: &Request, context: &Context) -> anyhow::Result<Vec<String>> {
+    let Response::Done { changes } = context.reach.ask(request)? else {
+        bail!("the daemon gave an answer to another question: restart it after an upgrade");
+    };
+    Ok(changes)
 }

@@ -7,6 +7,7 @@ mod check;
 mod completions;
 mod drain;
 mod fail;
+mod failback;
 mod flows;
 mod human;
 mod man;
@@ -73,6 +74,8 @@ enum Command {
     Resume(resume::Args),
     /// Emergency: the backend is treated as down now and its flows move at once
     Fail(fail::Args),
+    /// Lets new flows of a service go back to the best priority, where `failback` is "manual"
+    Failback(failback::Args),
     /// Changes a backend's share while running
     Weight(weight::Args),
     /// Applies the configuration file; prints what changed
@@ -133,6 +136,7 @@ fn run(command: &Command, context: &Context) -> anyhow::Result<Exit> {
         Command::Drain(args) => drain::run(args, context),
         Command::Resume(args) => resume::run(args, context),
         Command::Fail(args) => fail::run(args, context),
+        Command::Failback(args) => failback::run(args, context),
         Command::Weight(args) => weight::run(args, context),
         Command::Reload => reload::run(context),
         Command::Maps(args) => maps::run(args, context),
@@ -185,10 +189,7 @@ mod tests {
             (&["status", "--watch=soon"], ErrorKind::ValueValidation),
             (&["status", "--watch=0"], ErrorKind::ValueValidation),
             (&["drain"], ErrorKind::MissingRequiredArgument),
-            (
-                &["drain", "b1", "--timeout", "5m"],
-                ErrorKind::MissingRequiredArgument,
-            ),
+            (&["failback"], ErrorKind::MissingRequiredArgument),
             (
                 &["drain", "b1", "--wait", "--timeout", "5"],
                 ErrorKind::ValueValidation,
@@ -242,6 +243,9 @@ mod tests {
                 "--timeout",
                 "1h 30m",
             ],
+            &["drain", "b1", "--timeout", "5m"],
+            &["drain", "b1", "--wait", "--timeout", "none"],
+            &["failback", "web", "--json"],
             &["weight", "b1", "default"],
             &["weight", "b1", "0"],
             &[

@@ -10,7 +10,10 @@ pub(crate) enum Stage {
     /// Flows remain, or silent ones may.
     Waiting(Remaining),
     /// No flow is left anywhere.
-    Drained,
+    Drained {
+        /// How many flows were left when the time was up, and ended; `None` where they all ended by themselves.
+        ended: Option<u64>,
+    },
     /// The drain is over for another reason, which the text says.
     Over(String),
 }
@@ -26,8 +29,17 @@ pub(crate) struct Remaining {
     pub(crate) rate: Option<f64>,
     /// Until when silent flows may exist, RFC 3339; the latest of all services.
     pub(crate) silent_until: Option<String>,
+    /// When what is left is ended, RFC 3339; the latest of all services, and only where each has such a time.
+    pub(crate) drain_until: Option<String>,
     /// `service/backend` of each that is not drained.
     pub(crate) names: Vec<String>,
+}
+
+/// The latest of several times in RFC 3339.
+fn latest<'t>(times: impl Iterator<Item = &'t str>) -> Option<String> {
+    times
+        .max_by_key(|time| time.parse::<jiff::Timestamp>().ok())
+        .map(str::to_owned)
 }
 
 /// Follows one drain.
@@ -51,9 +63,14 @@ impl Progress {
     pub(crate) fn read(&mut self, status: &Status, at: Duration) -> Stage {
         let backends: Vec<(String, &BackendStatus)> = self.backends(status).collect();
         let mut remaining = Vec::new();
+        let mut ended = None;
         for (name, backend) in backends {
             match backend.state.as_str() {
-                "drained" => {}
+                "drained" => {
+                    if let Some(flows) = backend.flows_ended {
+                        *ended.get_or_insert(0) += flows;
+                    }
+                }
                 // One that was taken out of the configuration meanwhile keeps its flows as well.
                 "draining" | "leaving" => remaining.push((name, backend)),
                 "up" => return Stage::Over(format!("{name} was resumed")),
@@ -66,7 +83,7 @@ impl Progress {
             }
         }
         if remaining.is_empty() {
-            return Stage::Drained;
+            return Stage::Drained { ended };
         }
         let flows = remaining.iter().map(|(_, backend)| backend.flows).sum();
         let packets = remaining.iter().map(|(_, backend)| backend.packets).sum();
@@ -78,9 +95,17 @@ impl Progress {
             flows,
             most: self.most,
             rate: self.rate(packets, at),
-            silent_until: silent
-                .max_by_key(|time| time.parse::<jiff::Timestamp>().ok())
-                .map(str::to_owned),
+            silent_until: latest(silent),
+            drain_until: remaining
+                .iter()
+                .all(|(_, backend)| backend.drain_until.is_some())
+                .then(|| {
+                    let until = remaining
+                        .iter()
+                        .filter_map(|(_, backend)| backend.drain_until.as_deref());
+                    latest(until)
+                })
+                .flatten(),
             names: remaining.into_iter().map(|(name, _)| name).collect(),
         })
     }
@@ -144,13 +169,14 @@ mod tests {
                 most,
                 rate,
                 silent_until: Some("2026-11-21T20:12:30Z".to_owned()),
+                drain_until: None,
                 names: vec!["web/web3".to_owned()],
             })
         };
         assert_eq!(read(3, 100, "draining", 0), remaining(3, 3, None));
         assert_eq!(read(17, 300, "draining", 2), remaining(17, 17, Some(100.0)));
         assert_eq!(read(5, 300, "draining", 3), remaining(5, 17, Some(0.0)));
-        assert_eq!(read(0, 300, "drained", 4), Stage::Drained);
+        assert_eq!(read(0, 300, "drained", 4), Stage::Drained { ended: None });
     }
 
     #[test]
@@ -190,14 +216,43 @@ mod tests {
             backend: "web3".to_owned(),
             service: Some("web".to_owned()),
         };
-        assert_eq!(read(only, &status), Stage::Drained);
+        assert_eq!(read(only, &status), Stage::Drained { ended: None });
     }
 
     #[test]
     fn a_backend_that_is_gone_has_no_flows() {
         assert_eq!(
             Progress::new(target("gone")).read(&example(), Duration::ZERO),
-            Stage::Drained
+            Stage::Drained { ended: None }
+        );
+    }
+
+    #[test]
+    fn flows_that_were_ended_are_summed_up() {
+        let mut status = with(17, 1, "draining");
+        let mut other = status.services[0].backends[2].clone();
+        status.services[0].backends[2].drain_until = Some("2026-11-21T20:05:00Z".to_owned());
+        status.services[1].backends.push(other.clone());
+        let until = |status: &Status| {
+            let stage = Progress::new(target("web3")).read(status, Duration::ZERO);
+            let Stage::Waiting(remaining) = stage else {
+                panic!("{stage:?}")
+            };
+            remaining.drain_until
+        };
+        assert_eq!(until(&status), None, "in the other service it has no end");
+        other.drain_until = Some("2026-11-21T20:06:00Z".to_owned());
+        *status.services[1].backends.last_mut().expect("one") = other;
+        assert_eq!(until(&status).as_deref(), Some("2026-11-21T20:06:00Z"));
+
+        let mut over = with(0, 1, "drained");
+        over.services[0].backends[2].flows_ended = Some(3);
+        let mut other = over.services[0].backends[2].clone();
+        other.flows_ended = Some(4);
+        over.services[1].backends.push(other);
+        assert_eq!(
+            Progress::new(target("web3")).read(&over, Duration::ZERO),
+            Stage::Drained { ended: Some(7) }
         );
     }
 }

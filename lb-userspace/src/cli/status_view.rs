@@ -174,6 +174,29 @@ fn heading(text: &mut String, service: &ServiceStatus, window: &Window) {
         service.affinity,
         human::count(service.slots),
     );
+    if let (true, Some(priority)) = (service.held, service.priority) {
+        let what = match service.better_priority {
+            Some(better) => format!(
+                "held at priority {priority}; {}{better} is up: `xdp-lb failback {}`",
+                if is_preferred(service, better) {
+                    "preferred "
+                } else {
+                    "priority "
+                },
+                service.name
+            ),
+            None => format!("held at priority {priority}; nobody of a better one is up"),
+        };
+        put!(text, "  {}", window.look.warning(&what));
+    }
+}
+
+/// Whether no backend of the service has a better priority.
+fn is_preferred(service: &ServiceStatus, priority: u32) -> bool {
+    service
+        .backends
+        .iter()
+        .all(|backend| backend.priority >= priority)
 }
 
 /// One column of the backends' table.
@@ -299,7 +322,14 @@ fn below(text: &mut String, backend: &BackendStatus, has_reason: bool, window: &
     if !has_reason && backend.state != "up" {
         put!(text, "  {}: {}", backend.name, backend.reason);
     }
-    if let Some(until) = &backend.silent_until
+    if let Some(until) = &backend.drain_until {
+        let until = human::clock(until, window.now, &window.zone);
+        put!(
+            text,
+            "  {}: flows that are left at {until} are ended",
+            backend.name
+        );
+    } else if let Some(until) = &backend.silent_until
         && backend.state != "up"
     {
         let until = human::clock(until, window.now, &window.zone);

@@ -30,6 +30,8 @@ fn backend(name: &str, number: u16, state: &str, reason: &str) -> BackendStatus 
         bytes: 98_765_432,
         flows: 0,
         silent_until: None,
+        drain_until: None,
+        flows_ended: None,
     }
 }
 
@@ -63,6 +65,10 @@ pub(crate) fn example() -> Status {
         flow_idle_s: 900.0,
         slots: 256,
         slots_in_transition: 85,
+        failback: "auto".to_owned(),
+        priority: Some(1),
+        held: false,
+        better_priority: None,
         backends: vec![
             backend("web1", 1, "up", "probe answered: 200"),
             backend("web2", 2, "up", "probe answered: 200"),
@@ -86,6 +92,10 @@ pub(crate) fn example() -> Status {
         flow_idle_s: 30.0,
         slots: 128,
         slots_in_transition: 0,
+        failback: "manual".to_owned(),
+        priority: Some(1),
+        held: false,
+        better_priority: None,
         backends: vec![backend("dns1", 5, "up", "probe answered"), standby],
     };
     let interface = |name: &str, index, mode: &str| InterfaceStatus {
@@ -191,6 +201,36 @@ fn with_rates() {
     assert!(line("web1").contains("1.50k/s"), "{}", line("web1"));
     assert!(line("web2").contains(" - "), "{}", line("web2"));
     assert!(line("web3").contains(" 0/s "), "{}", line("web3"));
+}
+
+#[test]
+fn what_is_held_and_until_when_a_drain_lasts() {
+    let mut status = example();
+    status.services[0].backends[2].drain_until = Some("2026-11-21T20:05:00Z".to_owned());
+    let dns = &mut status.services[1];
+    (dns.priority, dns.held) = (Some(2), true);
+    let text = render(&status, &window(None));
+    assert!(
+        text.contains("web3: flows that are left at 20:05:00 are ended"),
+        "{text}"
+    );
+    assert!(
+        text.contains("held at priority 2; nobody of a better one is up"),
+        "{text}"
+    );
+    status.services[1].better_priority = Some(1);
+    let text = render(&status, &window(None));
+    assert!(
+        text.contains("held at priority 2; preferred 1 is up: `xdp-lb failback dns`"),
+        "{text}"
+    );
+    status.services[1].better_priority = Some(2);
+    status.services[1].priority = Some(3);
+    let text = render(&status, &window(None));
+    assert!(
+        text.contains("held at priority 3; priority 2 is up: `xdp-lb failback dns`"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -29,25 +29,17 @@ const LINE_INTERVAL: Duration = Duration::from_secs(1);
 /// # Errors
 /// The daemon is away for too long, or gives a wrong answer. A drain that does not end well is [`Exit::Failed`], and
 /// the reason has been said.
-pub(crate) fn until_drained(
-    target: Target,
-    timeout: Option<Duration>,
-    context: &Context,
-) -> anyhow::Result<Exit> {
+pub(crate) fn until_drained(target: Target, context: &Context) -> anyhow::Result<Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let result = runtime.block_on(follow(target, timeout, context));
+    let result = runtime.block_on(follow(target, context));
     // A question that is still under way must not hold up Ctrl-C.
     runtime.shutdown_background();
     result
 }
 
-async fn follow(
-    target: Target,
-    timeout: Option<Duration>,
-    context: &Context,
-) -> anyhow::Result<Exit> {
+async fn follow(target: Target, context: &Context) -> anyhow::Result<Exit> {
     let socket = context.reach.socket()?;
     let start = Instant::now();
     let mut display = Display::new(&target);
@@ -56,13 +48,6 @@ async fn follow(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let interrupt = tokio::signal::ctrl_c();
     tokio::pin!(interrupt);
-    let expiry = async {
-        match timeout {
-            Some(timeout) => tokio::time::sleep(timeout).await,
-            None => std::future::pending().await,
-        }
-    };
-    tokio::pin!(expiry);
     let mut answered = Instant::now();
     let mut remaining: Option<Remaining> = None;
     loop {
@@ -80,14 +65,6 @@ async fn follow(
                     "stopped waiting; {}. The drain stays in force: {}",
                     still(remaining.as_ref()), advice(&target)
                 ))?;
-                return Ok(Exit::Failed);
-            }
-            () = &mut expiry => {
-                display.clear();
-                Screen::stderr().error(&format!(
-                    "not drained within {}: {}. The drain stays in force: {}",
-                    human::duration(timeout.unwrap_or_default()), still(remaining.as_ref()), advice(&target)
-                ));
                 return Ok(Exit::Failed);
             }
         };
@@ -108,12 +85,13 @@ async fn follow(
                 display.show(&now, context)?;
                 remaining = Some(now);
             }
-            Stage::Drained => {
+            Stage::Drained { ended } => {
                 display.clear();
                 context.screen.line(&format!(
-                    "{} is drained after {}: no flow is left",
+                    "{} is drained after {}: {}",
                     target.backend,
-                    human::duration(start.elapsed())
+                    human::duration(start.elapsed()),
+                    outcome(ended)
                 ))?;
                 return Ok(Exit::Done);
             }
@@ -173,6 +151,19 @@ fn still(remaining: Option<&Remaining>) -> String {
     }
 }
 
+/// How a drain came to its end, in words.
+fn outcome(ended: Option<u64>) -> String {
+    match ended {
+        None => "no flow is left".to_owned(),
+        Some(0) => "when its time was up, no flow was left".to_owned(),
+        Some(1) => "its time was up, and 1 flow was ended".to_owned(),
+        Some(flows) => format!(
+            "its time was up, and {} flows were ended",
+            human::count(flows)
+        ),
+    }
+}
+
 /// How to go on after the waiting has ended.
 fn advice(target: &Target) -> String {
     let service = target
@@ -193,7 +184,12 @@ fn details(remaining: &Remaining, now: Timestamp, zone: &TimeZone) -> String {
         let rate = human::rate(rate);
         text.push_str(&format!(", {} packets/s", rate.trim_end_matches("/s")));
     }
-    if let Some(until) = &remaining.silent_until {
+    if let Some(until) = &remaining.drain_until {
+        text.push_str(&format!(
+            ", those left at {} are ended",
+            human::clock(until, now, zone)
+        ));
+    } else if let Some(until) = &remaining.silent_until {
         text.push_str(&format!(
             ", silent flows may still exist until {}",
             human::clock(until, now, zone)
@@ -275,6 +271,7 @@ mod tests {
             most: 20,
             rate: Some(340.0),
             silent_until: Some("2026-11-21T20:12:30Z".to_owned()),
+            drain_until: None,
             names: vec!["web/web3".to_owned(), "dns/web3".to_owned()],
         }
     }
@@ -285,6 +282,18 @@ mod tests {
         assert_eq!(
             details(&remaining(17), now, &TimeZone::UTC),
             "17 flows, 340 packets/s, silent flows may still exist until 20:12:30"
+        );
+        let timed = Remaining {
+            drain_until: Some("2026-11-21T20:05:00Z".to_owned()),
+            ..remaining(17)
+        };
+        assert_eq!(
+            details(&timed, now, &TimeZone::UTC),
+            "17 flows, 340 packets/s, those left at 20:05:00 are ended"
+        );
+        assert_eq!(
+            outcome(Some(12_345)),
+            "its time was up, and 12,345 flows were ended"
         );
         assert_eq!(
             still(Some(&remaining(1))),

@@ -10,7 +10,7 @@ use toml::Spanned;
 
 use super::{
     error::{ConfigError, ErrorKind},
-    model::{Mode, Ports, Probe, Protocol, Rule, Unserved, Via},
+    model::{Failback, Mode, Ports, Probe, Protocol, Rule, Unserved, Via},
     raw::{RawBackend, RawConfig, RawLimits, RawNode, RawService, SERVICES_MAX},
     reader::{Sink, nearest},
 };
@@ -142,6 +142,17 @@ fn cluster(config: &RawConfig, sink: &Sink) {
         sink.push(error);
     }
     for service in &config.services {
+        if service.failback == Some(Failback::Manual) {
+            sink.push(
+                ConfigError::new(
+                    ErrorKind::Conflict,
+                    "`failback = \"manual\"` has no meaning with `mode = \"pick\"`: each node would remember another past",
+                )
+                .at(service.span.clone())
+                .expected("\"auto\", which is the default")
+                .help("to keep a node from taking over again by itself, drain it before it comes back"),
+            );
+        }
         if let (Some(Some(Probe { via: Via::Vip, .. })), Some(span)) =
             (&service.probe, &service.via)
         {

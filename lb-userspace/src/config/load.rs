@@ -150,6 +150,7 @@ fn finish_service(raw: RawService) -> Option<Service> {
         affinity: raw.affinity?,
         rule: raw.rule?.into_inner(),
         flow_idle: raw.flow_idle?,
+        failback: raw.failback?,
         probe: raw.probe?,
         backends: raw
             .backends

@@ -21,6 +21,6 @@ pub use error::{ConfigError, ConfigErrors, ErrorKind};
 pub use host::{HostFacts, InterfaceFacts, check_host};
 pub use load::ConfigFile;
 pub use model::{
-    Affinity, Backend, ClusterMac, Config, Control, Limits, Mode, Node, Ports, Probe, ProbeKind,
-    Protocol, Rule, Service, Unserved, Via, XdpMode,
+    Affinity, Backend, ClusterMac, Config, Control, Failback, Limits, Mode, Node, Ports, Probe,
+    ProbeKind, Protocol, Rule, Service, Unserved, Via, XdpMode,
 };

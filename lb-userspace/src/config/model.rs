@@ -294,6 +294,8 @@ pub struct Service {
     /// How long a flow may be silent before it counts as ended, 1 s to 8 h.
     #[serde(serialize_with = "as_text")]
     pub flow_idle: Duration,
+    /// What becomes of new flows when a better priority is up again.
+    pub failback: Failback,
     /// How the backends are probed. `None`: not at all; a backend counts as up once its MAC address is known.
     #[serde(serialize_with = "probe_or_none")]
     pub probe: Option<Probe>,
@@ -406,6 +408,17 @@ pub enum Affinity {
     Client,
     /// The source's /24, Windows NLB's "Class C".
     Network,
+}
+
+/// What becomes of new flows when a better priority is up again (`service.failback`). Existing flows stay either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Failback {
+    /// They go back at once.
+    #[default]
+    Auto,
+    /// They stay where they are until the operator says `xdp-lb failback`.
+    Manual,
 }
 
 /// `[service.probe]`: one health check, made of each of the service's backends.

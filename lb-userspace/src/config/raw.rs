@@ -8,8 +8,8 @@ use toml::{Spanned, de::DeTable};
 use super::{
     error::{ConfigError, ErrorKind, visible},
     model::{
-        Affinity, Backend, ClusterMac, Control, Limits, Mode, Node, Ports, Probe, Protocol, Rule,
-        Unserved, XdpMode,
+        Affinity, Backend, ClusterMac, Control, Failback, Limits, Mode, Node, Ports, Probe,
+        Protocol, Rule, Unserved, XdpMode,
     },
     reader::{Field, Fields, Sink},
     sections, service, values,
@@ -69,6 +69,7 @@ pub(super) struct RawService {
     pub(super) affinity: Option<Affinity>,
     pub(super) rule: Option<Spanned<Rule>>,
     pub(super) flow_idle: Option<std::time::Duration>,
+    pub(super) failback: Option<Failback>,
     pub(super) probe: Option<Option<Probe>>,
     /// The value of `probe.via`, where it is there.
     pub(super) via: Option<Range<usize>>,

@@ -76,6 +76,7 @@ pub(super) static SERVICE: Section = Section {
         "affinity",
         "rule",
         "flow_idle",
+        "failback",
         "probe",
         "backend",
     ],

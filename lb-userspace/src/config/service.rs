@@ -6,7 +6,9 @@ use toml::Spanned;
 
 use super::{
     error::{ConfigError, ErrorKind},
-    model::{Affinity, Backend, Mode, Ports, Probe, ProbeKind, Protocol, Rule, Service, Via},
+    model::{
+        Affinity, Backend, Failback, Mode, Ports, Probe, ProbeKind, Protocol, Rule, Service, Via,
+    },
     ports,
     raw::{RawBackend, RawService},
     reader::{Field, Fields, Sink, nearest, one_of},
@@ -67,6 +69,10 @@ pub(super) fn read(fields: &Fields<'_, '_>, mode: Mode, sink: &Sink) -> RawServi
     let flow_idle = fields.read_or("flow_idle", Service::FLOW_IDLE, |field| {
         values::duration(field, FLOW_IDLE, sink)
     });
+    let failback = fields.read_or("failback", Failback::default(), |field| {
+        let ways = [("auto", Failback::Auto), ("manual", Failback::Manual)];
+        values::choice(field, &ways, sink)
+    });
     let probe = read_probe(fields, mode, protocol, listed.as_ref(), sink);
     // An error in it has been reported with the probe.
     let via = fields
@@ -86,6 +92,7 @@ pub(super) fn read(fields: &Fields<'_, '_>, mode: Mode, sink: &Sink) -> RawServi
         affinity,
         rule,
         flow_idle,
+        failback,
         probe,
         via,
         backends: backends

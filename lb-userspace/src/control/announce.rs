@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use lb_common::abi::BackendState;
 use tracing::{info, warn};
 
 use super::actual::{Actual, Op};
@@ -26,6 +27,17 @@ pub fn announce(actual: &Actual, ops: &[Op]) -> Vec<String> {
     };
     let mut lines = Vec::new();
     for op in ops {
+        if let Some((id, from, to)) = other_priority(actual, ops, op) {
+            let service = name_of(id);
+            if to < from {
+                info!(service, from, to, "new flows go back to a better priority");
+            } else {
+                warn!(service, from, to, "new flows go to a later priority");
+            }
+            lines.push(format!(
+                "{service}: new flows go to priority {to}, not {from}"
+            ));
+        }
         match op {
             Op::Backend { number, backend } => {
                 let service = name_of(backend.service);
@@ -46,6 +58,18 @@ pub fn announce(actual: &Actual, ops: &[Op]) -> Vec<String> {
                         backend.name, backend.reason
                     ));
                 } else if let Some(old) = old {
+                    if backend.state == BackendState::Leaving
+                        && backend.entry.failed()
+                        && !old.entry.failed()
+                    {
+                        warn!(
+                            service,
+                            backend = backend.name,
+                            reason = backend.reason,
+                            "backend failed while it was leaving"
+                        );
+                        lines.push(format!("{service}/{}: {}", backend.name, backend.reason));
+                    }
                     if old.weight != backend.weight {
                         info!(
                             service,
@@ -114,4 +138,67 @@ pub fn announce(actual: &Actual, ops: &[Op]) -> Vec<String> {
         }
     }
     lines
+}
+
+/// Service, and the priorities before and after, where an operation gives the new flows to backends of another priority.
+fn other_priority(actual: &Actual, ops: &[Op], op: &Op) -> Option<(u16, u32, u32)> {
+    let (id, after) = match op {
+        Op::Slots {
+            service, built_for, ..
+        } => (*service, built_for.as_ref()?),
+        Op::Service { id, service } => (*id, service.built_for.as_ref()?),
+        _ => return None,
+    };
+    let before = actual.services().get(&id)?.built_for.as_ref()?;
+    // All that share the new flows have the same priority, so one of each tells.
+    let (_, _, first_before) = before.first()?;
+    let (_, _, first_after) = after.first()?;
+    let from = actual.backends().get(first_before)?.priority;
+    let changed = ops.iter().find_map(|op| match op {
+        Op::Backend { number, backend } if number == first_after => Some(backend),
+        _ => None,
+    });
+    let to = changed
+        .or_else(|| actual.backends().get(first_after))?
+        .priority;
+    (from != to).then_some((id, from, to))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::{
+        desired::DesiredBackend,
+        samples::{Bench, backend, in_state, service},
+    };
+
+    #[test]
+    fn another_priority_is_told_once() {
+        let mut bench = Bench::new();
+        let standby = || DesiredBackend {
+            priority: 2,
+            ..backend("b")
+        };
+        let with = |a: DesiredBackend| [service("mail", 10, &[a, standby()])];
+        let mut tell = |a| {
+            let desired = with(a);
+            let ops = bench.plan(&desired).unwrap();
+            let lines = announce(bench.actual(), &ops);
+            bench.execute(&ops);
+            lines
+                .into_iter()
+                .filter(|line| line.contains("priority"))
+                .collect::<Vec<_>>()
+        };
+        assert!(tell(backend("a")).is_empty(), "the first table");
+        assert_eq!(
+            tell(in_state("a", BackendState::Down)),
+            ["mail: new flows go to priority 2, not 1"]
+        );
+        assert!(tell(in_state("a", BackendState::Failed)).is_empty());
+        assert_eq!(
+            tell(backend("a")),
+            ["mail: new flows go to priority 1, not 2"]
+        );
+    }
 }

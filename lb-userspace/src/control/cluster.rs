@@ -33,6 +33,8 @@ pub struct Cluster {
 pub struct Judged {
     /// Its operator said `drain`.
     pub drained: bool,
+    /// Its drain's time was up, and so many flows were left.
+    pub ended: Option<u64>,
     /// Its operator said `fail`.
     pub failed: bool,
     /// The weight in force.
@@ -156,6 +158,11 @@ impl Knowledge {
                     } else {
                         last.is_some_and(|word| word.drained)
                     },
+                    ended: if own {
+                        decision.flows_ended
+                    } else {
+                        last.and_then(|word| word.ended)
+                    },
                     failed: if own {
                         decision.failed
                     } else {
@@ -278,6 +285,7 @@ impl Knowledge {
         ServiceWord {
             healthy: answers && !self.opening,
             drained: decision.drained,
+            ended: decision.flows_ended,
             failed: decision.failed,
             weight: decision.weight,
             down: self.found_down(service, actual),

@@ -163,6 +163,7 @@ fn knowledge(node: usize, decisions: Decisions, opening: bool) -> Knowledge {
             }],
         },
         opening,
+        leaving: std::collections::BTreeMap::new(),
         cluster: Cluster::default(),
     }
 }

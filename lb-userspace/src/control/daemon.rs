@@ -26,7 +26,7 @@ use super::{
     execute::Done,
     fixed::fixed_while_running,
     knowledge::{Knowledge, Neighbour, PortState},
-    orders::{self, Order},
+    orders::{self, Order, Refusal, Until},
     peers::{PERIOD, Word},
     probe_routes,
     reconcile::{Scope, TooSmall, reconcile},
@@ -36,7 +36,10 @@ use super::{
     voice::Voice,
 };
 use crate::{
-    api::{InterfaceStatus, LastApply, NodeStatus, Request, Response, Target, http, server},
+    api::{
+        DrainTimeout, InterfaceStatus, LastApply, NodeStatus, Request, Response, Target, http,
+        server,
+    },
     config::{Config, ConfigFile, Mode, check_host},
     dataplane::{DataplaneError, attach, clock::coarse_ticks},
     health::{ProbeReport, Prober},
@@ -91,8 +94,13 @@ pub async fn run(options: Options) -> Result<()> {
     let (questions, asked) = mpsc::channel(64);
     let resolver = Resolver::start(network).context("following the neighbours")?;
     let ports = running.attachments.iter().map(|a| a.port.clone()).collect();
+    if !running.adopted {
+        // Nothing is left of the flows that a later priority was held for.
+        decisions.held.clear();
+    }
     let knowledge = Knowledge {
         config: file.config,
+        leaving: BTreeMap::new(),
         decisions,
         health: std::collections::HashMap::new(),
         neighbours: std::collections::HashMap::new(),
@@ -120,6 +128,7 @@ pub async fn run(options: Options) -> Result<()> {
     daemon.take_in().await?;
     let actual = &daemon.running.executor.actual;
     daemon.knowledge.adopt_neighbours(actual);
+    daemon.knowledge.adopt_leaving(actual);
     let probes = daemon.knowledge.probes(actual);
     daemon.knowledge.keep_health(actual, &probes);
     // What a killed controller left without an owner is free again before new owners are looked for: the first look clears
@@ -250,6 +259,7 @@ impl Daemon {
                 _ = speaking.tick(), if self.voice.is_some() => self.on_silence()?,
             }
             self.end_opening()?;
+            self.end_drains()?;
             self.speak();
         }
     }
@@ -351,6 +361,41 @@ impl Daemon {
         }
     }
 
+    /// Ends what is left of the flows on backends whose drain's time is up.
+    fn end_drains(&mut self) -> Result<()> {
+        let due = self.knowledge.decisions.due(unix_ms());
+        if due.is_empty() {
+            return Ok(());
+        }
+        let since = Instant::now();
+        // Counted here, and ended by the next thing that is done.
+        self.swept.quiet = false;
+        self.sweep()?;
+        let actual = &self.running.executor.actual;
+        let decisions = orders::end_drains(&self.knowledge.decisions, &due, actual, &self.swept);
+        self.knowledge.decisions = decisions;
+        let services = due.iter().map(|(service, _)| service.clone()).collect();
+        let names: BTreeSet<&str> = due.iter().map(|(_, backend)| backend.as_str()).collect();
+        let names: Vec<&str> = names.into_iter().collect();
+        let cause = format!("time up for the drain of {}", names.join(", "));
+        self.change(&cause, since, Touched::Only(&services))?;
+        self.save_decisions();
+        // What was counted is no more.
+        self.sweep()
+    }
+
+    /// Keeps what was not ordered but follows from orders. It is in force already: a file that can't be written is no
+    /// reason to undo it.
+    fn save_decisions(&self) {
+        if let Err(error) = self
+            .knowledge
+            .decisions
+            .save(&self.knowledge.config.control.state)
+        {
+            error!(%error, "what is in force now would not survive a restart of xdp-lb");
+        }
+    }
+
     /// Reconciles the services that are touched; tells the probes and neighbours what follows. Gives one line for each
     /// backend whose state changed.
     fn change(&mut self, cause: &str, since: Instant, touched: Touched<'_>) -> Result<Vec<String>> {
@@ -365,12 +410,31 @@ impl Daemon {
             ),
         };
         let ops = reconcile(&desired, scope, actual, unix_ms(), now)?;
+        let held = self.knowledge.keep_held(&desired, scope == Scope::All);
+        let lines = self.carry_out(&ops, now, cause, since)?;
+        // After the stores: a failover does not wait for the disk. Killed in between, the next controller finds who is
+        // up in the maps, and comes to the same.
+        if held != self.knowledge.decisions.held {
+            self.knowledge.decisions.held = held;
+            self.save_decisions();
+        }
+        Ok(lines)
+    }
+
+    fn carry_out(
+        &mut self,
+        ops: &[Op],
+        now: Millis,
+        cause: &str,
+        since: Instant,
+    ) -> Result<Vec<String>> {
         if ops.is_empty() {
             return Ok(Vec::new());
         }
-        let lines = announce(actual, &ops);
-        self.knowledge.count_admissions(actual, &ops);
-        let Done { slots } = self.execute(&ops, now)?;
+        let actual = &self.running.executor.actual;
+        let lines = announce(actual, ops);
+        self.knowledge.count_admissions(actual, ops);
+        let Done { slots } = self.execute(ops, now)?;
         let duration = since.elapsed();
         if slots > 0 || !lines.is_empty() {
             self.last_apply = Some(LastApply {
@@ -420,6 +484,7 @@ impl Daemon {
     /// Probes and neighbours as the maps are now.
     fn follow(&mut self) {
         let actual = &self.running.executor.actual;
+        self.knowledge.forget_gone(actual);
         let probes = self.knowledge.probes(actual);
         self.knowledge.keep_health(actual, &probes);
         let specs: BTreeMap<_, _> = probes
@@ -501,14 +566,7 @@ impl Daemon {
             1 => format!("neighbour {first}"),
             n => format!("{n} neighbours"),
         };
-        let touched: BTreeSet<String> = self
-            .knowledge
-            .config
-            .services
-            .iter()
-            .filter(|s| s.backends.iter().any(|b| addresses.contains(&b.address)))
-            .map(|s| s.name.clone())
-            .collect();
+        let touched = self.knowledge.services_with(&addresses);
         self.change(&cause, since, Touched::Only(&touched))?;
         Ok(())
     }
@@ -605,7 +663,18 @@ impl Daemon {
     async fn on_request(&mut self, request: Request) -> Result<Response> {
         match request {
             Request::Status => Ok(Response::Status(Box::new(self.status()?))),
-            Request::Drain { backend, force } => self.order(&backend, Order::Drain, force),
+            Request::Drain {
+                backend,
+                force,
+                timeout,
+            } => {
+                let until = match timeout {
+                    DrainTimeout::AsBefore => Until::AsBefore,
+                    DrainTimeout::Never => Until::Never,
+                    DrainTimeout::After { ms } => Until::At(unix_ms().saturating_add(ms)),
+                };
+                self.order(&backend, Order::Drain(until), force)
+            }
             Request::Resume { backend } => self.order(&backend, Order::Resume, true),
             Request::Fail { backend, force } => self.order(&backend, Order::Fail, force),
             Request::Weight {
@@ -617,17 +686,57 @@ impl Daemon {
                 let harmless = force || weight != Some(0);
                 self.order(&backend, Order::Weight(weight), harmless)
             }
+            Request::Failback { service } => self.failback(&service),
             Request::Reload => self.reload().await,
+        }
+    }
+
+    /// New flows of a service go back to the best priority that is up.
+    fn failback(&mut self, name: &str) -> Result<Response> {
+        let since = Instant::now();
+        let refused = |message: String| Ok(Response::Refused { message });
+        let service = match orders::service(&self.knowledge.config, name) {
+            Ok(service) => service,
+            Err(refusal) => return refused(refusal.to_string()),
+        };
+        let standing = self
+            .knowledge
+            .standing(service, &self.running.executor.actual);
+        let (true, Some(priority)) = (standing.held, standing.priority) else {
+            return Ok(Response::Done {
+                changes: Vec::new(),
+            });
+        };
+        if standing.better.is_none() {
+            let service = name.to_owned();
+            return refused(Refusal::NothingBetter { service, priority }.to_string());
+        }
+        let mut decisions = self.knowledge.decisions.clone();
+        decisions.held.remove(name);
+        if let Err(error) = decisions.save(&self.knowledge.config.control.state) {
+            return refused(format!("{error}; nothing was changed"));
+        }
+        let before = std::mem::replace(&mut self.knowledge.decisions, decisions);
+        let services = BTreeSet::from([name.to_owned()]);
+        match self.change(&format!("Failback {name}"), since, Touched::Only(&services)) {
+            Ok(changes) => Ok(Response::Done { changes }),
+            Err(error) if error.is::<TooSmall>() => {
+                self.knowledge.decisions = before;
+                self.save_decisions();
+                refused(format!("{error}; nothing was changed"))
+            }
+            Err(error) => Err(error),
         }
     }
 
     fn order(&mut self, target: &Target, order: Order, force: bool) -> Result<Response> {
         let since = Instant::now();
         let refused = |message: String| Ok(Response::Refused { message });
-        let services = match orders::resolve(&self.knowledge.config, target) {
-            Ok(services) => services,
-            Err(refusal) => return refused(refusal.to_string()),
-        };
+        let services =
+            match orders::resolve(&self.knowledge.config, &self.knowledge.leaving, target) {
+                Ok(services) => services,
+                Err(refusal) => return refused(refusal.to_string()),
+            };
         if !force
             && let Err(refusal) =
                 orders::refuse_last(&self.running.executor.actual, &services, &target.backend)
@@ -647,10 +756,11 @@ impl Daemon {
         }
         let services: BTreeSet<String> = services.into_iter().map(str::to_owned).collect();
         let before = std::mem::replace(&mut self.knowledge.decisions, decisions);
-        let cause = format!("{order:?} {}", target.backend);
+        let cause = format!("{} {}", order.name(), target.backend);
         match self.change(&cause, since, Touched::Only(&services)) {
-            Ok(changes) => {
+            Ok(mut changes) => {
                 self.sweep()?;
+                changes.extend(self.consequences(&before, &services, &target.backend));
                 Ok(Response::Done { changes })
             }
             // A weight that needs a larger table than there is room for.
@@ -663,6 +773,45 @@ impl Daemon {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// What an order brings that no state shows: the end of a drain that has one, and flows that do not come back by
+    /// themselves.
+    fn consequences(
+        &self,
+        before: &Decisions,
+        services: &BTreeSet<String>,
+        backend: &str,
+    ) -> Vec<String> {
+        let actual = &self.running.executor.actual;
+        let mut lines = Vec::new();
+        for service in self
+            .knowledge
+            .config
+            .services
+            .iter()
+            .filter(|service| services.contains(&service.name))
+        {
+            let name = &service.name;
+            let until = self.knowledge.decisions.of(name, backend).drain_until_ms;
+            if until != before.of(name, backend).drain_until_ms {
+                lines.extend(until.map(|until| {
+                    let at = report::rfc3339_ms(until);
+                    format!("{name}/{backend}: flows that are left at {at} are ended then")
+                }));
+                if until.is_none() && self.knowledge.decisions.of(name, backend).drained {
+                    lines.push(format!("{name}/{backend}: its flows end by themselves"));
+                }
+            }
+            let standing = self.knowledge.standing(service, actual);
+            if let (Some(priority), Some(better)) = (standing.priority, standing.better) {
+                lines.push(format!(
+                    "{name}: new flows stay on priority {priority} though {better} is up, as `failback` is \"manual\": \
+                     `xdp-lb failback {name}`"
+                ));
+            }
+        }
+        lines
     }
 
     /// Reads the configuration file again; a bad one changes nothing.
@@ -683,17 +832,17 @@ impl Daemon {
             return refused(format!("{message}; nothing was changed"));
         }
         self.knowledge.facts = facts;
-        let before = std::mem::replace(&mut self.knowledge.config, file.config);
+        let before = self.knowledge.take(file.config);
         match self.change("reload", since, Touched::All) {
             Ok(changes) => {
-                probe_routes::remove_unused(&self.netlink, &before, &self.knowledge.config).await;
+                probe_routes::remove_unused(&self.netlink, &before.0, &self.knowledge.config).await;
                 probe_routes::prepare(&self.netlink, &self.knowledge).await;
                 self.follow();
                 self.sweep()?;
                 Ok(Response::Done { changes })
             }
             Err(error) if error.is::<TooSmall>() => {
-                self.knowledge.config = before;
+                self.knowledge.take_back(before);
                 refused(format!("{error}; nothing was changed"))
             }
             Err(error) => Err(error),
@@ -727,13 +876,22 @@ impl Daemon {
             last_apply: self.last_apply.clone(),
             cluster: self.knowledge.cluster_status(&self.running.executor.actual),
         };
-        let order: Vec<String> = config.services.iter().map(|s| s.name.clone()).collect();
         let executor = &self.running.executor;
+        let services = config.services.iter();
+        let told = report::Told {
+            services: services
+                .map(|service| {
+                    let standing = self.knowledge.standing(service, &executor.actual);
+                    (service.name.clone(), standing)
+                })
+                .collect(),
+            decisions: &self.knowledge.decisions,
+        };
         Ok(report::status(
             node,
             &executor.maps,
             &executor.actual,
-            &order,
+            &told,
             &self.swept,
             self.now(),
         )?)

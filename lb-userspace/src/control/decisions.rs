@@ -21,6 +21,22 @@ pub struct Decision {
     /// `weight`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<u32>,
+    /// `drain --timeout`: when the flows that are left are ended, in Unix milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain_until_ms: Option<u64>,
+    /// That time has come: so many flows were left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flows_ended: Option<u64>,
+}
+
+/// A service with `failback = "manual"` whose new flows went to a later priority: they stay there until the operator says
+/// `failback`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// The priority they stay on.
+    pub priority: u32,
+    /// The configured priority of each backend at that time: where one of them has another one now, nothing is held.
+    pub priorities: BTreeMap<String, u32>,
 }
 
 /// Everything that is kept.
@@ -28,6 +44,8 @@ pub struct Decision {
 pub struct Decisions {
     /// By service and backend.
     pub backends: BTreeMap<(String, String), Decision>,
+    /// By service.
+    pub held: BTreeMap<String, Held>,
     /// The secret that decides which client goes where, where the configuration does not name one.
     pub seed: Option<[u64; 2]>,
 }
@@ -39,6 +57,8 @@ struct File {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     seed: Option<String>,
     decisions: Vec<Entry>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    held: BTreeMap<String, Held>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -97,6 +117,21 @@ impl Decisions {
         }
     }
 
+    /// The drains whose time is up and whose flows have not been ended yet: service and backend.
+    #[must_use]
+    pub fn due(&self, unix_ms: u64) -> Vec<(String, String)> {
+        self.backends
+            .iter()
+            .filter(|(_, decision)| {
+                decision.flows_ended.is_none()
+                    && decision
+                        .drain_until_ms
+                        .is_some_and(|until| until <= unix_ms)
+            })
+            .map(|(key, _)| key.clone())
+            .collect()
+    }
+
     /// Reads the file; a missing one holds nothing.
     ///
     /// # Errors
@@ -136,7 +171,11 @@ impl Decisions {
             .into_iter()
             .map(|entry| ((entry.service, entry.backend), entry.decision))
             .collect();
-        Ok(Self { backends, seed })
+        Ok(Self {
+            backends,
+            held: file.held,
+            seed,
+        })
     }
 
     /// Writes the file whole: to a new one beside it, flushed to the disk, then renamed. Readable by root alone, since
@@ -157,6 +196,7 @@ impl Decisions {
                     decision: *decision,
                 })
                 .collect(),
+            held: self.held.clone(),
         };
         let error = |source| DecisionsError::Io {
             what: "writing",
@@ -224,13 +264,54 @@ mod tests {
                 ..Decision::default()
             },
         );
+        decisions.set(
+            "mail",
+            "b1",
+            Decision {
+                drained: true,
+                drain_until_ms: Some(1_700_000_000_000),
+                flows_ended: Some(3),
+                ..Decision::default()
+            },
+        );
+        decisions.held.insert(
+            "web".into(),
+            Held {
+                priority: 2,
+                priorities: BTreeMap::from([("b1".into(), 1), ("b2".into(), 2)]),
+            },
+        );
         decisions.save(&path).unwrap();
         assert_eq!(Decisions::load(&path).unwrap(), decisions);
         decisions.set("web", "b1", Decision::default());
-        assert_eq!(decisions.backends.len(), 1);
+        assert_eq!(decisions.backends.len(), 2);
         let mode =
             std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path).unwrap().permissions());
         assert_eq!(mode & 0o777, 0o600, "the seed is a secret");
+    }
+
+    #[test]
+    fn a_drain_is_due_once() {
+        let mut decisions = Decisions::default();
+        let drain = Decision {
+            drained: true,
+            drain_until_ms: Some(1000),
+            ..Decision::default()
+        };
+        decisions.set("web", "b1", drain);
+        let endless = Decision {
+            drain_until_ms: None,
+            ..drain
+        };
+        decisions.set("web", "b2", endless);
+        assert_eq!(decisions.due(999), []);
+        assert_eq!(decisions.due(1000), [("web".to_owned(), "b1".to_owned())]);
+        let ended = Decision {
+            flows_ended: Some(0),
+            ..drain
+        };
+        decisions.set("web", "b1", ended);
+        assert_eq!(decisions.due(u64::MAX), []);
     }
 
     #[test]

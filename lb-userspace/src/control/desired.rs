@@ -19,8 +19,12 @@ pub struct DesiredService {
     pub track: Track,
     /// After which silence a flow counts as ended.
     pub flow_idle: Duration,
+    /// The priority that new flows stay on as long as anybody there takes them; `None`: the best.
+    pub held: Option<u32>,
     /// In the order of the configuration.
     pub backends: Vec<DesiredBackend>,
+    /// What is known of those that left the configuration while their flows stay.
+    pub leaving: Vec<DesiredBackend>,
     /// Where every node sees every packet: how far the peers are.
     pub pick: Option<Pick>,
 }
@@ -47,7 +51,8 @@ pub struct DesiredBackend {
     pub weight: u32,
     /// 1 is preferred.
     pub priority: u32,
-    /// `Up`, `Down`, `Draining` or `Failed`; what follows from the maps (`Drained`, `Leaving`) is not decided here.
+    /// `Up`, `Down`, `Draining` or `Failed`; `Drained` only where the drain's time was up, since that a drain has come to
+    /// its end by itself follows from the maps. `Leaving` for those in [`DesiredService::leaving`].
     pub state: BackendState,
     /// Why.
     pub reason: String,
@@ -57,6 +62,8 @@ pub struct DesiredBackend {
     pub mac: Option<[u8; 6]>,
     /// The port it is reached through.
     pub port: u16,
+    /// Of one that is leaving: its flows have to move, since it fails or because the operator said so.
+    pub lost: bool,
 }
 
 impl DesiredBackend {
@@ -72,23 +79,47 @@ impl DesiredBackend {
         self.state == BackendState::Up && self.weight > 0
     }
 
-    /// Whether its flows have to move.
+    /// Whether its flows have to move. The time of a drain that is up ends flows in the same way as a failure does: the
+    /// backend leaves both sides of every slot at once.
     #[must_use]
     pub fn has_failed(&self) -> bool {
-        matches!(self.state, BackendState::Down | BackendState::Failed)
+        match self.state {
+            BackendState::Down | BackendState::Failed | BackendState::Drained => true,
+            BackendState::Up | BackendState::Draining => false,
+            BackendState::Leaving => self.lost,
+        }
     }
 }
 
-/// The backends that share the new flows: those of the best priority of which at least one may take any.
-pub fn active(backends: &[DesiredBackend]) -> impl Iterator<Item = &DesiredBackend> {
-    let best = backends
-        .iter()
-        .filter(|b| b.takes_new_flows())
-        .map(|b| b.priority)
-        .min();
-    backends
-        .iter()
-        .filter(move |b| b.takes_new_flows() && Some(b.priority) == best)
+impl DesiredService {
+    /// The best priority of which any backend may take new flows.
+    #[must_use]
+    pub fn best_priority(&self) -> Option<u32> {
+        self.backends
+            .iter()
+            .filter(|b| b.takes_new_flows())
+            .map(|b| b.priority)
+            .min()
+    }
+
+    /// The priority that new flows go to; `None` where nobody takes any.
+    #[must_use]
+    pub fn priority(&self) -> Option<u32> {
+        let takes = |priority: &u32| {
+            self.backends
+                .iter()
+                .any(|b| b.takes_new_flows() && b.priority == *priority)
+        };
+        self.held.filter(takes).or_else(|| self.best_priority())
+    }
+
+    /// The backends that share the new flows: those of that priority that may take any.
+    pub fn active(&self) -> impl Iterator<Item = &DesiredBackend> {
+        let priority = self.priority();
+        self.backends
+            .iter()
+            .filter(move |b| b.takes_new_flows() && Some(b.priority) == priority)
+    }
 }
 
 /// What is known of a backend, from which its state follows.
@@ -96,6 +127,8 @@ pub fn active(backends: &[DesiredBackend]) -> impl Iterator<Item = &DesiredBacke
 pub struct Knowledge<'a> {
     /// The operator said `drain`.
     pub drained: bool,
+    /// The drain's time was up, and so many flows were left.
+    pub ended: Option<u64>,
     /// The operator said `fail`.
     pub failed: bool,
     /// Whether its probes succeed, and why.
@@ -126,10 +159,22 @@ pub fn state(known: &Knowledge<'_>) -> (BackendState, String) {
         (BackendState::Down, while_draining(known.neighbour))
     } else if !known.healthy {
         (BackendState::Down, while_draining(known.health))
+    } else if let (true, Some(flows)) = (known.drained, known.ended) {
+        (BackendState::Drained, time_was_up(flows))
     } else if known.drained {
         (BackendState::Draining, "drained by the operator".into())
     } else {
         (BackendState::Up, known.health.to_owned())
+    }
+}
+
+/// The reason of a drain whose time was up.
+#[must_use]
+pub fn time_was_up(flows: u64) -> String {
+    match flows {
+        0 => "drained by the operator; when its time was up, no flow was left".to_owned(),
+        1 => "drained by the operator; its time was up, and 1 flow was ended".to_owned(),
+        n => format!("drained by the operator; its time was up, and {n} flows were ended"),
     }
 }
 
@@ -148,31 +193,68 @@ mod tests {
             healthy: true,
             mac: Some([2; 6]),
             port: 0,
+            lost: false,
         }
+    }
+
+    fn service(backends: Vec<DesiredBackend>) -> DesiredService {
+        DesiredService {
+            backends,
+            ..crate::control::samples::service("web", 10, &[])
+        }
+    }
+
+    fn names(service: &DesiredService) -> Vec<&str> {
+        service.active().map(|b| b.name.as_str()).collect()
     }
 
     #[test]
     fn only_the_best_priority_with_anyone_up_is_active() {
-        let mut backends = vec![
+        let mut service = service(vec![
             backend("a", 1, 50, BackendState::Up),
             backend("b", 1, 0, BackendState::Up),
             backend("c", 2, 50, BackendState::Up),
             backend("d", 1, 50, BackendState::Up),
-        ];
-        let names = |b: &[DesiredBackend]| active(b).map(|b| b.name.clone()).collect::<Vec<_>>();
-        assert_eq!(names(&backends), ["a", "d"]);
-        backends[0].state = BackendState::Draining;
-        assert_eq!(names(&backends), ["d"]);
-        backends[3].state = BackendState::Down;
-        assert_eq!(names(&backends), ["c"]);
-        backends[2].state = BackendState::Failed;
-        assert!(names(&backends).is_empty());
+        ]);
+        assert_eq!(names(&service), ["a", "d"]);
+        service.backends[0].state = BackendState::Draining;
+        assert_eq!(names(&service), ["d"]);
+        service.backends[3].state = BackendState::Down;
+        assert_eq!(names(&service), ["c"]);
+        service.backends[2].state = BackendState::Failed;
+        assert!(names(&service).is_empty());
+    }
+
+    #[test]
+    fn a_held_priority_stays_active_as_long_as_anybody_there_is_up() {
+        let mut service = service(vec![
+            backend("a", 1, 50, BackendState::Up),
+            backend("b", 2, 50, BackendState::Up),
+            backend("c", 2, 50, BackendState::Down),
+            backend("d", 3, 50, BackendState::Up),
+        ]);
+        service.held = Some(2);
+        assert_eq!(
+            (names(&service), service.best_priority()),
+            (vec!["b"], Some(1))
+        );
+        service.backends[1].weight = 0;
+        assert_eq!((names(&service), service.priority()), (vec!["a"], Some(1)));
+        service.backends[0].state = BackendState::Down;
+        assert_eq!((names(&service), service.priority()), (vec!["d"], Some(3)));
+        service.held = Some(9);
+        assert_eq!(
+            names(&service),
+            ["d"],
+            "a priority that nobody has holds nothing"
+        );
     }
 
     #[test]
     fn which_state_follows() {
         let known = Knowledge {
             drained: false,
+            ended: None,
             failed: false,
             healthy: true,
             health: "answers",
@@ -201,6 +283,26 @@ mod tests {
             of(Knowledge {
                 healthy: false,
                 ..known.clone()
+            })
+            .0,
+            BackendState::Down
+        );
+        let timed_out = Knowledge {
+            drained: true,
+            ended: Some(3),
+            ..known.clone()
+        };
+        assert_eq!(
+            of(timed_out.clone()),
+            (
+                BackendState::Drained,
+                "drained by the operator; its time was up, and 3 flows were ended".into()
+            )
+        );
+        assert_eq!(
+            of(Knowledge {
+                healthy: false,
+                ..timed_out
             })
             .0,
             BackendState::Down

@@ -12,6 +12,7 @@ pub mod decisions;
 pub mod desired;
 pub mod directory;
 pub mod execute;
+pub mod failback;
 pub mod fixed;
 pub mod knowledge;
 pub mod memory;

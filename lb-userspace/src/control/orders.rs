@@ -1,13 +1,18 @@
 //! What the operator orders: drain, resume, fail, weight. Each is checked whole before anything is changed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::abi::BackendState;
 
-use super::{actual::Actual, decisions::Decisions};
+use super::{
+    actual::Actual,
+    decisions::{Decision, Decisions},
+    knowledge::{Leaving, LeavingKey},
+    sweep::Sweep,
+};
 use crate::{
     api::Target,
-    config::{Config, Mode},
+    config::{Config, Mode, Service},
 };
 
 /// An order that is not carried out.
@@ -51,6 +56,17 @@ pub enum Refusal {
         /// The backend.
         backend: String,
     },
+    /// Nothing better to go back to.
+    #[error(
+        "`{service}` stays on priority {priority}: no backend of a better one takes new flows. `xdp-lb status {service}` \
+         says why"
+    )]
+    NothingBetter {
+        /// The service.
+        service: String,
+        /// The priority its new flows are held on.
+        priority: u32,
+    },
     /// The weight is out of range.
     #[error("a weight is between 0 and 65535, not {0}")]
     Weight(u32),
@@ -85,27 +101,42 @@ fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> String {
     )
 }
 
-/// The services and the backend that a target names.
+/// The service of this name.
+///
+/// # Errors
+/// [`Refusal::UnknownService`].
+pub fn service<'c>(config: &'c Config, name: &str) -> Result<&'c Service, Refusal> {
+    config
+        .services
+        .iter()
+        .find(|service| service.name == name)
+        .ok_or_else(|| Refusal::UnknownService {
+            name: name.to_owned(),
+            nearest: nearest(name, config.services.iter().map(|s| s.name.as_str())),
+        })
+}
+
+/// The services of the backend that a target names. Orders can be given for the backends that are `leaving`, too.
 ///
 /// # Errors
 /// [`Refusal::UnknownService`], [`Refusal::UnknownBackend`], [`Refusal::OtherNode`].
-pub fn resolve<'c>(config: &'c Config, target: &Target) -> Result<Vec<&'c str>, Refusal> {
+pub fn resolve<'c>(
+    config: &'c Config,
+    leaving: &BTreeMap<LeavingKey, Leaving>,
+    target: &Target,
+) -> Result<Vec<&'c str>, Refusal> {
     let services: Vec<_> = match &target.service {
         None => config.services.iter().collect(),
-        Some(name) => {
-            let found: Vec<_> = config.services.iter().filter(|s| s.name == *name).collect();
-            if found.is_empty() {
-                return Err(Refusal::UnknownService {
-                    name: name.clone(),
-                    nearest: nearest(name, config.services.iter().map(|s| s.name.as_str())),
-                });
-            }
-            found
-        }
+        Some(name) => vec![service(config, name)?],
+    };
+    let leaves = |service: &str| {
+        leaving
+            .keys()
+            .any(|(of, name, _)| of == service && *name == target.backend)
     };
     let with: Vec<&str> = services
         .iter()
-        .filter(|s| s.backends.iter().any(|b| b.name == target.backend))
+        .filter(|s| s.backends.iter().any(|b| b.name == target.backend) || leaves(&s.name))
         .map(|s| s.name.as_str())
         .collect();
     if !with.is_empty() && config.node.mode == Mode::Pick && target.backend != config.node.name {
@@ -157,17 +188,78 @@ pub fn refuse_last(actual: &Actual, services: &[&str], backend: &str) -> Result<
     Ok(())
 }
 
+/// When a drain ends the flows that are left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// As decided before; never, where nothing was.
+    AsBefore,
+    /// Never: they end by themselves.
+    Never,
+    /// Then, in Unix milliseconds.
+    At(u64),
+}
+
 /// What an order changes in the decisions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// No new flows.
-    Drain,
+    /// No new flows, and the old ones at most until then.
+    Drain(Until),
     /// Back to normal.
     Resume,
     /// Down now.
     Fail,
     /// Another weight, or the configuration's.
     Weight(Option<u32>),
+}
+
+impl Order {
+    /// As `status` names the cause of a change.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Drain(_) => "Drain",
+            Self::Resume => "Resume",
+            Self::Fail => "Fail",
+            Self::Weight(_) => "Weight",
+        }
+    }
+}
+
+/// The decisions once the drains of `due` (service and backend) end what is left of their flows, of which `sweep` is the
+/// count of just now. A drain that came to its end before has nothing to end, and its time is forgotten.
+#[must_use]
+pub fn end_drains(
+    decisions: &Decisions,
+    due: &[(String, String)],
+    actual: &Actual,
+    sweep: &Sweep,
+) -> Decisions {
+    let mut decisions = decisions.clone();
+    for (service, backend) in due {
+        let members: Vec<(u16, BackendState)> = actual
+            .service_id(service)
+            .map(|id| actual.backends_of(id))
+            .unwrap_or_default()
+            .into_iter()
+            .filter(|(_, member)| member.name == *backend)
+            .map(|(number, member)| (number, member.state))
+            .collect();
+        let over = members
+            .iter()
+            .all(|(_, state)| *state == BackendState::Drained);
+        let mut decision = decisions.of(service, backend);
+        if over {
+            decision.drain_until_ms = None;
+        } else {
+            let flows = members
+                .iter()
+                .filter_map(|(number, _)| sweep.flows.get(number))
+                .sum();
+            decision.flows_ended = Some(flows);
+        }
+        decisions.set(service, backend, decision);
+    }
+    decisions
 }
 
 /// The decisions after an order.
@@ -184,8 +276,23 @@ pub fn decide(
     for service in services {
         let mut decision = decisions.of(service, backend);
         match order {
-            Order::Drain => decision.drained = true,
-            Order::Resume => (decision.drained, decision.failed) = (false, false),
+            Order::Drain(until) => {
+                decision.drained = true;
+                // What is over is over: its flows were ended.
+                if decision.flows_ended.is_none() {
+                    match until {
+                        Until::AsBefore => {}
+                        Until::Never => decision.drain_until_ms = None,
+                        Until::At(unix_ms) => decision.drain_until_ms = Some(unix_ms),
+                    }
+                }
+            }
+            Order::Resume => {
+                decision = Decision {
+                    weight: decision.weight,
+                    ..Decision::default()
+                };
+            }
             Order::Fail => decision.failed = true,
             Order::Weight(Some(weight)) if weight > u32::from(u16::MAX) => {
                 return Err(Refusal::Weight(weight));
@@ -237,7 +344,16 @@ mod tests {
     #[test]
     fn which_services_an_order_is_about() {
         let config = config();
-        let of = |backend, service| resolve(&config, &target(backend, service));
+        let address = "198.51.100.9".parse().unwrap();
+        let leaves = ("mail".to_owned(), "old".to_owned(), address);
+        let how = Leaving {
+            probe: None,
+            own_probe: true,
+        };
+        let leaving = BTreeMap::from([(leaves, how)]);
+        let of = |backend, service| resolve(&config, &leaving, &target(backend, service));
+        assert_eq!(of("old", None).unwrap(), ["mail"]);
+        assert!(of("old", Some("web")).is_err());
         assert_eq!(of("one", None).unwrap(), ["web", "mail"]);
         assert_eq!(of("one", Some("mail")).unwrap(), ["mail"]);
         assert_eq!(of("two", None).unwrap(), ["web"]);
@@ -298,7 +414,7 @@ mod tests {
         let services = ["web", "mail"];
         let none = Decisions::default();
         let of = |decisions: &Decisions, order| decide(decisions, &services, "one", order);
-        let drained = of(&none, Order::Drain).unwrap();
+        let drained = of(&none, Order::Drain(Until::AsBefore)).unwrap();
         assert!(drained.of("web", "one").drained && drained.of("mail", "one").drained);
         assert!(!drained.of("web", "two").drained);
         let failed = of(&drained, Order::Fail).unwrap();
@@ -312,7 +428,29 @@ mod tests {
             Err(Refusal::Weight(65_536))
         );
         // A weight outlives a drain.
-        let both = of(&weighted, Order::Drain).unwrap();
+        let both = of(&weighted, Order::Drain(Until::At(5))).unwrap();
         assert_eq!(of(&both, Order::Resume).unwrap(), weighted);
+    }
+
+    #[test]
+    fn a_drain_has_the_time_that_was_said_last() {
+        let drain = |decisions: &Decisions, until| {
+            decide(decisions, &["web"], "one", Order::Drain(until)).unwrap()
+        };
+        let until = |decisions: &Decisions| decisions.of("web", "one").drain_until_ms;
+        let first = drain(&Decisions::default(), Until::At(5));
+        assert_eq!(until(&first), Some(5));
+        assert_eq!(until(&drain(&first, Until::AsBefore)), Some(5));
+        assert_eq!(until(&drain(&first, Until::At(9))), Some(9));
+        assert_eq!(until(&drain(&first, Until::Never)), None);
+        let mut over = first.clone();
+        let ended = Decision {
+            flows_ended: Some(2),
+            ..over.of("web", "one")
+        };
+        over.set("web", "one", ended);
+        assert_eq!(drain(&over, Until::At(9)), over, "it is over");
+        let resumed = decide(&over, &["web"], "one", Order::Resume).unwrap();
+        assert_eq!(resumed, Decisions::default());
     }
 }

@@ -60,6 +60,8 @@ pub struct ServiceWord {
     pub healthy: bool,
     /// Its operator said `drain`.
     pub drained: bool,
+    /// The drain's time was up, and so many flows were left.
+    pub ended: Option<u64>,
     /// Its operator said `fail`.
     pub failed: bool,
     /// Its operator's weight.

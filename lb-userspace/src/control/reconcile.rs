@@ -13,7 +13,7 @@ use lb_common::{
 
 use super::{
     actual::{Actual, ActualBackend, ActualService, Millis, Op},
-    desired::{DesiredBackend, DesiredService, active},
+    desired::{DesiredBackend, DesiredService},
     directory::{self, DirectoryFull},
     peers::Table,
     regions::Regions,
@@ -203,7 +203,8 @@ impl Plan<'_> {
                 .map(|table| table.bits.min(maglev::MAX_BITS))
                 .fold(bits, u8::max);
         }
-        let built_for: Vec<(String, u32, u16)> = active(&desired.backends)
+        let built_for: Vec<(String, u32, u16)> = desired
+            .active()
             .map(|b| {
                 (
                     b.identity(),
@@ -417,27 +418,63 @@ impl Plan<'_> {
             if listed.contains(&number) {
                 continue;
             }
-            if old.entry.failed() {
+            let known = desired
+                .leaving
+                .iter()
+                .find(|known| known.name == old.name && known.address == old.address);
+            let new = self.leaving(old, known);
+            if new.entry.failed() {
                 failed.insert(number);
             }
-            if old.state != BackendState::Leaving {
-                let reason = if old.entry.failed() {
-                    "removed from the configuration after it had failed"
-                } else {
-                    "removed from the configuration; its flows stay until they end"
-                };
+            if *old != new {
                 self.ops.push(Op::Backend {
                     number,
-                    backend: ActualBackend {
-                        state: BackendState::Leaving,
-                        reason: reason.into(),
-                        since_ms: self.unix_ms,
-                        ..old.clone()
-                    },
+                    backend: new,
                 });
             }
         }
         failed
+    }
+
+    /// A backend that is not in the configuration any more. Once its flows have moved it gets none back: as soon as no
+    /// slot names it, it is gone.
+    fn leaving(&self, old: &ActualBackend, known: Option<&DesiredBackend>) -> ActualBackend {
+        let leaves_now = old.state != BackendState::Leaving;
+        let fails_now = !old.entry.failed() && known.is_some_and(DesiredBackend::has_failed);
+        let reason = match known {
+            Some(known) if fails_now => {
+                format!(
+                    "removed from the configuration; its flows have moved: {}",
+                    known.reason
+                )
+            }
+            _ if !leaves_now => old.reason.clone(),
+            _ if old.state == BackendState::Drained => {
+                "removed from the configuration after it had been drained".into()
+            }
+            _ if old.entry.failed() => "removed from the configuration after it had failed".into(),
+            _ => "removed from the configuration; its flows stay until they end".into(),
+        };
+        let entry = match known.and_then(|known| Some((known.mac?, known.port))) {
+            Some((mac, port)) => Backend::new(mac_word(mac), port, old.entry.failed() || fails_now),
+            None => Backend::new(
+                old.entry.mac(),
+                old.entry.port(),
+                old.entry.failed() || fails_now,
+            ),
+        };
+        ActualBackend {
+            state: BackendState::Leaving,
+            reason,
+            since_ms: if leaves_now {
+                self.unix_ms
+            } else {
+                old.since_ms
+            },
+            healthy: known.map_or(old.healthy, |known| known.healthy),
+            entry,
+            ..old.clone()
+        }
     }
 
     fn backend(

@@ -8,7 +8,7 @@ use std::{
 
 use jiff::Timestamp;
 use lb_common::{
-    abi::ABI_VERSION,
+    abi::{ABI_VERSION, BackendState},
     tables::Event,
     verdict::Verdict,
     wire::{PROTO_TCP, PROTO_UDP, mac_bytes},
@@ -16,13 +16,16 @@ use lb_common::{
 
 use super::{
     actual::{Actual, ActualBackend, ActualService, Millis},
+    decisions::{Decision, Decisions},
     execute::slot_shares,
+    failback::Standing,
     memory::Memory,
     retarget::Track,
     sweep::Sweep,
 };
 use crate::{
     api::{BackendStatus, FlowTableStatus, NodeStatus, ServiceStatus, Status},
+    config::Failback,
     dataplane::DataplaneError,
 };
 
@@ -45,6 +48,15 @@ pub fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
+/// What was told to the controller, beside what the maps show.
+#[derive(Debug)]
+pub struct Told<'a> {
+    /// The services in the order of the configuration, and how each stands with its priorities.
+    pub services: Vec<(String, Standing)>,
+    /// The operator's decisions.
+    pub decisions: &'a Decisions,
+}
+
 /// Puts everything together.
 ///
 /// # Errors
@@ -53,7 +65,7 @@ pub fn status(
     node: NodeStatus,
     maps: &impl Memory,
     actual: &Actual,
-    order: &[String],
+    told: &Told<'_>,
     sweep: &Sweep,
     now: Millis,
 ) -> Result<Status, DataplaneError> {
@@ -80,8 +92,15 @@ pub fn status(
 
     let shares = slot_shares(actual);
     let silent = silent_until(actual, now);
-    let positions: HashMap<&str, usize> = order.iter().map(String::as_str).zip(0..).collect();
-    let position = |name: &str| positions.get(name).copied().unwrap_or(usize::MAX);
+    let positions: HashMap<&str, (usize, &Standing)> = (0..)
+        .zip(&told.services)
+        .map(|(position, (name, standing))| (name.as_str(), (position, standing)))
+        .collect();
+    let position = |name: &str| {
+        positions
+            .get(name)
+            .map_or(usize::MAX, |(position, _)| *position)
+    };
     let mut services: Vec<(u16, &ActualService)> =
         actual.services().iter().map(|(id, s)| (*id, s)).collect();
     services.sort_by_cached_key(|(_, service)| position(&service.name));
@@ -94,6 +113,7 @@ pub fn status(
                 .map(|(number, backend)| {
                     let counter = counters.get(&number).copied().unwrap_or_default();
                     let (slots, previous) = shares.get(&number).copied().unwrap_or_default();
+                    let decision = told.decisions.of(&service.name, &backend.name);
                     backend_status(
                         number,
                         backend,
@@ -101,10 +121,12 @@ pub fn status(
                         counter,
                         sweep,
                         silent.get(&number),
+                        decision,
                     )
                 })
                 .collect();
-            service_status(service, backends)
+            let standing = positions.get(service.name.as_str()).map(|(_, s)| *s);
+            service_status(service, standing, backends)
         })
         .collect();
     let events = maps.events()?;
@@ -126,7 +148,11 @@ pub fn status(
 /// The layouts' version, for [`NodeStatus::abi`].
 pub const ABI: u32 = ABI_VERSION;
 
-fn service_status(service: &ActualService, backends: Vec<BackendStatus>) -> ServiceStatus {
+fn service_status(
+    service: &ActualService,
+    standing: Option<&Standing>,
+    backends: Vec<BackendStatus>,
+) -> ServiceStatus {
     let affinity = service.affinity;
     ServiceStatus {
         name: service.name.clone(),
@@ -157,6 +183,13 @@ fn service_status(service: &ActualService, backends: Vec<BackendStatus>) -> Serv
         flow_idle_s: service.flow_idle.as_secs_f64(),
         slots: service.slots.len() as u64,
         slots_in_transition: service.in_transition() as u64,
+        failback: match standing.map(|standing| standing.failback) {
+            Some(Failback::Manual) => "manual".into(),
+            Some(Failback::Auto) | None => "auto".into(),
+        },
+        priority: standing.and_then(|standing| standing.priority),
+        held: standing.is_some_and(|standing| standing.held),
+        better_priority: standing.and_then(|standing| standing.better),
         backends,
     }
 }
@@ -168,6 +201,7 @@ fn backend_status(
     counter: lb_common::abi::Counter,
     sweep: &Sweep,
     silent_until: Option<&SystemTime>,
+    decision: Decision,
 ) -> BackendStatus {
     BackendStatus {
         name: backend.name.clone(),
@@ -185,7 +219,16 @@ fn backend_status(
         bytes: counter.bytes.wrapping_sub(backend.base_bytes),
         flows: sweep.flows.get(&number).copied().unwrap_or(0),
         silent_until: silent_until.map(|time| rfc3339(*time)),
+        drain_until: decision
+            .drain_until_ms
+            .filter(|_| decision.flows_ended.is_none() && !is_drained(backend))
+            .map(rfc3339_ms),
+        flows_ended: decision.flows_ended,
     }
+}
+
+fn is_drained(backend: &ActualBackend) -> bool {
+    backend.state == BackendState::Drained
 }
 
 /// Until when each backend may still have flows that were silent all the while: as long as a slot has it as previous.
@@ -239,9 +282,63 @@ mod tests {
     }
 
     fn status_of(bench: &Bench, sweep: &Sweep) -> Status {
-        let order = ["web".to_owned(), "mail".to_owned()];
+        status_with(bench, sweep, &Decisions::default())
+    }
+
+    fn status_with(bench: &Bench, sweep: &Sweep, decisions: &Decisions) -> Status {
+        let standing = Standing {
+            failback: Failback::Manual,
+            priority: Some(2),
+            held: true,
+            better: Some(1),
+        };
+        let told = Told {
+            services: vec![("web".to_owned(), standing), ("mail".to_owned(), standing)],
+            decisions,
+        };
         let maps = &bench.executor.maps;
-        status(node(), maps, bench.actual(), &order, sweep, bench.now).unwrap()
+        status(node(), maps, bench.actual(), &told, sweep, bench.now).unwrap()
+    }
+
+    #[test]
+    fn what_was_decided_is_told() {
+        let mut bench = Bench::new();
+        let with = |state| [service("web", 10, &[backend("a"), in_state("b", state)])];
+        bench.bring(&with(BackendState::Up));
+        let mut decisions = Decisions::default();
+        let drain = Decision {
+            drained: true,
+            drain_until_ms: Some(1_700_000_000_000),
+            ..Decision::default()
+        };
+        decisions.set("web", "b", drain);
+        bench.bring(&with(BackendState::Draining));
+        let of_b = |bench: &Bench, decisions: &Decisions| {
+            let status = status_with(bench, &Sweep::default(), decisions);
+            let web = &status.services[0];
+            assert_eq!((web.failback.as_str(), web.priority), ("manual", Some(2)));
+            assert_eq!((web.held, web.better_priority), (true, Some(1)));
+            let b = &web.backends[1];
+            (b.state.clone(), b.drain_until.clone(), b.flows_ended)
+        };
+        assert_eq!(
+            of_b(&bench, &decisions),
+            (
+                "draining".to_owned(),
+                Some("2023-11-14T22:13:20.000Z".to_owned()),
+                None
+            )
+        );
+        let over = Decision {
+            flows_ended: Some(3),
+            ..drain
+        };
+        decisions.set("web", "b", over);
+        bench.bring(&with(BackendState::Drained));
+        assert_eq!(
+            of_b(&bench, &decisions),
+            ("drained".to_owned(), None, Some(3))
+        );
     }
 
     #[test]

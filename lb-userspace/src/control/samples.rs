@@ -358,8 +358,10 @@ pub(super) fn service(name: &str, vip: u8, backends: &[DesiredBackend]) -> Desir
         affinity: Affinity::CLIENT_IPV4,
         track: Track::Flows,
         flow_idle: IDLE,
+        held: None,
         backends: backends.to_vec(),
         pick: None,
+        leaving: Vec::new(),
     }
 }
 
@@ -378,6 +380,7 @@ pub(super) fn backend(name: &str) -> DesiredBackend {
         healthy: true,
         mac: Some([2, 0, 0, 0, 0, last]),
         port: 0,
+        lost: false,
     }
 }
 

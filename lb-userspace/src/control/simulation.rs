@@ -1,6 +1,6 @@
 //! The promise of design.md section 3, over the real data path, reconciler, sweep and operations: hundreds of flows live
 //! through random drains, failures, reloads, restarts and controllers killed in the middle of a change, and a flow stays
-//! where it is as long as its backend does.
+//! where it is as long as its backend does and no drain's time is up.
 
 use std::{
     collections::BTreeSet,
@@ -28,9 +28,11 @@ use proptest::{
 
 use super::{
     adopt::adopt,
+    decisions::{Decision, Decisions},
     desired::{DesiredBackend, DesiredService, Knowledge, state},
+    orders::end_drains,
     samples::{Bench, PlainMemory, SEED, service},
-    sweep::CLOSING_SILENCE,
+    sweep::{CLOSING_SILENCE, Sweep},
 };
 
 const SERVICES: usize = 2;
@@ -73,6 +75,12 @@ enum Step {
 #[derive(Clone, Copy, Debug)]
 enum Change {
     ToggleDrain,
+    /// The time of its drain is up, if it is drained.
+    TimeUp,
+    /// `failback = "auto"` becomes `"manual"` and the other way round, for its service.
+    ToggleFailback,
+    /// The operator lets its service's new flows go back.
+    Failback,
     ToggleFail,
     ToggleProbe,
     ToggleMac,
@@ -90,6 +98,8 @@ type Server = (usize, usize, u8);
 struct ModelBackend {
     listed: bool,
     drained: bool,
+    /// The drain's time was up, and so many flows were ended.
+    ended: Option<u64>,
     failed: bool,
     healthy: bool,
     has_mac: bool,
@@ -102,6 +112,10 @@ struct ModelBackend {
 #[derive(Clone, Debug)]
 struct ModelService {
     listed: bool,
+    /// `failback = "manual"`.
+    manual: bool,
+    /// The priority that new flows are held on.
+    held: Option<u32>,
     backends: Vec<ModelBackend>,
 }
 
@@ -114,7 +128,7 @@ struct Life {
     closing: bool,
     /// Somebody has sent RST: what still comes may go anywhere.
     ended: bool,
-    /// Its backend failed since its last packet: it may move, once.
+    /// Its backend failed since its last packet, or its drain's time was up: it may move, once.
     homeless: bool,
     /// It sent while its slot was in transition, so that it can be counted.
     recorded: bool,
@@ -126,6 +140,8 @@ struct World {
     bench: Bench,
     model: Vec<ModelService>,
     lives: Vec<Option<Life>>,
+    /// Those that failed while they were leaving, or before: their flows never come back.
+    lost: BTreeSet<Server>,
     /// A controller was killed, and no other has started yet: drains and failures may be done in part.
     headless: bool,
 }
@@ -156,11 +172,16 @@ fn mac((service, backend, address): Server, version: u8) -> [u8; 6] {
     [2, 0x10 + service as u8, backend as u8, address, version, 1]
 }
 
+fn takes(b: &ModelBackend) -> bool {
+    b.listed && !b.drained && !b.failed && b.healthy && b.has_mac && b.weight > 0
+}
+
 impl World {
     fn new() -> Self {
         let backend = ModelBackend {
             listed: true,
             drained: false,
+            ended: None,
             failed: false,
             healthy: true,
             has_mac: true,
@@ -180,13 +201,22 @@ impl World {
             model: vec![
                 ModelService {
                     listed: true,
+                    manual: false,
+                    held: None,
                     backends,
                 };
                 SERVICES
             ],
             lives: vec![None; FLOWS],
+            lost: BTreeSet::new(),
             headless: false,
         };
+        // A primary, a pool of two and a last resort, which new flows leave only when the operator says so.
+        let standby = &mut world.model[1];
+        standby.manual = true;
+        for (backend, priority) in standby.backends.iter_mut().zip([1, 2, 2, 3, 1]) {
+            backend.priority = priority;
+        }
         world.bench.bring(&world.desired());
         world
     }
@@ -204,6 +234,7 @@ impl World {
         let model = &self.model[server.0].backends[server.1];
         let (state, reason) = state(&Knowledge {
             drained: model.drained,
+            ended: model.ended,
             failed: model.failed,
             healthy: model.healthy,
             health: if model.healthy { "answers" } else { "refused" },
@@ -220,7 +251,35 @@ impl World {
             healthy: model.healthy,
             mac: model.has_mac.then(|| mac(server, model.mac_version)),
             port: 0,
+            lost: false,
         }
+    }
+
+    /// What fails a listed backend fails one that is leaving as well.
+    fn desired_leaving(&self, server: Server) -> DesiredBackend {
+        DesiredBackend {
+            state: BackendState::Leaving,
+            lost: self.fails(server),
+            ..self.desired_backend(server)
+        }
+    }
+
+    /// The backends of a service that have left the configuration.
+    fn leaving(&self, service: usize) -> Vec<Server> {
+        let actual = self.bench.actual();
+        let Some(id) = actual.service_id(&service_name(service)) else {
+            return Vec::new();
+        };
+        let server = |name: &str, address: Ipv4Addr| {
+            let backend = name.trim_start_matches("backend").parse().unwrap();
+            (service, backend, address.octets()[2])
+        };
+        actual
+            .backends_of(id)
+            .iter()
+            .map(|(_, backend)| server(&backend.name, backend.address))
+            .filter(|server| !self.is_listed(*server))
+            .collect()
     }
 
     fn desired(&self) -> Vec<DesiredService> {
@@ -232,30 +291,67 @@ impl World {
                     .map(|b| self.desired_backend(self.server(s, b)))
                     .collect();
                 DesiredService {
+                    held: self.model[s].held,
                     flow_idle: idle(s),
+                    leaving: self
+                        .leaving(s)
+                        .into_iter()
+                        .map(|server| self.desired_leaving(server))
+                        .collect(),
                     ..service(&service_name(s), vip(s), &backends)
                 }
             })
             .collect()
     }
 
-    /// Whether the model says that its flows have to move. Nobody watches over a backend that is leaving.
-    fn has_failed(&self, server: Server) -> bool {
+    /// Whether what the model says of it now takes its flows away.
+    fn fails(&self, server: Server) -> bool {
         let model = &self.model[server.0].backends[server.1];
-        self.is_listed(server) && (model.failed || !model.healthy || !model.has_mac)
+        model.failed || !model.healthy || !model.has_mac || model.drained && model.ended.is_some()
     }
 
-    /// Who may get a new flow, told anew from the model.
+    /// Whether its flows have to move. One that is leaving gets them back never more.
+    fn has_failed(&self, server: Server) -> bool {
+        if self.is_listed(server) {
+            self.fails(server)
+        } else {
+            self.lost.contains(&server)
+        }
+    }
+
+    /// The priority that new flows go to, told anew from the model.
+    fn priority(&self, service: usize) -> Option<u32> {
+        let ModelService { backends, held, .. } = &self.model[service];
+        let open: BTreeSet<u32> = backends
+            .iter()
+            .filter(|b| takes(b))
+            .map(|b| b.priority)
+            .collect();
+        held.filter(|held| open.contains(held))
+            .or_else(|| open.first().copied())
+    }
+
+    /// Who may get a new flow.
     fn may_open(&self, service: usize) -> BTreeSet<Server> {
-        let takes = |b: &&ModelBackend| {
-            b.listed && !b.drained && !b.failed && b.healthy && b.has_mac && b.weight > 0
-        };
+        let priority = self.priority(service);
         let backends = &self.model[service].backends;
-        let best = backends.iter().filter(takes).map(|b| b.priority).min();
         (0..BACKENDS)
-            .filter(|b| takes(&&backends[*b]) && Some(backends[*b].priority) == best)
+            .filter(|b| takes(&backends[*b]) && Some(backends[*b].priority) == priority)
             .map(|b| self.server(service, b))
             .collect()
+    }
+
+    /// What a service with `failback = "manual"` has come to, it stays at.
+    fn hold(&mut self) {
+        for service in 0..SERVICES {
+            let priority = self.priority(service);
+            let model = &mut self.model[service];
+            let listed = model.backends.iter().filter(|b| b.listed);
+            let preferred = listed.map(|b| b.priority).min();
+            if priority.is_some() {
+                model.held = priority.filter(|p| model.manual && Some(*p) > preferred);
+            }
+        }
     }
 
     fn number(&self, server: Server) -> Option<u16> {
@@ -375,7 +471,7 @@ impl World {
             && !self.headless
         {
             assert!(
-                !self.has_failed(server) || before.is_some_and(|life| life.home == server),
+                !self.has_failed(server),
                 "flow {flow} went to {server:?}, which has failed"
             );
         }
@@ -405,6 +501,8 @@ impl World {
             self.model = before;
             return;
         };
+        self.lose();
+        self.hold();
         // Whoever fails now, or is gone with its service, loses its flows.
         for flow in 0..FLOWS {
             let Some(life) = self.lives[flow] else {
@@ -423,6 +521,8 @@ impl World {
             None => {
                 self.bench.execute(&ops);
                 assert_eq!(self.bench.plan(&desired).unwrap(), [], "a second time");
+                let held = self.desired();
+                assert_eq!(self.bench.plan(&held).unwrap(), [], "what is held");
                 self.bench.check();
             }
             Some(_) => {
@@ -433,6 +533,18 @@ impl World {
         }
     }
 
+    /// Who is leaving and fails now is lost, also if it comes back; who is listed again is not.
+    fn lose(&mut self) {
+        for service in 0..SERVICES {
+            let failing = self.leaving(service);
+            let failing = failing.into_iter().filter(|server| self.fails(*server));
+            let failing: Vec<Server> = failing.collect();
+            self.lost.extend(failing);
+        }
+        let lost = std::mem::take(&mut self.lost);
+        self.lost = lost.into_iter().filter(|s| !self.is_listed(*s)).collect();
+    }
+
     fn is_listed(&self, server: Server) -> bool {
         let backend = &self.model[server.0].backends[server.1];
         backend.listed && backend.address_version == server.2
@@ -441,10 +553,25 @@ impl World {
     fn apply(&mut self, service: usize, backend: usize, change: Change, writes: Option<u32>) {
         let (service, number) = (service % SERVICES, backend % BACKENDS);
         let before = self.model.clone();
+        if matches!(change, Change::TimeUp) {
+            self.time_up(service, number);
+        }
+        let held = &mut self.model[service].held;
+        if matches!(change, Change::Failback) {
+            *held = None;
+        }
+        if matches!(change, Change::ToggleFailback) {
+            *held = None;
+            self.model[service].manual ^= true;
+        }
         let backend = &mut self.model[service].backends[number];
         let flip = |flag: &mut bool| *flag = !*flag;
         match change {
-            Change::ToggleDrain => flip(&mut backend.drained),
+            Change::ToggleDrain => {
+                flip(&mut backend.drained);
+                backend.ended = None;
+            }
+            Change::TimeUp | Change::ToggleFailback | Change::Failback => {}
             Change::ToggleFail => flip(&mut backend.failed),
             Change::ToggleProbe => flip(&mut backend.healthy),
             Change::ToggleMac => flip(&mut backend.has_mac),
@@ -452,9 +579,40 @@ impl World {
             Change::ToggleListed => flip(&mut backend.listed),
             Change::OtherAddress => backend.address_version = (backend.address_version + 1) % 3,
             Change::Weight(weight) => backend.weight = WEIGHTS[weight % WEIGHTS.len()],
-            Change::Priority(priority) => backend.priority = 1 + priority % 2,
+            Change::Priority(priority) => {
+                let priority = 1 + priority % 3;
+                if std::mem::replace(&mut backend.priority, priority) != priority && backend.listed
+                {
+                    self.model[service].held = None;
+                }
+            }
         }
         self.reconcile(before, writes);
+    }
+
+    /// The daemon counts what is left of the flows on a backend whose drain's time is up, and decides that they end.
+    fn time_up(&mut self, service: usize, backend: usize) {
+        let key = (service_name(service), format!("backend{backend}"));
+        let mut decisions = Decisions::default();
+        let model = &self.model[service].backends[backend];
+        let drain = Decision {
+            drained: true,
+            drain_until_ms: Some(0),
+            flows_ended: model.ended,
+            ..Decision::default()
+        };
+        if !model.drained || model.ended.is_some() {
+            return;
+        }
+        decisions.set(&key.0, &key.1, drain);
+        // Its assertions hold for the count as well.
+        let found = self.sweep();
+        let due = decisions.due(0);
+        assert_eq!(due, std::slice::from_ref(&key));
+        let after = end_drains(&decisions, &due, self.bench.actual(), &found);
+        let ended = after.of(&key.0, &key.1).flows_ended;
+        self.model[service].backends[backend].ended = ended;
+        assert_eq!(after.due(u64::MAX), [], "once");
     }
 
     /// Another controller takes over; the picture it makes is the one that was kept, but for what can't be read back.
@@ -496,7 +654,7 @@ impl World {
         self.bench.check();
     }
 
-    fn sweep(&mut self) {
+    fn sweep(&mut self) -> Sweep {
         let found = self.bench.sweep();
         let now = self.bench.now;
         // Flows that have sent since the change are counted exactly, give or take the coarse time's last unit.
@@ -536,6 +694,7 @@ impl World {
                 life.recorded = false;
             }
         }
+        found
     }
 
     fn wait(&mut self, ms: u64) {
@@ -581,7 +740,9 @@ impl World {
                 self.reconcile(before, None);
             }
             Step::Pass(ms) => self.bench.now += ms,
-            Step::Sweep => self.sweep(),
+            Step::Sweep => {
+                self.sweep();
+            }
             Step::Wait(ms) => self.wait(ms),
             Step::Restart => self.restart(),
         }
@@ -633,6 +794,9 @@ fn frame(flow: usize, flags: u8) -> Vec<u8> {
 fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
         4 => Just(Change::ToggleDrain),
+        2 => Just(Change::TimeUp),
+        1 => Just(Change::ToggleFailback),
+        1 => Just(Change::Failback),
         1 => Just(Change::ToggleFail),
         3 => Just(Change::ToggleProbe),
         1 => Just(Change::ToggleMac),
@@ -640,7 +804,7 @@ fn change() -> impl Strategy<Value = Change> {
         3 => Just(Change::ToggleListed),
         1 => Just(Change::OtherAddress),
         2 => (0..WEIGHTS.len()).prop_map(Change::Weight),
-        1 => (0u32..2).prop_map(Change::Priority),
+        1 => (0u32..3).prop_map(Change::Priority),
     ]
 }
 
@@ -703,5 +867,22 @@ fn the_last_backend_is_drained_after_a_restart() {
         Step::Change(1, 2, Change::ToggleDrain),
         Step::Change(1, 3, Change::ToggleDrain),
         Step::Killed(1, 0, Change::ToggleDrain, 0),
+    ]);
+}
+
+/// The primary of a service with `failback = "manual"` is gone and comes back: who gets the new flows is asserted for each.
+#[test]
+fn new_flows_stay_with_the_stand_by_until_the_operator_says_so() {
+    let opens = || Step::Open(0, FLOWS);
+    live(&[
+        opens(),
+        Step::Change(1, 0, Change::ToggleProbe),
+        opens(),
+        Step::Change(1, 0, Change::ToggleProbe),
+        opens(),
+        Step::Restart,
+        opens(),
+        Step::Change(1, 0, Change::Failback),
+        opens(),
     ]);
 }

@@ -112,6 +112,8 @@ golden! {
     value_protocol: BadValue, "protocol = \"tcp\"" => "protocol = \"tpc\"";
     value_case: BadValue, "protocol = \"tcp\"" => "protocol = \"TCP\"";
     value_affinity: BadValue, "ports = [80, 443]" => "ports = [80]\naffinity = \"source-ip\"";
+    value_failback: BadValue, "ports = [80, 443]" => "ports = [80]\nfailback = \"manuel\"";
+    type_failback: WrongType, "ports = [80, 443]" => "ports = [80]\nfailback = true";
     value_probe_type_later: BadValue, "type = \"http\"" => "type = \"https\"";
     value_probe_type_unknown: BadValue, "type = \"http\"" => "type = \"htp\"";
     value_duration: BadValue, "interval = \"1s\"" => "interval = \"1 parsec\"";

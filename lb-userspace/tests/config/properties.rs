@@ -8,8 +8,8 @@ use std::{
 };
 
 use lb_userspace::config::{
-    Affinity, Backend, Config, ConfigErrors, Control, Limits, Mode, Node, Ports, Probe, ProbeKind,
-    Protocol, Rule, Service, Unserved, Via, XdpMode,
+    Affinity, Backend, Config, ConfigErrors, Control, Failback, Limits, Mode, Node, Ports, Probe,
+    ProbeKind, Protocol, Rule, Service, Unserved, Via, XdpMode,
 };
 use proptest::prelude::*;
 
@@ -258,7 +258,10 @@ fn config() -> impl Strategy<Value = Config> {
         prop::bool::ANY,
         ports(),
         prop::sample::select(&[Affinity::None, Affinity::Client, Affinity::Network][..]),
-        millis(1_000, 8 * 3_600_000),
+        (
+            millis(1_000, 8 * 3_600_000),
+            prop::sample::select(&[Failback::Auto, Failback::Manual][..]),
+        ),
         prop::option::of(probe()),
         backends,
     );
@@ -287,7 +290,10 @@ fn config() -> impl Strategy<Value = Config> {
                 .zip(0_u8..)
                 .filter(|((name, ..), _)| names.insert(name.clone()))
                 .map(
-                    |((name, tcp, ports, affinity, flow_idle, probe, backends), number)| Service {
+                    |(
+                        (name, tcp, ports, affinity, (flow_idle, failback), probe, backends),
+                        number,
+                    )| Service {
                         name,
                         vip: IpAddr::V4(Ipv4Addr::new(192, 0, 2, number + 1)),
                         protocol: if tcp { Protocol::Tcp } else { Protocol::Udp },
@@ -299,6 +305,7 @@ fn config() -> impl Strategy<Value = Config> {
                             Rule::Multiple
                         },
                         flow_idle,
+                        failback,
                         probe,
                         backends: backends
                             .into_iter()

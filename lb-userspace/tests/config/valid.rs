@@ -7,8 +7,8 @@ use std::{
 };
 
 use lb_userspace::config::{
-    Affinity, Backend, ClusterMac, Config, Control, Limits, Mode, Node, Ports, Probe, ProbeKind,
-    Protocol, Rule, Service, Unserved, Via, XdpMode,
+    Affinity, Backend, ClusterMac, Config, Control, Failback, Limits, Mode, Node, Ports, Probe,
+    ProbeKind, Protocol, Rule, Service, Unserved, Via, XdpMode,
 };
 
 use crate::{BASE, changed};
@@ -87,6 +87,7 @@ fn the_example_of_the_design_means_what_it_says() {
             affinity: Affinity::Client,
             rule: Rule::Multiple,
             flow_idle: Duration::from_secs(900),
+            failback: Failback::Auto,
             probe: Some(Probe {
                 kind: ProbeKind::Tcp,
                 port: 25,
@@ -153,6 +154,7 @@ fn what_is_not_said_has_its_default() {
     let service = &config.services[0];
     assert_eq!(service.affinity, Affinity::None);
     assert_eq!(service.flow_idle, Duration::from_secs(900));
+    assert_eq!(service.failback, Failback::Auto);
     // The first port listed, not the lowest.
     assert_eq!(service.probe, Some(Probe::tcp(443)));
     assert_eq!(

@@ -15,6 +15,7 @@
 mod director;
 mod download;
 mod error;
+mod flood;
 mod host;
 mod http;
 mod inject;
@@ -31,6 +32,7 @@ mod sniffer;
 mod status;
 #[cfg(test)]
 mod tests;
+mod transfers;
 mod xdp;
 
 use std::net::IpAddr;
@@ -39,6 +41,7 @@ use std::path::{Path, PathBuf};
 pub use director::{DEADLINE, XdpLb};
 pub use download::{Download, DownloadReport};
 pub use error::{Error, Result};
+pub use flood::SynFlood;
 pub use host::Host;
 pub use http::{Response, get};
 pub use inject::Injector;
@@ -51,6 +54,7 @@ pub use remains::remains;
 pub use scene::Scene;
 pub use sniffer::{Reply, ReplySniffer};
 pub use status::StatusExt;
+pub use transfers::Transfers;
 pub use xdp::XdpProgram;
 
 use error::IoContext as _;
