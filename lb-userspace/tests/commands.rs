@@ -434,6 +434,7 @@ fn same_as_the_kernel(site: &Site) {
                 Kind::TcpContinues
             },
             unserved_pass: false,
+            pick: false,
         };
         let told = explain(&maps, &question).expect("told");
         let packet = frame(&question, DIRECTOR_MAC);

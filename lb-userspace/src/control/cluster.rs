@@ -98,7 +98,7 @@ impl Knowledge {
         let own_down = self.found_down(service, actual);
         let nobody = BTreeSet::new();
         let peers = &self.cluster.peers;
-        let rows: Vec<Row<'_>> = service
+        let mut rows: Vec<Row<'_>> = service
             .backends
             .iter()
             .map(|backend| {
@@ -139,6 +139,8 @@ impl Knowledge {
                 }
             })
             .collect();
+        // The same on every node, in whatever order its file has them.
+        rows.sort_unstable_by_key(|row| row.node);
         let serving = serving(&rows);
         service
             .backends

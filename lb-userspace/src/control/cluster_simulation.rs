@@ -120,16 +120,20 @@ fn knowledge(node: usize, decisions: Decisions, opening: bool) -> Knowledge {
         ports = [80]
         affinity = "client"
         flow_idle = "10s"
-        backend = [
-            {{ name = "n1", address = "198.51.100.1" }},
-            {{ name = "n2", address = "198.51.100.2" }},
-            {{ name = "n3", address = "198.51.100.3" }},
-        ]
+        backend = [{}]
         [service.probe]
         type = "tcp"
         port = 80
         "#,
-        name(node)
+        name(node),
+        // In another order on every node: each numbers them in its own way.
+        (0..NODES)
+            .map(|place| {
+                let number = (node + place) % NODES + 1;
+                format!("{{ name = \"n{number}\", address = \"198.51.100.{number}\" }}")
+            })
+            .collect::<Vec<_>>()
+            .join(", ")
     );
     let config = ConfigFile::parse("node.toml", &text)
         .unwrap_or_else(|errors| panic!("{}", errors.render(false)))
@@ -354,7 +358,15 @@ impl World {
         let service = node.knowledge.config.services[0].clone();
         let number = node
             .knowledge
-            .number(&service, &service.backends[other], node.bench.actual())
+            .number(
+                &service,
+                service
+                    .backends
+                    .iter()
+                    .find(|b| b.name == name(other))
+                    .unwrap(),
+                node.bench.actual(),
+            )
             .unwrap();
         let Some(health) = node.knowledge.health.get_mut(&number) else {
             return;

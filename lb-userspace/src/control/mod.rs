@@ -31,6 +31,8 @@ pub mod voice;
 #[cfg(test)]
 mod cluster_simulation;
 #[cfg(test)]
+mod cluster_tests;
+#[cfg(test)]
 mod samples;
 #[cfg(test)]
 mod simulation;

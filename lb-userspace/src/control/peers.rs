@@ -289,8 +289,8 @@ pub struct Row<'a> {
 
 /// The nodes that serve: all that are healthy and find each other so.
 ///
-/// Where one finds another down, the one that fewer find down stays, then the first in the order of the rows. So all who
-/// have heard the same come to the same result, and no two nodes serve of which one counts the other as gone.
+/// Where one finds another down, the one that fewer find down stays, then the first of the rows, which are in the same order
+/// on every node. So all who have heard the same come to the same result, and no two nodes serve of which one counts the other as gone.
 #[must_use]
 pub fn serving<'a>(rows: &[Row<'a>]) -> BTreeSet<&'a str> {
     let candidates: Vec<&Row<'a>> = rows.iter().filter(|row| row.healthy).collect();

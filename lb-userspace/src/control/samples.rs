@@ -31,6 +31,8 @@ use super::{
 use crate::dataplane::DataplaneError;
 
 pub(super) const SEED: Seed = Seed([0x0123_4567_89ab_cdef, 0x1357_9bdf_0246_8ace]);
+/// 02:bf:192.0.2.10, as words have it.
+pub(super) const CLUSTER_MAC: u64 = 0x0a02_00c0_bf02;
 pub(super) const OWN_MAC: u64 = 0x0605_0403_0202;
 pub(super) const IDLE: Duration = Duration::from_secs(10);
 
@@ -66,6 +68,7 @@ impl PlainMemory {
                 mac: OWN_MAC,
                 port: 0,
                 features,
+                cluster_mac: CLUSTER_MAC,
                 ..Instance::default()
             },
         );

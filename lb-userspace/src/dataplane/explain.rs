@@ -51,6 +51,8 @@ pub struct Question {
     pub kind: Kind,
     /// Whether the configuration leaves packets for unserved ports of a VIP to the host; the maps do not say.
     pub unserved_pass: bool,
+    /// Whether every node of a cluster sees the packet (`mode = "pick"`); the maps do not say.
+    pub pick: bool,
 }
 
 /// What became of it.
@@ -83,6 +85,11 @@ pub fn explain(maps: &Maps, question: &Question) -> Result<Explained, DataplaneE
         own_port,
         own_mac,
         unserved_pass: question.unserved_pass,
+        features: if question.pick {
+            Features::ALL_FORWARDING.with(Features::PICK)
+        } else {
+            Features::ALL_FORWARDING
+        },
         now: coarse_ticks(),
         steps: RefCell::new(Vec::new()),
     };
@@ -155,6 +162,7 @@ struct Thought<'m> {
     own_port: u16,
     own_mac: u64,
     unserved_pass: bool,
+    features: Features,
     now: u16,
     steps: RefCell<Vec<Step>>,
 }
@@ -225,7 +233,7 @@ impl Tables for Thought<'_> {
     }
 
     fn features(&self) -> Features {
-        Features::ALL_FORWARDING
+        self.features
     }
 
     fn cluster_mac(&self) -> u64 {
@@ -263,6 +271,7 @@ mod tests {
             service: "192.0.2.10:443".parse().expect("an address"),
             kind,
             unserved_pass: false,
+            pick: false,
         };
         let cases = [
             (Kind::TcpOpens, Signal::Opens),

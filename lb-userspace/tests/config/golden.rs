@@ -89,6 +89,8 @@ golden! {
     pick_on_a_foreign_node: Conflict, "name = \"lb1\"" => PICK_ELSEWHERE;
     pick_via_vip: Conflict, "type = \"http\"\n" => "type = \"http\"\nvia = \"vip\"\n" => "name = \"lb1\"" => PICK;
     pick_with_unserved: Conflict, "name = \"lb1\"" => PICK_PASSING;
+    pick_with_manual_failback: Conflict,
+        "ports = [80, 443]" => "ports = [80, 443]\nfailback = \"manual\"" => "name = \"lb1\"" => PICK;
     mode_unknown: BadValue, "name = \"lb1\"" => "name = \"lb1\"\nmode = \"nlb\"";
     cluster_key_without_cluster: Conflict, "name = \"lb1\"" => "name = \"lb1\"\ncluster_mac = \"igmp\"";
     rule_single_with_equal_priorities: Conflict, "ports = [80, 443]" => "ports = [80, 443]\nrule = \"single\"";

@@ -1,5 +1,6 @@
 //! `xdp-lb check`: the configuration and this host, before the daemon meets them.
 
+mod cluster;
 mod host;
 mod network;
 
@@ -201,6 +202,7 @@ async fn network_of_host(
                 .extend(network::interface(interface, &file.config.node));
         }
     }
+    findings.checks.extend(cluster::cluster(&file.config));
     findings
         .checks
         .extend(network::neighbours(&file.config, facts, rights).await);

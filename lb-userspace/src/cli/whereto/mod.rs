@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use anyhow::bail;
 use clap::ValueEnum;
-use lb_common::tables::Step;
+use lb_common::{tables::Step, verdict::Verdict};
 use serde::Serialize;
 
 use self::words::{Line, Narrator};
@@ -110,12 +110,14 @@ struct Answer {
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let pinned = Pinned::open(context)?;
     let unserved_pass = context.reach.setting("node", "unserved", "drop")? == "pass";
+    let pick = context.reach.setting("node", "mode", "forward")? == "pick";
     let ask = |kind| {
         let question = Question {
             client: SocketAddrV4::new(args.client.address, args.client.port.unwrap_or(0)),
             service: args.service,
             kind,
             unserved_pass,
+            pick,
         };
         explain(&pinned.maps, &question)
     };
@@ -206,6 +208,12 @@ fn answer(explained: &Explained, args: &Args, pinned: &Pinned) -> Answer {
 fn render(answer: &Answer, args: &Args, look: Look) -> String {
     let head = |what: &str, answer: &Answer| {
         let goes = match &answer.backend {
+            Some(backend) if answer.verdict == Verdict::Local.name() => {
+                format!("stays here: this node is {backend}")
+            }
+            Some(backend) if answer.verdict == Verdict::OtherNode.name() => {
+                format!("is kept by {backend}, another node")
+            }
             Some(backend) if answer.mac.is_some() => format!("goes to {backend}"),
             _ => format!("reaches no backend: {}", answer.verdict),
         };
@@ -256,8 +264,6 @@ impl Line {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::verdict::Verdict;
-
     use super::*;
 
     #[test]
