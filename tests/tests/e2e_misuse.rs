@@ -458,7 +458,7 @@ fn pins_that_are_not_ours_are_left_alone() {
     drop(maps);
 
     // Another map in the place of one of ours: the wrong layout, and no map of that name at all.
-    let directory = lb_userspace::dataplane::maps::maps_dir(&pins);
+    let directory = lb_userspace::dataplane::layout::maps_dir(&pins);
     let (control, aside) = (directory.join(map::CONTROL), directory.join("aside"));
     fs::rename(&control, &aside).unwrap();
     fs::rename(directory.join(map::VERDICTS), &control).unwrap();

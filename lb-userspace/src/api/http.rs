@@ -81,14 +81,23 @@ async fn healthz(State(questions): State<mpsc::Sender<Question>>) -> Result<&'st
     ask(&questions).await.map(|_status| "ok\n")
 }
 
-async fn status(State(questions): State<mpsc::Sender<Question>>) -> Result<Json<Status>, Silent> {
-    ask(&questions).await.map(Json)
+async fn status(State(questions): State<mpsc::Sender<Question>>) -> Result<HttpResponse, Silent> {
+    let status = ask(&questions).await?;
+    aside(move || Json(status).into_response()).await
 }
 
 async fn scrape(State(questions): State<mpsc::Sender<Question>>) -> Result<HttpResponse, Silent> {
     let status = ask(&questions).await?;
-    let text = metrics::text(&status);
-    Ok(([(CONTENT_TYPE, OPENMETRICS)], text).into_response())
+    aside(move || ([(CONTENT_TYPE, OPENMETRICS)], metrics::text(&status)).into_response()).await
+}
+
+/// Writes an answer in a thread of its own: that of 65,535 backends takes longer than a failure may wait for the daemon's.
+async fn aside(
+    write: impl FnOnce() -> HttpResponse + Send + 'static,
+) -> Result<HttpResponse, Silent> {
+    tokio::task::spawn_blocking(write)
+        .await
+        .map_err(|_ended| Silent)
 }
 
 #[cfg(test)]

@@ -93,6 +93,13 @@ fn node(status: &Status, registry: &mut Registry) {
             Unit::Seconds,
             last,
         );
+        let operations: Gauge = Gauge::default();
+        operations.set(gauge(apply.operations));
+        registry.register(
+            "last_apply_operations",
+            "Stores of the last change into what the data path reads",
+            operations,
+        );
     }
     let used: Gauge = Gauge::default();
     used.set(gauge(status.flow_table.used));

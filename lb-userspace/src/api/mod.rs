@@ -10,8 +10,8 @@ pub mod server;
 mod status;
 
 pub use status::{
-    BackendStatus, ClusterStatus, FlowTableStatus, InterfaceStatus, LastApply, NodeStatus,
-    PeerStatus, ServiceStatus, Status,
+    ApplyKind, BackendStatus, ClusterStatus, FlowTableStatus, InterfaceStatus, LastApply,
+    NodeStatus, PeerStatus, ServiceStatus, Status,
 };
 
 use serde::{Deserialize, Serialize};

@@ -79,10 +79,34 @@ pub struct LastApply {
     pub at: String,
     /// Why: what changed.
     pub cause: String,
-    /// From the cause's arrival to the last store, in microseconds.
+    /// What sort of change it was.
+    pub kind: ApplyKind,
+    /// From the cause to the last store, in microseconds; for a probe, from its verdict.
     pub duration_us: u64,
+    /// Stores into what the data path reads: slots, entries of backends, swaps of the lookup.
+    pub operations: u64,
     /// How many slots were rewritten.
     pub slots: u64,
+}
+
+/// What sort of change of the maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ApplyKind {
+    /// The daemon's start, and the first answers after it.
+    Start,
+    /// Backends failed: their flows moved, and nothing else was considered.
+    Failure,
+    /// Another result of a probe.
+    Probe,
+    /// Another change of a neighbour.
+    Neighbour,
+    /// An order of the operator.
+    Order,
+    /// A reload.
+    Reload,
+    /// The director's own addresses or interfaces.
+    Host,
 }
 
 /// An interface the program is attached to.

@@ -7,8 +7,8 @@ use jiff::tz::TimeZone;
 use super::{Rates, Window, render};
 use crate::{
     api::{
-        BackendStatus, FlowTableStatus, InterfaceStatus, LastApply, NodeStatus, ServiceStatus,
-        Status,
+        ApplyKind, BackendStatus, FlowTableStatus, InterfaceStatus, LastApply, NodeStatus,
+        ServiceStatus, Status,
     },
     cli::screen::Look,
 };
@@ -128,7 +128,9 @@ pub(crate) fn example() -> Status {
             last_apply: Some(LastApply {
                 at: "2026-11-21T19:59:48Z".to_owned(),
                 cause: "web4 is down".to_owned(),
+                kind: ApplyKind::Failure,
                 duration_us: 312,
+                operations: 65,
                 slots: 64,
             }),
             cluster: None,

@@ -9,9 +9,10 @@ use std::{
 use toml::Spanned;
 
 use super::{
+    capacity::{BACKENDS_MAX, PORTS_MAX, SERVICES_MAX, SLOTS_MAX, table_slots},
     error::{ConfigError, ErrorKind},
     model::{Failback, Mode, Ports, Probe, Protocol, Rule, Unserved, Via},
-    raw::{RawBackend, RawConfig, RawLimits, RawNode, RawService, SERVICES_MAX},
+    raw::{RawBackend, RawConfig, RawNode, RawService},
     reader::{Sink, nearest},
 };
 
@@ -362,63 +363,104 @@ fn sizes(config: &RawConfig, sink: &Sink) {
             .help("this is the first that is too many; one service can have many ports"),
         );
     }
-    let Some(RawLimits {
-        limits,
-        backends: backends_limit,
-        ports: ports_limit,
-    }) = &config.limits
-    else {
+    let Some(limits) = &config.limits else {
         return;
     };
-    let all = config.services.iter().flat_map(|service| &service.backends);
-    let at_most = usize::try_from(limits.backends).unwrap_or(usize::MAX);
-    if let Some(backend) = all.clone().nth(at_most) {
-        over_limit(
-            "backends",
-            all.count(),
-            limits.backends,
-            backends_limit,
-            &backend.span,
-            sink,
-        );
+    Total {
+        what: "backends",
+        limit: limits.limits.backends,
+        limit_span: limits.backends.clone(),
+        most: BACKENDS_MAX,
+        help: None,
     }
-    let mut entries: u64 = 0;
-    let mut first_over = None;
-    for ports in config
-        .services
-        .iter()
-        .filter_map(|service| service.ports.as_ref())
-    {
-        entries += u64::from(ports.get_ref().entries());
-        if entries > u64::from(limits.ports) {
-            first_over.get_or_insert(ports.span());
-        }
+    .check(
+        config
+            .services
+            .iter()
+            .flat_map(|service| &service.backends)
+            .map(|backend| (1, backend.span.clone())),
+        sink,
+    );
+    Total {
+        what: "ports",
+        limit: limits.limits.ports,
+        limit_span: limits.ports.clone(),
+        most: PORTS_MAX,
+        help: Some("or use `ports = \"any\"`, which counts as one"),
     }
-    if let Some(span) = first_over {
-        over_limit("ports", entries, limits.ports, ports_limit, &span, sink);
+    .check(
+        config
+            .services
+            .iter()
+            .filter_map(|service| service.ports.as_ref())
+            .map(|ports| (u64::from(ports.get_ref().entries()), ports.span())),
+        sink,
+    );
+    Total {
+        what: "slots",
+        limit: limits.limits.slots,
+        limit_span: limits.slots.clone(),
+        most: SLOTS_MAX,
+        help: Some(
+            "or make the weights within a service less unequal: a smaller table does for them then",
+        ),
     }
+    .check(
+        config.services.iter().map(|service| {
+            let weights: Vec<u32> = service.backends.iter().filter_map(|b| b.weight).collect();
+            (table_slots(&weights), service.span.clone())
+        }),
+        sink,
+    );
 }
 
-fn over_limit(
-    what: &str,
-    found: impl std::fmt::Display,
-    limit: u32,
-    limit_span: &Option<Range<usize>>,
-    first_over: &Range<usize>,
-    sink: &Sink,
-) {
-    let mut error = ConfigError::new(
-        ErrorKind::Limit,
-        format!("too many {what} in all services together: found {found}"),
-    )
-    .at(first_over.clone())
-    .expected(format!("at most {limit}; here it becomes too many"))
-    .help(format!("raise `{what}` in [limits] to at least {found}"));
-    if what == "ports" {
-        error = error.help("or use `ports = \"any\"`, which counts as one");
+/// Something of which all services together may have only so much.
+struct Total {
+    what: &'static str,
+    /// What [limits] says, if it says anything.
+    limit: Option<u32>,
+    limit_span: Option<Range<usize>>,
+    /// The most that there can be, whatever [limits] says.
+    most: u32,
+    help: Option<&'static str>,
+}
+
+impl Total {
+    /// Adds up `parts`, each with its place, and reports where they become too many.
+    fn check(&self, parts: impl Iterator<Item = (u64, Range<usize>)>, sink: &Sink) {
+        let at_most = self.limit.unwrap_or(self.most);
+        let mut found: u64 = 0;
+        let mut first_over = None;
+        for (part, span) in parts {
+            found += part;
+            if found > u64::from(at_most) {
+                first_over.get_or_insert(span);
+            }
+        }
+        let Some(first_over) = first_over else {
+            return;
+        };
+        let what = self.what;
+        let mut error = ConfigError::new(
+            ErrorKind::Limit,
+            format!("too many {what} in all services together: found {found}"),
+        )
+        .at(first_over)
+        .expected(format!("at most {at_most}; here it becomes too many"));
+        error = if found > u64::from(self.most) {
+            error.help(format!(
+                "there can be {} at most: share the services among several directors",
+                self.most
+            ))
+        } else {
+            error.help(format!("raise `{what}` in [limits] to at least {found}"))
+        };
+        if let Some(help) = self.help {
+            error = error.help(help);
+        }
+        if let Some(span) = &self.limit_span {
+            error = error.related(span.clone(), "the limit");
+        }
+        sink.push(error);
     }
-    if let Some(span) = limit_span {
-        error = error.related(span.clone(), "the limit");
-    }
-    sink.push(error);
 }

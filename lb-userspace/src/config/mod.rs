@@ -3,6 +3,7 @@
 //! [`Config::load`] gives a configuration that holds, or all errors of the file at once. Whether it fits this host
 //! is asked afterwards, with [`check_host`], because that needs what only the kernel knows.
 
+mod capacity;
 mod check;
 mod error;
 mod host;
@@ -17,6 +18,9 @@ mod source;
 mod syntax;
 mod values;
 
+pub use capacity::{
+    BACKENDS_MAX, Capacities, FLOWS_MAX, Needs, PORTS_MAX, SERVICES_MAX, SLOTS_MAX, table_slots,
+};
 pub use error::{ConfigError, ConfigErrors, ErrorKind};
 pub use host::{HostFacts, InterfaceFacts, check_host};
 pub use load::ConfigFile;

@@ -246,7 +246,8 @@ impl Control {
 }
 
 /// `[limits]`: how many entries the maps are made for. A map's size is fixed when it is created, so a changed limit
-/// takes effect only when the maps are made anew.
+/// takes effect only when the maps are made anew. What the file does not say follows from its content:
+/// [`Config::capacities`](super::Config::capacities).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Limits {
     /// Flows the flow table can hold.
@@ -255,23 +256,30 @@ pub struct Limits {
     /// all there are. The default of 65,536 covers a million concurrent flows when one of sixteen backends is
     /// drained, for a few MiB of kernel memory.
     pub flows: u32,
-    /// Slots of all services' tables together, 4 bytes each. The default of 1,048,576 (4 MiB) gives the largest
-    /// number of services (4,096) 256 slots each.
-    pub slots: u32,
+    /// Slots of all services' tables together, 4 bytes each.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slots: Option<u32>,
     /// Backends of all services together.
-    pub backends: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backends: Option<u32>,
     /// (VIP, protocol, port) triples of all services together; `ports = "any"` counts as one, a range as many as
-    /// it has ports. The default of 65,536 holds one service that lists a whole port space.
-    pub ports: u32,
+    /// it has ports.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ports: Option<u32>,
+}
+
+impl Limits {
+    /// The default of `limits.flows`.
+    pub const FLOWS: u32 = 65_536;
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            flows: 65_536,
-            slots: 1_048_576,
-            backends: 4_096,
-            ports: 65_536,
+            flows: Self::FLOWS,
+            slots: None,
+            backends: None,
+            ports: None,
         }
     }
 }

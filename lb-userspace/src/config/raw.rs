@@ -6,6 +6,7 @@ use std::{net::IpAddr, ops::Range};
 use toml::{Spanned, de::DeTable};
 
 use super::{
+    capacity::{BACKENDS_MAX, FLOWS_MAX, PORTS_MAX, SLOTS_MAX},
     error::{ConfigError, ErrorKind, visible},
     model::{
         Affinity, Backend, ClusterMac, Control, Failback, Limits, Mode, Node, Ports, Probe,
@@ -17,10 +18,6 @@ use super::{
 
 /// The longest path of a Unix socket: `sun_path` in unix(7), less the terminating zero.
 const SOCKET_PATH_MAX: usize = 107;
-/// The most backends there can be: a slot names one in 16 bits, and 0 names none.
-pub(super) const BACKENDS_MAX: u32 = 65_535;
-/// The most services there can be.
-pub(super) const SERVICES_MAX: usize = 4_096;
 
 /// The whole file.
 #[derive(Debug)]
@@ -54,6 +51,7 @@ pub(super) struct NodePlaces {
 #[derive(Debug)]
 pub(super) struct RawLimits {
     pub(super) limits: Limits,
+    pub(super) slots: Option<Range<usize>>,
     pub(super) backends: Option<Range<usize>>,
     pub(super) ports: Option<Range<usize>>,
 }
@@ -111,6 +109,7 @@ pub(super) fn read(document: &DeTable<'_>, sink: &Sink) -> RawConfig {
         Some(field) => read_limits(&field, sink),
         None => Some(RawLimits {
             limits: Limits::default(),
+            slots: None,
             backends: None,
             ports: None,
         }),
@@ -289,15 +288,17 @@ fn read_control(field: &Field<'_, '_>, sink: &Sink) -> Option<Control> {
 fn read_limits(field: &Field<'_, '_>, sink: &Sink) -> Option<RawLimits> {
     let fields = Fields::open(&sections::LIMITS, field.value, field.span.clone(), sink)?;
     let default = Limits::default();
-    let read = |key, default, range| {
-        fields.read_or(key, default, |field| values::number(field, range, sink))
+    let read = |key, range| {
+        fields.read_or(key, None, |field| {
+            values::number(field, range, sink).map(Some)
+        })
     };
-    // The upper bounds keep a slip of the finger from taking a host's memory: 2^24 flows are about 1 GiB, 2^26
-    // slots 256 MiB, 2^24 ports 256 MiB.
-    let flows = read("flows", default.flows, 1_024..=1 << 24);
-    let slots = read("slots", default.slots, 1_024..=1 << 26);
-    let backends = read("backends", default.backends, 1..=BACKENDS_MAX);
-    let ports = read("ports", default.ports, 1..=1 << 24);
+    let flows = fields.read_or("flows", default.flows, |field| {
+        values::number(field, 1_024..=FLOWS_MAX, sink)
+    });
+    let slots = read("slots", 1_024..=SLOTS_MAX);
+    let backends = read("backends", 1..=BACKENDS_MAX);
+    let ports = read("ports", 1..=PORTS_MAX);
     Some(RawLimits {
         limits: Limits {
             flows: flows?,
@@ -305,6 +306,7 @@ fn read_limits(field: &Field<'_, '_>, sink: &Sink) -> Option<RawLimits> {
             backends: backends?,
             ports: ports?,
         },
+        slots: fields.get("slots").map(|field| field.span),
         backends: fields.get("backends").map(|field| field.span),
         ports: fields.get("ports").map(|field| field.span),
     })

@@ -33,8 +33,12 @@ pub struct Actual {
     ids: HashMap<String, u16>,
     /// Service id -> backend name -> numbers: several where an address changed and the old one is leaving.
     members: BTreeMap<u16, BTreeMap<String, Vec<u16>>>,
-    /// Services with a slot in transition.
-    unsettled: BTreeSet<u16>,
+    /// Service id -> how many of its slots are in transition, where there are any.
+    unsettled: BTreeMap<u16, u32>,
+    /// Backend number -> how many slots name it.
+    named: Vec<Named>,
+    /// Backends that drain or leave.
+    ending: BTreeSet<u16>,
     retired: Retired,
     directory: Directory,
     /// Where the tables lie.
@@ -45,6 +49,15 @@ pub struct Actual {
     pub backend_capacity: u32,
     /// log2 of the buckets in one half of the service lookup.
     pub bucket_bits: u8,
+}
+
+/// How many slots of all tables name a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Named {
+    /// As the current one.
+    pub current: u32,
+    /// As the previous one.
+    pub previous: u32,
 }
 
 /// What has no owner any more, but may still be named by the record of a flow: a new owner would inherit flows that are not
@@ -96,15 +109,6 @@ impl ActualService {
     #[must_use]
     pub fn value(&self, id: u16) -> ServiceValue {
         ServiceValue::new(id, self.offset, self.bits, self.affinity)
-    }
-
-    /// How many slots are in transition.
-    #[must_use]
-    pub fn in_transition(&self) -> usize {
-        self.slots
-            .iter()
-            .filter(|slot| slot.in_transition())
-            .count()
     }
 }
 
@@ -192,7 +196,9 @@ impl Actual {
             backends: BTreeMap::new(),
             ids: HashMap::new(),
             members: BTreeMap::new(),
-            unsettled: BTreeSet::new(),
+            unsettled: BTreeMap::new(),
+            named: vec![Named::default(); 1 << 16],
+            ending: BTreeSet::new(),
             retired: Retired::default(),
             directory: Directory(0),
             regions: Regions::new(slots),
@@ -217,8 +223,33 @@ impl Actual {
     /// The services with a slot in transition.
     pub fn unsettled(&self) -> impl Iterator<Item = (u16, &ActualService)> {
         self.unsettled
-            .iter()
+            .keys()
             .filter_map(|id| Some((*id, self.services.get(id)?)))
+    }
+
+    /// How many slots of a service are in transition.
+    #[must_use]
+    pub fn in_transition(&self, service: u16) -> u32 {
+        self.unsettled.get(&service).copied().unwrap_or(0)
+    }
+
+    /// How many slots name a backend.
+    #[must_use]
+    pub fn named(&self, number: u16) -> Named {
+        self.named[usize::from(number)]
+    }
+
+    /// Whether any slot names a backend.
+    #[must_use]
+    pub fn is_named(&self, number: u16) -> bool {
+        self.named(number) != Named::default()
+    }
+
+    /// The backends that drain or leave, by number.
+    pub fn ending(&self) -> impl Iterator<Item = (u16, &ActualBackend)> {
+        self.ending
+            .iter()
+            .filter_map(|number| Some((*number, self.backends.get(number)?)))
     }
 
     /// What may not have a new owner yet.
@@ -289,14 +320,19 @@ impl Actual {
                 let Some(service) = self.services.get_mut(id) else {
                     return;
                 };
+                let mut unsettled = self.unsettled.get(id).copied().unwrap_or(0);
                 for (index, slot) in changes {
-                    service.slots[*index as usize] = *slot;
+                    let old = std::mem::replace(&mut service.slots[*index as usize], *slot);
                     service.changed[*index as usize] = now;
+                    uncount(&mut self.named, old);
+                    count(&mut self.named, *slot);
+                    unsettled = unsettled + u32::from(slot.in_transition())
+                        - u32::from(old.in_transition());
                 }
                 if built_for.is_some() {
                     service.built_for.clone_from(built_for);
                 }
-                self.index_transitions(*id);
+                self.set_unsettled(*id, unsettled);
             }
             Op::Service { id, service } => self.insert_service(*id, service.clone()),
             Op::RemoveService { id } => {
@@ -304,6 +340,9 @@ impl Actual {
                     self.regions.release(old.offset);
                     self.ids.remove(&old.name);
                     self.unsettled.remove(id);
+                    old.slots
+                        .iter()
+                        .for_each(|slot| uncount(&mut self.named, *slot));
                 }
                 self.retired.services.insert(*id);
             }
@@ -323,12 +362,27 @@ impl Actual {
         }
     }
 
-    /// Dates what changed at `began` or later to `ended`: until its last store was done, packets saw the state before.
-    pub fn redate(&mut self, service: u16, began: Millis, ended: Millis) {
-        if let Some(service) = self.services.get_mut(&service) {
-            for changed in service.changed.iter_mut().filter(|c| **c >= began) {
-                *changed = ended;
+    /// Dates what an operation changed at `began` or later to `ended`: until its last store was done, packets saw the state
+    /// before.
+    pub fn redate(&mut self, op: &Op, began: Millis, ended: Millis) {
+        match op {
+            Op::Slots {
+                service, changes, ..
+            } => {
+                if let Some(service) = self.services.get_mut(service) {
+                    for (index, _) in changes {
+                        service.changed[*index as usize] = ended;
+                    }
+                }
             }
+            Op::Service { id, .. } => {
+                if let Some(service) = self.services.get_mut(id) {
+                    for changed in service.changed.iter_mut().filter(|c| **c >= began) {
+                        *changed = ended;
+                    }
+                }
+            }
+            _ => {}
         }
     }
 
@@ -344,11 +398,19 @@ impl Actual {
                 self.regions.release(old.offset);
             }
             self.ids.remove(&old.name);
+            old.slots
+                .iter()
+                .for_each(|slot| uncount(&mut self.named, *slot));
         }
         self.regions.occupy(service.offset, service.bits);
         self.ids.insert(service.name.clone(), id);
+        let mut unsettled = 0;
+        for slot in &service.slots {
+            count(&mut self.named, *slot);
+            unsettled += u32::from(slot.in_transition());
+        }
         self.services.insert(id, service);
-        self.index_transitions(id);
+        self.set_unsettled(id, unsettled);
     }
 
     pub(super) fn insert_backend(&mut self, number: u16, backend: ActualBackend) {
@@ -359,6 +421,12 @@ impl Actual {
             .entry(backend.name.clone())
             .or_default()
             .push(number);
+        if matches!(
+            backend.state,
+            BackendState::Draining | BackendState::Leaving
+        ) {
+            self.ending.insert(number);
+        }
         self.backends.insert(number, backend);
     }
 
@@ -366,6 +434,7 @@ impl Actual {
         let Some(old) = self.backends.remove(&number) else {
             return;
         };
+        self.ending.remove(&number);
         let Some(names) = self.members.get_mut(&old.service) else {
             return;
         };
@@ -380,15 +449,25 @@ impl Actual {
         }
     }
 
-    fn index_transitions(&mut self, id: u16) {
-        let unsettled = self
-            .services
-            .get(&id)
-            .is_some_and(|service| service.slots.iter().any(|slot| slot.in_transition()));
-        if unsettled {
-            self.unsettled.insert(id);
-        } else {
+    fn set_unsettled(&mut self, id: u16, slots: u32) {
+        if slots == 0 {
             self.unsettled.remove(&id);
+        } else {
+            self.unsettled.insert(id, slots);
         }
+    }
+}
+
+fn count(named: &mut [Named], slot: Slot) {
+    named[usize::from(slot.current())].current += 1;
+    if slot.in_transition() {
+        named[usize::from(slot.previous())].previous += 1;
+    }
+}
+
+fn uncount(named: &mut [Named], slot: Slot) {
+    named[usize::from(slot.current())].current -= 1;
+    if slot.in_transition() {
+        named[usize::from(slot.previous())].previous -= 1;
     }
 }

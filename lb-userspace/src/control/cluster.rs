@@ -86,7 +86,7 @@ impl Knowledge {
         service
             .backends
             .iter()
-            .filter(|backend| !self.config.is_own(backend))
+            .filter(|backend| !self.config().is_own(backend))
             .filter(|backend| matches!(self.probed(service, backend, actual), Probed::Down(_)))
             .map(|backend| backend.name.clone())
             .collect()
@@ -103,7 +103,7 @@ impl Knowledge {
             .iter()
             .map(|backend| {
                 let probed = self.probed(service, backend, actual);
-                if self.config.is_own(backend) {
+                if self.config().is_own(backend) {
                     let decision = self.decisions.of(&service.name, &backend.name);
                     return Row {
                         node: &backend.name,
@@ -146,7 +146,7 @@ impl Knowledge {
             .backends
             .iter()
             .map(|backend| {
-                let own = self.config.is_own(backend);
+                let own = self.config().is_own(backend);
                 let decision = self.decisions.of(&service.name, &backend.name);
                 let last = peers.last(&backend.name, &service.name);
                 let weight = if own {
@@ -188,7 +188,7 @@ impl Knowledge {
         serving: &BTreeSet<&str>,
         actual: &Actual,
     ) -> String {
-        let own = self.config.is_own(backend);
+        let own = self.config().is_own(backend);
         let name = backend.name.as_str();
         let probed = self.probed(service, backend, actual);
         let fresh = self.cluster.peers.fresh(name, &service.name);
@@ -210,7 +210,7 @@ impl Knowledge {
                 None => {
                     return format!(
                         "its xdp-lb is not heard (UDP port {})",
-                        self.config.node.peer_port.unwrap_or_default()
+                        self.config().node.peer_port.unwrap_or_default()
                     );
                 }
                 Some(word) if !word.healthy => {
@@ -237,7 +237,7 @@ impl Knowledge {
         service
             .backends
             .iter()
-            .filter(|backend| !self.config.is_own(backend))
+            .filter(|backend| !self.config().is_own(backend))
             .filter_map(|backend| {
                 let word = self.cluster.peers.fresh(&backend.name, &service.name)?;
                 Some((backend.name.clone(), word.table))
@@ -249,14 +249,14 @@ impl Knowledge {
     #[must_use]
     pub fn own_word(&self, actual: &Actual, at_ms: u64) -> Word {
         let services = self
-            .config
+            .config()
             .services
             .iter()
             .filter_map(|service| {
                 let own = service
                     .backends
                     .iter()
-                    .find(|backend| self.config.is_own(backend))?;
+                    .find(|backend| self.config().is_own(backend))?;
                 Some((
                     service.name.clone(),
                     self.service_word(service, own, actual),
@@ -264,7 +264,7 @@ impl Knowledge {
             })
             .collect();
         Word {
-            node: self.config.node.name.clone(),
+            node: self.config().node.name.clone(),
             at_ms,
             leaving: false,
             services,
@@ -294,7 +294,7 @@ impl Knowledge {
             serving: service
                 .backends
                 .iter()
-                .filter(|backend| !self.config.is_own(backend))
+                .filter(|backend| !self.config().is_own(backend))
                 .filter(|backend| self.is_in(service, backend, actual))
                 .map(|backend| {
                     let key = (service.name.clone(), backend.name.clone());
@@ -309,10 +309,10 @@ impl Knowledge {
     /// The cluster as `status` shows it; `None` where packets are forwarded.
     #[must_use]
     pub fn cluster_status(&self, actual: &Actual) -> Option<ClusterStatus> {
-        let mac = self.config.cluster_mac()?;
+        let mac = self.config().cluster_mac()?;
         let own = self.own_word(actual, 0).services;
         let shared = |name: &str| {
-            self.config
+            self.config()
                 .services
                 .iter()
                 .filter(|service| service.backends.iter().any(|b| b.name == name))
@@ -320,7 +320,7 @@ impl Knowledge {
                 .collect::<Vec<_>>()
         };
         let peers = self
-            .config
+            .config()
             .peers()
             .into_iter()
             .map(|(name, address)| PeerStatus {
@@ -337,7 +337,7 @@ impl Knowledge {
             .collect();
         Some(ClusterStatus {
             mac: mac_text(mac),
-            group: self.config.cluster_group().map(|group| group.to_string()),
+            group: self.config().cluster_group().map(|group| group.to_string()),
             peers,
         })
     }
@@ -367,9 +367,9 @@ impl Knowledge {
     #[must_use]
     pub fn all_nodes_judged(&self, actual: &Actual) -> bool {
         let served = |service: &&Service| service.rule != Rule::Disabled;
-        self.config.services.iter().filter(served).all(|service| {
+        self.config().services.iter().filter(served).all(|service| {
             service.backends.iter().all(|backend| {
-                let heard = self.config.is_own(backend)
+                let heard = self.config().is_own(backend)
                     || self
                         .cluster
                         .peers

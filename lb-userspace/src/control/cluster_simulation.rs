@@ -7,7 +7,6 @@
 //! - when nothing happens any more, every new flow is kept by exactly one.
 
 use std::{
-    collections::HashMap,
     net::Ipv4Addr,
     time::{Duration, SystemTime},
 };
@@ -28,7 +27,6 @@ use proptest::{
 use super::{
     actual::Millis,
     adopt::adopt,
-    cluster::Cluster,
     decisions::{Decision, Decisions},
     knowledge::{Knowledge, PortState},
     peers::{PERIOD, Word},
@@ -139,44 +137,36 @@ fn knowledge(node: usize, decisions: Decisions, opening: bool) -> Knowledge {
         .unwrap_or_else(|errors| panic!("{}", errors.render(false)))
         .config;
     let mac = [2, 0, 0, 0, 0, 1];
-    Knowledge {
-        config,
-        decisions,
-        health: HashMap::new(),
-        neighbours: HashMap::new(),
-        ports: vec![PortState {
-            number: 0,
-            name: "eth0".into(),
-            ifindex: 7,
-            mac,
+    let ports = vec![PortState {
+        number: 0,
+        name: "eth0".into(),
+        ifindex: 7,
+        mac,
+    }];
+    let facts = HostFacts {
+        interfaces: vec![Interface {
+            link: Link {
+                ifindex: 7,
+                name: "eth0".into(),
+                mac: Some(mac),
+                mtu: 1500,
+                up: true,
+                running: true,
+                loopback: false,
+                xdp: None,
+            },
+            addresses: vec![format!("198.51.100.{}/24", node + 1).parse().unwrap()],
+            driver: None,
         }],
-        facts: HostFacts {
-            interfaces: vec![Interface {
-                link: Link {
-                    ifindex: 7,
-                    name: "eth0".into(),
-                    mac: Some(mac),
-                    mtu: 1500,
-                    up: true,
-                    running: true,
-                    loopback: false,
-                    xdp: None,
-                },
-                addresses: vec![format!("198.51.100.{}/24", node + 1).parse().unwrap()],
-                driver: None,
-            }],
-        },
-        opening,
-        leaving: std::collections::BTreeMap::new(),
-        cluster: Cluster::default(),
-    }
+    };
+    Knowledge::new(config, decisions, ports, facts, opening)
 }
 
 impl Node {
     /// A node whose kernel holds nothing.
     fn fresh(node: usize, decisions: Decisions, now: Millis) -> Self {
         let features = Features::ALL_FORWARDING.with(Features::PICK);
-        let mut bench = Bench::of(PlainMemory::with(1 << 14, 2, 8, features));
+        let mut bench = Bench::of(PlainMemory::with(1 << 14, 2, 8, 64, features));
         bench.now = now;
         let mut fresh = Self {
             bench,
@@ -198,7 +188,7 @@ impl Node {
     /// What the daemon does after every event.
     fn change(&mut self) {
         let actual = self.bench.actual();
-        let desired = self.knowledge.desired(|_| true, actual);
+        let desired = self.knowledge.desired(actual);
         let unix_ms = UNIX + self.bench.now;
         let ops = reconcile(&desired, Scope::All, actual, unix_ms, self.bench.now).unwrap();
         self.knowledge.count_admissions(self.bench.actual(), &ops);
@@ -229,7 +219,7 @@ impl Node {
 
     /// The order of the daemon's `on_word`.
     fn hear(&mut self, word: Word) {
-        let own = self.knowledge.config.node.name.clone();
+        let own = self.knowledge.config().node.name.clone();
         let news = self
             .knowledge
             .cluster
@@ -355,7 +345,7 @@ impl World {
     fn probe(&mut self, index: usize, other: usize) {
         let answers = self.nodes[other].alive && self.nodes[other].server;
         let node = &mut self.nodes[index];
-        let service = node.knowledge.config.services[0].clone();
+        let service = node.knowledge.config().services[0].clone();
         let number = node
             .knowledge
             .number(

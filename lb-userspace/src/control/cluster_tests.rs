@@ -21,7 +21,7 @@ use lb_common::abi::BackendState::{Down, Draining, Up};
 
 fn bench() -> Bench {
     let features = Features::ALL_FORWARDING.with(Features::PICK);
-    Bench::of(PlainMemory::with(1 << 14, 2, 16, features))
+    Bench::of(PlainMemory::with(1 << 14, 2, 16, 64, features))
 }
 
 fn own() -> DesiredBackend {

@@ -1,6 +1,6 @@
 //! Operations done: first the stores that packets see, then what people and the next controller read.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{collections::BTreeSet, time::Instant};
 
 use lb_common::{
     abi::{self, BackendInfo, ServiceInfo},
@@ -11,7 +11,7 @@ use lb_common::{
 use super::{
     actual::{Actual, ActualBackend, ActualService, Millis, Op},
     directory::Layout,
-    memory::Memory,
+    memory::{Grace, Memory},
 };
 use crate::dataplane::{DataplaneError, Maps};
 
@@ -22,6 +22,28 @@ pub struct Executor<M = Maps> {
     pub maps: M,
     /// What they hold.
     pub actual: Actual,
+    /// Packets may still be on their way through what was given up.
+    given_up: Option<GivenUp>,
+}
+
+/// What must not be written again before the packets on their way through it are gone: regions of slots, the half of the
+/// lookup that was in use, and these backends' entries.
+#[derive(Debug)]
+struct GivenUp {
+    grace: Grace,
+    backends: Vec<u16>,
+}
+
+/// Whether an operation may write what was given up before it.
+fn reuses(op: &Op, actual: &Actual) -> bool {
+    match op {
+        Op::Service { .. }
+        | Op::RemoveService { .. }
+        | Op::SwapDirectory { .. }
+        | Op::RemoveBackend { .. } => true,
+        Op::Backend { number, .. } => !actual.backends().contains_key(number),
+        Op::Slots { .. } | Op::Release(_) => false,
+    }
 }
 
 /// What was done.
@@ -29,9 +51,41 @@ pub struct Executor<M = Maps> {
 pub struct Done {
     /// Slots written.
     pub slots: u64,
+    /// Stores into what the data path reads: slots, backends' entries, and one for a swap of the lookup.
+    pub stores: u64,
+    /// When the last of them was done.
+    pub stored: Option<Instant>,
 }
 
 impl<M: Memory> Executor<M> {
+    /// Of maps and the picture of them.
+    pub const fn new(maps: M, actual: Actual) -> Self {
+        Self {
+            maps,
+            actual,
+            given_up: None,
+        }
+    }
+
+    /// Waits until no packet is on its way through what was given up, and clears it.
+    pub fn end_grace(&mut self) {
+        if let Some(GivenUp { grace, backends }) = self.given_up.take() {
+            grace.wait();
+            for number in backends {
+                if !self.actual.backends().contains_key(&number) {
+                    self.maps.set_backend(number, Backend::default());
+                }
+            }
+        }
+    }
+
+    /// The same, if that needs no waiting.
+    pub fn end_grace_if_over(&mut self) {
+        if self.given_up.as_ref().is_some_and(|g| g.grace.is_over()) {
+            self.end_grace();
+        }
+    }
+
     /// Does the operations in their order. They were planned at `began`; `clock` says when the last store was done.
     ///
     /// # Errors
@@ -42,15 +96,18 @@ impl<M: Memory> Executor<M> {
         began: Millis,
         clock: impl FnOnce() -> Millis,
     ) -> Result<Done, DataplaneError> {
+        if ops.iter().any(|op| reuses(op, &self.actual)) {
+            self.end_grace();
+        }
         let mut done = Done::default();
         let mut backends = BTreeSet::new();
         let mut services = BTreeSet::new();
-        let mut retabled = BTreeSet::new();
         let mut taken_away = false;
         for op in ops {
             match op {
                 Op::Backend { number, backend } => {
                     self.maps.set_backend(*number, backend.entry);
+                    done.stores += 1;
                     let mut backend = backend.clone();
                     if !self.actual.backends().contains_key(number) {
                         // Counters are never set back: a new owner starts from what it shows.
@@ -79,7 +136,6 @@ impl<M: Memory> Executor<M> {
                         }
                         done.slots += changes.len() as u64;
                     }
-                    retabled.insert(*service);
                 }
                 Op::Service { id, service } => {
                     for (index, slot) in (service.offset..).zip(&service.slots) {
@@ -93,13 +149,13 @@ impl<M: Memory> Executor<M> {
                             .set_service_info(*id, service_info(*id, service))?;
                     }
                     services.insert(*id);
-                    retabled.insert(*id);
                 }
                 Op::RemoveService { id } => {
                     services.insert(*id);
                 }
                 Op::SwapDirectory { layout } => {
                     self.swap_directory(layout);
+                    done.stores += 1;
                     taken_away = true;
                 }
                 Op::RemoveBackend { number } => {
@@ -111,24 +167,28 @@ impl<M: Memory> Executor<M> {
             }
             self.actual.apply(op, began);
         }
-        if taken_away {
-            // Regions that were given up, entries of backends that are gone, and the half of the lookup that was in use may
-            // be written again only when no packet is on its way through them.
-            self.maps.wait_for_packets();
-        }
+        done.stores += done.slots;
+        done.stored = Some(Instant::now());
         let ended = clock();
-        for id in retabled {
-            self.actual.redate(id, began, ended);
+        for op in ops {
+            self.actual.redate(op, began, ended);
         }
+        let mut gone = Vec::new();
         for number in backends {
             let info = match self.actual.backends().get(&number) {
                 Some(backend) => backend_info(backend),
                 None => {
-                    self.maps.set_backend(number, Backend::default());
+                    gone.push(number);
                     BackendInfo::default()
                 }
             };
             self.maps.set_backend_info(number, info)?;
+        }
+        if taken_away {
+            self.given_up = Some(GivenUp {
+                grace: self.maps.grace(),
+                backends: gone,
+            });
         }
         for id in services {
             let info = self
@@ -222,18 +282,52 @@ fn service_info(id: u16, service: &ActualService) -> ServiceInfo {
     }
 }
 
-/// Slots that have each backend as current and as previous, by number: what `status` shows.
-#[must_use]
-pub fn slot_shares(actual: &Actual) -> BTreeMap<u16, (u64, u64)> {
-    let mut shares = vec![(0u64, 0u64); 1 << 16];
-    for slot in actual.services().values().flat_map(|s| &s.slots) {
-        shares[usize::from(slot.current())].0 += 1;
-        if slot.in_transition() {
-            shares[usize::from(slot.previous())].1 += 1;
-        }
+#[cfg(test)]
+mod tests {
+    use lb_common::abi::BackendState;
+
+    use crate::control::{
+        failure::{Failed, fail},
+        memory::Memory as _,
+        samples::{Bench, backend, service},
+    };
+
+    #[test]
+    fn only_what_may_write_what_was_given_up_waits_for_the_packets_on_their_way() {
+        let web = service("web", 10, &[backend("a"), backend("b")]);
+        let mut bench = Bench::new();
+        bench.bring(&[web.clone(), service("mail", 11, &[backend("x")])]);
+        let given_up = bench.number("mail", "x");
+        let entry = bench.executor.maps.backend(given_up);
+        let now = bench.now;
+        let waits = |bench: &Bench| bench.executor.given_up.is_some();
+
+        let removal = bench.plan(std::slice::from_ref(&web)).unwrap();
+        bench.executor.execute(&removal, now, || now).unwrap();
+        assert!(waits(&bench));
+        assert_eq!(bench.executor.maps.backend(given_up), entry, "still in use");
+
+        let failed = Failed {
+            number: bench.number("web", "a"),
+            reason: "connection refused".into(),
+            healthy: false,
+            without_mac: false,
+        };
+        let id = bench.actual().service_id("web").unwrap();
+        let failure = fail(bench.actual(), id, &[failed], 0).unwrap();
+        bench.executor.execute(&failure, now, || now).unwrap();
+        assert_eq!(bench.state("web", "a"), BackendState::Down);
+        assert!(waits(&bench), "a failure does not wait for it");
+
+        let wider = service("dns", 12, &[backend("y")]);
+        let addition = bench.plan(&[web, wider]).unwrap();
+        bench.executor.execute(&addition, now, || now).unwrap();
+        assert_eq!(
+            bench.executor.maps.backend(given_up).unwrap().0,
+            0,
+            "over by now"
+        );
+        bench.executor.end_grace();
+        assert!(!waits(&bench));
     }
-    (0..=u16::MAX)
-        .zip(shares)
-        .filter(|(_, share)| *share != (0, 0))
-        .collect()
 }

@@ -1,5 +1,7 @@
 //! The maps as the controller reaches them, so that the controller can be tried over plain memory.
 
+use std::thread::JoinHandle;
+
 use lb_common::{
     abi::{BackendInfo, Bucket, Control, Counter, ServiceInfo},
     flow::FlowBucket,
@@ -40,6 +42,11 @@ pub trait Memory {
     /// # Errors
     /// [`DataplaneError::Map`].
     fn counter(&self, number: u16) -> Result<Counter, DataplaneError>;
+    /// The same of up to `count` numbers from `first` on.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    fn counters(&self, first: u16, count: u16) -> Result<Vec<Counter>, DataplaneError>;
     /// Packets of each verdict.
     ///
     /// # Errors
@@ -70,8 +77,58 @@ pub trait Memory {
     /// # Errors
     /// [`DataplaneError::Map`].
     fn set_backend_info(&mut self, number: u16, info: BackendInfo) -> Result<(), DataplaneError>;
-    /// Returns when every packet that was being processed has left the program.
-    fn wait_for_packets(&self);
+    /// Begins to wait until every packet that is being processed now has left the program.
+    fn grace(&self) -> Grace;
+}
+
+/// A wait for the packets on their way, in a thread of its own: it takes up to some tens of milliseconds, in which a failure
+/// must not wait.
+#[derive(Debug)]
+pub struct Grace(Option<JoinHandle<()>>);
+
+impl Grace {
+    /// Over already.
+    #[must_use]
+    pub const fn over() -> Self {
+        Self(None)
+    }
+
+    /// Begins.
+    fn begin() -> Self {
+        let thread = std::thread::Builder::new().name("grace".into());
+        match thread.spawn(wait_for_packets) {
+            Ok(thread) => Self(Some(thread)),
+            Err(_no_thread) => {
+                wait_for_packets();
+                Self::over()
+            }
+        }
+    }
+
+    /// Whether [`Self::wait`] would return at once.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.0.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Returns when it is over.
+    pub fn wait(self) {
+        if let Some(thread) = self.0 {
+            // It does nothing that panics.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// `membarrier(MEMBARRIER_CMD_GLOBAL)` is `synchronize_rcu()` (`kernel/sched/membarrier.c`), and an XDP program runs within
+/// one RCU read-side section; where the kernel refuses it (`nohz_full`), a pause far longer than any program runs.
+fn wait_for_packets() {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: the call takes three integers and touches no memory.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result != 0 {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
 }
 
 impl Memory for Maps {
@@ -123,6 +180,10 @@ impl Memory for Maps {
         self.counter(number)
     }
 
+    fn counters(&self, first: u16, count: u16) -> Result<Vec<Counter>, DataplaneError> {
+        self.counters(first, count)
+    }
+
     fn verdicts(&self) -> Result<[u64; Verdict::COUNT], DataplaneError> {
         self.verdicts()
     }
@@ -147,15 +208,7 @@ impl Memory for Maps {
         self.set_backend_info(number, info)
     }
 
-    /// `membarrier(MEMBARRIER_CMD_GLOBAL)` is `synchronize_rcu()` (`kernel/sched/membarrier.c`), and an XDP program runs
-    /// within one RCU read-side section; where the kernel refuses it (`nohz_full`), a pause far longer than any program
-    /// runs.
-    fn wait_for_packets(&self) {
-        const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
-        // SAFETY: the call takes three integers and touches no memory.
-        let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
-        if result != 0 {
-            std::thread::sleep(std::time::Duration::from_millis(50));
-        }
+    fn grace(&self) -> Grace {
+        Grace::begin()
     }
 }

@@ -13,6 +13,7 @@ pub mod desired;
 pub mod directory;
 pub mod execute;
 pub mod failback;
+pub mod failure;
 pub mod fixed;
 pub mod knowledge;
 pub mod memory;
@@ -26,6 +27,7 @@ pub mod retarget;
 pub mod siphash;
 pub mod startup;
 pub mod sweep;
+pub mod sweeper;
 pub mod voice;
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use tracing::{error, warn};
 
 use super::knowledge::Knowledge;
 use crate::{
-    config::Config,
+    config::{Config, Via},
     neighbour::{
         Netlink,
         vip_route::{self, ProbeRoute},
@@ -16,11 +16,13 @@ use crate::{
 /// The ways of the probes to the VIPs.
 pub async fn prepare(netlink: &Netlink, knowledge: &Knowledge) {
     let mut routes: Vec<ProbeRoute> = Vec::new();
-    for service in &knowledge.config.services {
-        let through_vip = service
-            .probe
-            .as_ref()
-            .is_some_and(|p| p.via == crate::config::Via::Vip);
+    for service in &knowledge.config().services {
+        let leaving = knowledge.leaving_of(&service.name);
+        let through_vip = leaving
+            .map(|(_, _, leaving)| &leaving.probe)
+            .chain([&service.probe])
+            .flatten()
+            .any(|probe| probe.via == Via::Vip);
         let Some(backend) = service.backends.first().filter(|_| through_vip) else {
             continue;
         };

@@ -26,25 +26,41 @@ use crate::maglev;
 pub enum TooSmall {
     /// More services than ids.
     #[error(
-        "there is room for {capacity} services, those removed within the last second among them, and all are in use: the \
-         configuration has too many"
+        "{needed} services are too many, those removed within the last seconds among them: the maps have room for {capacity}; \
+         remove some, or wait a moment and try again"
     )]
     Services {
+        /// How many ids it would take.
+        needed: u64,
         /// How many ids there are.
         capacity: u32,
     },
     /// More backends than numbers.
     #[error(
-        "there is room for {capacity} backends, those that are leaving among them: raise `backends` in [limits], which takes maps made \
-         anew (end xdp-lb, remove its pins, start it again), or wait until the ones that are leaving have gone"
+        "{needed} backends are too many, those that are leaving among them: the maps have room for {capacity}; raise \
+         `backends` in [limits] to at least {needed}, which takes maps made anew (end xdp-lb, remove its pins, start it \
+         again), or wait until the ones that are leaving have gone"
     )]
     Backends {
+        /// How many numbers it would take.
+        needed: u64,
         /// How many numbers there are.
+        capacity: u32,
+    },
+    /// All tables together are too large.
+    #[error(
+        "the services' tables take {needed} slots together, and the maps have room for {capacity}: raise `slots` in [limits] \
+         to at least {needed}, which takes maps made anew (end xdp-lb, remove its pins, start it again)"
+    )]
+    AllSlots {
+        /// How many slots the tables take.
+        needed: u64,
+        /// How many there are.
         capacity: u32,
     },
     /// No room for a table.
     #[error(
-        "service {service} needs a table of {needed} slots, but {used} of {capacity} are in use: raise `slots` in [limits], which takes maps made anew (end xdp-lb, remove its pins, start it again)"
+        "service {service} needs a table of {needed} slots in one piece, but {used} of {capacity} are in use: raise `slots` in [limits], which takes maps made anew (end xdp-lb, remove its pins, start it again)"
     )]
     Slots {
         /// The service.
@@ -86,6 +102,7 @@ pub fn reconcile(
 ) -> Result<Vec<Op>, TooSmall> {
     let mut plan = Plan {
         actual,
+        desired,
         regions: Cow::Borrowed(&actual.regions),
         next_id: 0,
         next_number: 1,
@@ -114,6 +131,8 @@ pub fn reconcile(
 
 struct Plan<'a> {
     actual: &'a Actual,
+    /// Everything that is wanted, for the numbers of a refusal.
+    desired: &'a [DesiredService],
     regions: Cow<'a, Regions>,
     /// Where the search for a free service id goes on.
     next_id: u32,
@@ -183,12 +202,40 @@ impl Plan<'_> {
         None
     }
 
+    fn too_many_services(&self) -> TooSmall {
+        let new = self
+            .desired
+            .iter()
+            .filter(|service| self.actual.service_id(&service.name).is_none());
+        let there = self.actual.services().len() + self.actual.retired().services.len();
+        TooSmall::Services {
+            needed: (there + new.count()) as u64,
+            capacity: self.actual.service_capacity,
+        }
+    }
+
+    fn too_many_backends(&self) -> TooSmall {
+        let new = self.desired.iter().flat_map(|service| {
+            let id = self.actual.service_id(&service.name);
+            service.backends.iter().filter(move |backend| {
+                id.and_then(|id| {
+                    self.actual
+                        .backend_number(id, &backend.name, backend.address)
+                })
+                .is_none()
+            })
+        });
+        let there = self.actual.backends().len() + self.actual.retired().backends.len();
+        TooSmall::Backends {
+            needed: (there + new.count()) as u64,
+            capacity: self.actual.backend_capacity - 1,
+        }
+    }
+
     fn service(&mut self, desired: &DesiredService) -> Result<(), TooSmall> {
         let id = match self.actual.service_id(&desired.name) {
             Some(id) => id,
-            None => self.free_id().ok_or(TooSmall::Services {
-                capacity: self.actual.service_capacity,
-            })?,
+            None => self.free_id().ok_or_else(|| self.too_many_services())?,
         };
         let numbers = self.numbers(id, desired)?;
         let weights: Vec<u32> = desired.backends.iter().map(|b| b.weight).collect();
@@ -218,8 +265,13 @@ impl Plan<'_> {
         // recorded flows move with the one store of its entry.
         let failed = self.backends(id, desired, &numbers);
 
-        let base = match old {
-            Some(old) if old.bits == bits => (old.slots.clone(), old.changed.clone(), old.offset),
+        let is_failed = |number: u16| failed.contains(&number);
+        let (before, changed, offset) = match old {
+            Some(old) if old.bits == bits => (
+                Cow::Borrowed(&old.slots[..]),
+                Cow::Borrowed(&old.changed[..]),
+                old.offset,
+            ),
             Some(old) => {
                 let mut slots = old.slots.clone();
                 let mut changed = old.changed.clone();
@@ -227,44 +279,47 @@ impl Plan<'_> {
                     slots = maglev::grow(&slots);
                     changed = maglev::grow(&changed);
                 }
-                (slots, changed, self.region(desired, bits)?)
+                (slots.into(), changed.into(), self.region(desired, bits)?)
             }
             None => {
                 let size = 1usize << bits;
                 (
-                    vec![Slot::default(); size],
-                    vec![self.now; size],
+                    vec![Slot::default(); size].into(),
+                    vec![self.now; size].into(),
                     self.region(desired, bits)?,
                 )
             }
         };
-        let (before, changed, offset) = base;
         let table_is_new = old.is_none_or(|old| old.bits != bits);
-        let waiting = waiting_for(desired, &numbers, bits, &built_for, &failed);
-        let names_failed =
-            |slot: &Slot| failed.contains(&slot.current()) || failed.contains(&slot.previous());
+        let names_failed = || {
+            before
+                .iter()
+                .any(|slot| is_failed(slot.current()) || is_failed(slot.previous()))
+        };
         let stale = table_is_new
             || old.is_none_or(|old| old.built_for.as_ref() != Some(&built_for))
             // What a peer had not given up the last time, it may have by now.
             || desired.pick.is_some()
-            || (!failed.is_empty() && before.iter().any(names_failed));
+            || (!failed.is_empty() && names_failed());
         let joins = desired.pick.as_ref().is_some_and(|pick| {
             let lives = |b: &DesiredBackend| b.name != pick.own && !b.has_failed();
             pick.joining && desired.backends.iter().any(lives)
         });
-        let slots = if joins {
+        let slots: Cow<'_, [Slot]> = if joins {
             let others = self.others(id)?;
             maglev::build(&members(&built_for), bits)
                 .into_iter()
                 .map(|target| Slot::new(target, others))
                 .collect()
         } else if stale {
-            target(&before, &built_for, bits, desired.track, &failed, &waiting)
+            let waiting = waiting_for(desired, &numbers, bits, &built_for, &failed);
+            let kept = |number: u16| waiting.contains(&number);
+            target(&before, &built_for, bits, desired.track, is_failed, kept).into()
         } else {
             before.clone()
         };
 
-        let service = |slots, changed| ActualService {
+        let service = |slots: Cow<'_, [Slot]>, changed: Vec<Millis>| ActualService {
             name: desired.name.clone(),
             entries: desired.entries.clone(),
             affinity: desired.affinity,
@@ -272,13 +327,13 @@ impl Plan<'_> {
             flow_idle: desired.flow_idle,
             offset,
             bits,
-            slots,
+            slots: slots.into_owned(),
             changed,
             built_for: Some(built_for.clone()),
         };
         if table_is_new {
-            let mut changed = changed;
-            for ((slot, old), changed) in slots.iter().zip(&before).zip(&mut changed) {
+            let mut changed = changed.into_owned();
+            for ((slot, old), changed) in slots.iter().zip(&*before).zip(&mut changed) {
                 if slot != old {
                     *changed = self.now;
                 }
@@ -291,7 +346,7 @@ impl Plan<'_> {
             return Ok(());
         }
         let changes: Vec<(u32, Slot)> = (0..)
-            .zip(slots.iter().zip(&before))
+            .zip(slots.iter().zip(&*before))
             .filter(|(_, (new, old))| new != old)
             .map(|(index, (new, _))| (index, *new))
             .collect();
@@ -311,8 +366,8 @@ impl Plan<'_> {
         {
             // The table is written already; the service keeps it.
             self.swap |= old.entries != desired.entries || old.affinity != desired.affinity;
-            let mut changed = changed;
-            for ((slot, old), changed) in slots.iter().zip(&before).zip(&mut changed) {
+            let mut changed = changed.into_owned();
+            for ((slot, old), changed) in slots.iter().zip(&*before).zip(&mut changed) {
                 if slot != old {
                     *changed = self.now;
                 }
@@ -335,6 +390,7 @@ impl Plan<'_> {
             return Ok(number);
         }
         let number = self.free_number().ok_or(TooSmall::Backends {
+            needed: u64::from(self.actual.backend_capacity),
             capacity: self.actual.backend_capacity - 1,
         })?;
         self.ops.push(Op::Backend {
@@ -382,9 +438,7 @@ impl Plan<'_> {
                 .backend_number(id, &backend.name, backend.address)
             {
                 Some(number) => number,
-                None => self.free_number().ok_or(TooSmall::Backends {
-                    capacity: self.actual.backend_capacity - 1,
-                })?,
+                None => self.free_number().ok_or_else(|| self.too_many_backends())?,
             };
             numbers.insert((backend.name.as_str(), backend.address), number);
         }
@@ -551,26 +605,23 @@ fn members(built_for: &[(String, u32, u16)]) -> Vec<maglev::Member<'_>> {
         .collect()
 }
 
-/// The table after the change, but for slots of those who are `waiting` to be asked again.
-fn target(
+/// The table after the change. A slot whose current backend is `kept` stays with it.
+pub(super) fn target(
     before: &[Slot],
     built_for: &[(String, u32, u16)],
     bits: u8,
     track: Track,
-    failed: &BTreeSet<u16>,
-    waiting: &BTreeSet<u16>,
+    failed: impl Fn(u16) -> bool,
+    kept: impl Fn(u16) -> bool,
 ) -> Vec<Slot> {
     let table = maglev::build(&members(built_for), bits);
     before
         .iter()
         .zip(table)
         .map(|(slot, target)| {
-            let target = if waiting.contains(&slot.current()) {
-                slot.current()
-            } else {
-                target
-            };
-            retarget(*slot, target, track, |number| failed.contains(&number))
+            let current = slot.current();
+            let target = if kept(current) { current } else { target };
+            retarget(*slot, target, track, &failed)
         })
         .collect()
 }

@@ -1,6 +1,7 @@
 //! The state of everything as `status` tells it.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, HashMap},
     net::Ipv4Addr,
     time::SystemTime,
@@ -8,16 +9,15 @@ use std::{
 
 use jiff::Timestamp;
 use lb_common::{
-    abi::{ABI_VERSION, BackendState},
+    abi::{ABI_VERSION, BackendState, Counter},
     tables::Event,
     verdict::Verdict,
     wire::{PROTO_TCP, PROTO_UDP, mac_bytes},
 };
 
 use super::{
-    actual::{Actual, ActualBackend, ActualService, Millis},
+    actual::{Actual, ActualBackend, ActualService, Millis, Named},
     decisions::{Decision, Decisions},
-    execute::slot_shares,
     failback::Standing,
     memory::Memory,
     retarget::Track,
@@ -48,101 +48,157 @@ pub fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-/// What was told to the controller, beside what the maps show.
-#[derive(Debug)]
+/// What `status` tells besides what the maps hold.
 pub struct Told<'a> {
-    /// The services in the order of the configuration, and how each stands with its priorities.
-    pub services: Vec<(String, Standing)>,
-    /// The operator's decisions.
+    /// How a configured service of this name stands with its priorities.
+    pub standing: &'a dyn Fn(&str) -> Option<Standing>,
+    /// What the operator decided.
     pub decisions: &'a Decisions,
 }
 
-/// Puts everything together.
-///
-/// # Errors
-/// [`DataplaneError::Map`].
-pub fn status(
-    node: NodeStatus,
-    maps: &impl Memory,
-    actual: &Actual,
-    told: &Told<'_>,
-    sweep: &Sweep,
-    now: Millis,
-) -> Result<Status, DataplaneError> {
-    let counted = maps.verdicts()?;
-    let mut verdicts: BTreeMap<String, u64> = Verdict::ALL
-        .iter()
-        .map(|v| (v.name().to_owned(), counted[*v as usize]))
-        .collect();
-    // What reached a backend is counted there. Numbers that have no owner any more still count.
-    let mut reached: u64 = 0;
-    let mut counters = BTreeMap::new();
-    for number in 1..maps.backend_capacity().min(1 << 16) {
-        let number = number as u16;
-        let counter = maps.counter(number)?;
-        reached += counter.packets;
-        counters.insert(number, counter);
+impl std::fmt::Debug for Told<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Told")
+            .field("decisions", self.decisions)
+            .finish_non_exhaustive()
     }
-    // The verdict counter is read before the backends' counters, so this never goes below zero.
-    let redirected = counted[Verdict::Redirected as usize] + counted[Verdict::Local as usize];
-    verdicts.insert(
-        Verdict::Forwarded.name().into(),
-        reached.saturating_sub(redirected),
-    );
+}
 
-    let shares = slot_shares(actual);
-    let silent = silent_until(actual, now);
-    let positions: HashMap<&str, (usize, &Standing)> = (0..)
-        .zip(&told.services)
-        .map(|(position, (name, standing))| (name.as_str(), (position, standing)))
-        .collect();
-    let position = |name: &str| {
-        positions
-            .get(name)
-            .map_or(usize::MAX, |(position, _)| *position)
-    };
-    let mut services: Vec<(u16, &ActualService)> =
-        actual.services().iter().map(|(id, s)| (*id, s)).collect();
-    services.sort_by_cached_key(|(_, service)| position(&service.name));
-    let services = services
-        .into_iter()
-        .map(|(id, service)| {
-            let backends = actual
+/// What one piece of a report may cost at most: backends that are put into words, or counters that are read.
+pub const PIECE: u16 = 256;
+
+/// The state of everything, put together in pieces: 65,536 backends take a tenth of a second, in which a failure must not
+/// wait. A service is told as it is when its turn comes.
+#[derive(Debug)]
+pub struct Report {
+    services: Vec<ServiceStatus>,
+    verdicts: BTreeMap<String, u64>,
+    events: BTreeMap<String, u64>,
+    flow_table: FlowTableStatus,
+    /// Where the counters are read on.
+    next: u32,
+    counters: Vec<Counter>,
+    /// The services that have not been told yet, the next one last.
+    left: Vec<u16>,
+}
+
+impl Report {
+    /// Begins. Services come in the order of these names.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    pub fn begin<'n>(
+        maps: &impl Memory,
+        actual: &Actual,
+        order: impl Iterator<Item = &'n str>,
+        sweep: &Sweep,
+    ) -> Result<Self, DataplaneError> {
+        // The verdicts are counted before the backends' counters are read, so what was forwarded is never below zero.
+        let counted = maps.verdicts()?;
+        let events = maps.events()?;
+        let positions: HashMap<&str, usize> = order.zip(0..).collect();
+        let position = |name: &str| positions.get(name).copied().unwrap_or(usize::MAX);
+        let mut left: Vec<u16> = actual.services().keys().copied().collect();
+        left.sort_by_cached_key(|id| Reverse(position(&actual.services()[id].name)));
+        Ok(Self {
+            services: Vec::with_capacity(left.len()),
+            verdicts: Verdict::ALL
+                .iter()
+                .map(|v| (v.name().to_owned(), counted[*v as usize]))
+                .collect(),
+            events: Event::ALL
+                .iter()
+                .map(|e| (e.name().to_owned(), events[*e as usize]))
+                .collect(),
+            flow_table: FlowTableStatus {
+                used: sweep.used,
+                capacity: (maps.flow_buckets().len() * lb_common::abi::WAYS) as u64,
+            },
+            next: 0,
+            counters: Vec::new(),
+            left,
+        })
+    }
+
+    /// Goes on by one piece; true when everything is told.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    pub fn step(
+        &mut self,
+        maps: &impl Memory,
+        actual: &Actual,
+        sweep: &Sweep,
+        told: &Told<'_>,
+        now: Millis,
+    ) -> Result<bool, DataplaneError> {
+        if self.next < maps.backend_capacity().min(1 << 16) {
+            // Reading a counter costs a tenth of putting a backend into words.
+            let read = maps.counters(self.next as u16, PIECE * 8)?;
+            self.next += u32::from(PIECE) * 8;
+            self.counters.extend(read);
+            return Ok(false);
+        }
+        let mut spent = 0;
+        while spent < usize::from(PIECE)
+            && let Some(id) = self.left.pop()
+        {
+            let Some(service) = actual.services().get(&id) else {
+                continue;
+            };
+            let silent = silent_until(service, now);
+            let backends: Vec<BackendStatus> = actual
                 .backends_of(id)
                 .into_iter()
                 .map(|(number, backend)| {
-                    let counter = counters.get(&number).copied().unwrap_or_default();
-                    let (slots, previous) = shares.get(&number).copied().unwrap_or_default();
-                    let decision = told.decisions.of(&service.name, &backend.name);
                     backend_status(
                         number,
                         backend,
-                        (slots, previous),
-                        counter,
+                        actual.named(number),
+                        self.counters
+                            .get(usize::from(number))
+                            .copied()
+                            .unwrap_or_default(),
                         sweep,
                         silent.get(&number),
-                        decision,
+                        told.decisions.of(&service.name, &backend.name),
                     )
                 })
                 .collect();
-            let standing = positions.get(service.name.as_str()).map(|(_, s)| *s);
-            service_status(service, standing, backends)
-        })
-        .collect();
-    let events = maps.events()?;
-    Ok(Status {
-        node,
-        services,
-        verdicts,
-        events: Event::ALL
+            // A large table in transition is looked at slot by slot.
+            spent += 1 + backends.len() + service.slots.len() / 512;
+            let standing = (told.standing)(&service.name);
+            let in_transition = actual.in_transition(id);
+            self.services
+                .push(service_status(service, standing, in_transition, backends));
+        }
+        Ok(self.left.is_empty())
+    }
+
+    /// The whole. `node` is as of now, so that it tells of every change that the services show.
+    #[must_use]
+    pub fn finish(mut self, node: NodeStatus) -> Status {
+        // What reached a backend is counted there. Numbers that have no owner any more still count.
+        let reached = self
+            .counters
             .iter()
-            .map(|e| (e.name().to_owned(), events[*e as usize]))
-            .collect(),
-        flow_table: FlowTableStatus {
-            used: sweep.used,
-            capacity: (maps.flow_buckets().len() * lb_common::abi::WAYS) as u64,
-        },
-    })
+            .fold(0_u64, |sum, counter| sum.wrapping_add(counter.packets));
+        let elsewhere: u64 = [Verdict::Redirected, Verdict::Local]
+            .iter()
+            .filter_map(|verdict| self.verdicts.get(verdict.name()))
+            .sum();
+        self.verdicts.insert(
+            Verdict::Forwarded.name().into(),
+            reached.saturating_sub(elsewhere),
+        );
+        Status {
+            node,
+            services: self.services,
+            verdicts: self.verdicts,
+            events: self.events,
+            flow_table: self.flow_table,
+        }
+    }
 }
 
 /// The layouts' version, for [`NodeStatus::abi`].
@@ -150,7 +206,8 @@ pub const ABI: u32 = ABI_VERSION;
 
 fn service_status(
     service: &ActualService,
-    standing: Option<&Standing>,
+    standing: Option<Standing>,
+    in_transition: u32,
     backends: Vec<BackendStatus>,
 ) -> ServiceStatus {
     let affinity = service.affinity;
@@ -182,7 +239,7 @@ fn service_status(
         },
         flow_idle_s: service.flow_idle.as_secs_f64(),
         slots: service.slots.len() as u64,
-        slots_in_transition: service.in_transition() as u64,
+        slots_in_transition: in_transition.into(),
         failback: match standing.map(|standing| standing.failback) {
             Some(Failback::Manual) => "manual".into(),
             Some(Failback::Auto) | None => "auto".into(),
@@ -197,8 +254,8 @@ fn service_status(
 fn backend_status(
     number: u16,
     backend: &ActualBackend,
-    (slots, previous_slots): (u64, u64),
-    counter: lb_common::abi::Counter,
+    named: Named,
+    counter: Counter,
     sweep: &Sweep,
     silent_until: Option<&SystemTime>,
     decision: Decision,
@@ -213,8 +270,8 @@ fn backend_status(
         since: rfc3339_ms(backend.since_ms),
         weight: backend.weight,
         priority: backend.priority,
-        slots,
-        previous_slots,
+        slots: named.current.into(),
+        previous_slots: named.previous.into(),
         packets: counter.packets.wrapping_sub(backend.base_packets),
         bytes: counter.bytes.wrapping_sub(backend.base_bytes),
         flows: sweep.flows.get(&number).copied().unwrap_or(0),
@@ -231,13 +288,11 @@ fn is_drained(backend: &ActualBackend) -> bool {
     backend.state == BackendState::Drained
 }
 
-/// Until when each backend may still have flows that were silent all the while: as long as a slot has it as previous.
-fn silent_until(actual: &Actual, now: Millis) -> BTreeMap<u16, SystemTime> {
+/// Until when each backend of a service may still have flows that were silent all the while: as long as a slot has it as
+/// previous.
+fn silent_until(service: &ActualService, now: Millis) -> BTreeMap<u16, SystemTime> {
     let mut until: BTreeMap<u16, Millis> = BTreeMap::new();
-    for (_, service) in actual
-        .unsettled()
-        .filter(|(_, service)| service.track == Track::Flows)
-    {
+    if service.track == Track::Flows {
         let idle = u64::try_from(service.flow_idle.as_millis()).unwrap_or(u64::MAX);
         for (slot, changed) in service.slots.iter().zip(&service.changed) {
             if slot.in_transition() && slot.previous() != slot.current() {
@@ -263,7 +318,6 @@ fn silent_until(actual: &Actual, now: Millis) -> BTreeMap<u16, SystemTime> {
 mod tests {
     use super::*;
     use crate::control::samples::{Bench, backend, in_state, service};
-    use lb_common::abi::BackendState;
 
     fn node() -> NodeStatus {
         NodeStatus {
@@ -293,11 +347,17 @@ mod tests {
             better: Some(1),
         };
         let told = Told {
-            services: vec![("web".to_owned(), standing), ("mail".to_owned(), standing)],
+            standing: &|_| Some(standing),
             decisions,
         };
         let maps = &bench.executor.maps;
-        status(node(), maps, bench.actual(), &told, sweep, bench.now).unwrap()
+        let order = ["web", "mail"].into_iter();
+        let mut report = Report::begin(maps, bench.actual(), order, sweep).unwrap();
+        while !report
+            .step(maps, bench.actual(), sweep, &told, bench.now)
+            .unwrap()
+        {}
+        report.finish(node())
     }
 
     #[test]
@@ -392,6 +452,45 @@ mod tests {
         let left = until.as_millisecond() - Timestamp::try_from(before).unwrap().as_millisecond();
         assert!((5999..60_000).contains(&left), "{left} ms");
         assert!(status.services[0].backends[0].silent_until.is_none());
+    }
+
+    /// What one piece costs does not depend on how many services there are.
+    #[test]
+    fn a_report_of_many_services_is_made_in_pieces() {
+        let mut bench = Bench::roomy(1 << 21, 512, 1 << 13, 1 << 12);
+        let services: Vec<_> = (0..300)
+            .map(|n| {
+                let mut service = service(&format!("s{n}"), 10, &[backend("a"), backend("b")]);
+                service.entries.vip = 0x0a00_0000 + n;
+                service
+            })
+            .collect();
+        bench.bring(&services);
+        let maps = &bench.executor.maps;
+        let sweep = Sweep::default();
+        let decisions = Decisions::default();
+        let told_of_nobody = Told {
+            standing: &|_| None,
+            decisions: &decisions,
+        };
+        let order = services.iter().map(|s| s.name.as_str());
+        let mut report = Report::begin(maps, bench.actual(), order, &sweep).unwrap();
+        let mut told = 0;
+        while !report
+            .step(maps, bench.actual(), &sweep, &told_of_nobody, bench.now)
+            .unwrap()
+        {
+            let services = report.services.len();
+            assert!(
+                services - told <= usize::from(PIECE) / 3 + 1,
+                "{told} then {services}"
+            );
+            told = services;
+        }
+        let status = report.finish(node());
+        let names: Vec<&str> = status.services.iter().map(|s| s.name.as_str()).collect();
+        let expected: Vec<&str> = services.iter().map(|s| s.name.as_str()).collect();
+        assert_eq!(names, expected);
     }
 
     /// Counters are never set back: the next owner of a number starts from what it shows.

@@ -1,10 +1,6 @@
 //! What the controller's tests start from: services and backends, and the maps in plain memory.
 
-use std::{
-    cell::{Cell, RefCell},
-    net::Ipv4Addr,
-    time::Duration,
-};
+use std::{cell::Cell, net::Ipv4Addr, time::Duration};
 
 use lb_common::{
     abi::{BackendInfo, BackendState, Bucket, Control, Counter, NAME_LEN, ServiceInfo},
@@ -19,14 +15,15 @@ use lb_common::{
 };
 
 use super::{
-    actual::{Actual, Millis, Op},
+    actual::{Actual, Millis, Named, Op},
     desired::{DesiredBackend, DesiredService},
     directory::Entries,
     execute::Executor,
-    memory::Memory,
+    memory::{Grace, Memory},
     reconcile::{Scope, TooSmall, reconcile},
     retarget::Track,
-    sweep::{Sweep, sweep},
+    sweep::{Budget, Pass, Record, Sweep, View},
+    sweeper::Sweeper,
 };
 use crate::dataplane::DataplaneError;
 
@@ -44,20 +41,41 @@ pub(super) struct PlainMemory {
     backend_info: Vec<BackendInfo>,
     /// Writes that are still done before the controller dies; `None` where it lives for ever.
     pub(super) writes_left: Cell<Option<u32>>,
+    /// What was read and written since it was last asked for.
+    pub(super) touched: Cell<Touched>,
+}
+
+/// What was read and written of the maps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Touched {
+    pub(super) slots_read: u64,
+    /// Slots written.
+    pub(super) slots: u64,
+    /// Backends' entries written.
+    pub(super) backends: u64,
+    /// What people read, of services and backends, written.
+    pub(super) infos: u64,
     /// How often it was waited for the packets on their way.
-    pub(super) waits: RefCell<u32>,
+    pub(super) waits: u64,
 }
 
 impl PlainMemory {
-    pub(super) fn new(slots: u32, services: u16, backends: u32) -> Self {
-        Self::with(slots, services, backends, Features::ALL_FORWARDING)
+    pub(super) fn new(slots: u32, services: u16, backends: u32, service_buckets: u32) -> Self {
+        let features = Features::ALL_FORWARDING;
+        Self::with(slots, services, backends, service_buckets, features)
     }
 
     /// The same of an instance with other features.
-    pub(super) fn with(slots: u32, services: u16, backends: u32, features: Features) -> Self {
+    pub(super) fn with(
+        slots: u32,
+        services: u16,
+        backends: u32,
+        service_buckets: u32,
+        features: Features,
+    ) -> Self {
         let tables = PlainTables::new(
             Capacity {
-                service_buckets: 64,
+                service_buckets,
                 slots,
                 backends,
                 flow_buckets: 1 << 10,
@@ -79,8 +97,14 @@ impl PlainMemory {
             service_info: vec![ServiceInfo::default(); usize::from(services)],
             backend_info: vec![BackendInfo::default(); backends as usize],
             writes_left: Cell::new(None),
-            waits: RefCell::new(0),
+            touched: Cell::default(),
         }
+    }
+
+    fn touch(&self, count: impl FnOnce(&mut Touched)) {
+        let mut touched = self.touched.get();
+        count(&mut touched);
+        self.touched.set(touched);
     }
 
     /// Whether the next write is still done.
@@ -142,10 +166,12 @@ impl Memory for PlainMemory {
     }
 
     fn slot(&self, index: u32) -> Option<Slot> {
+        self.touch(|touched| touched.slots_read += 1);
         self.tables.slot(index)
     }
 
     fn set_slot(&self, index: u32, slot: Slot) {
+        self.touch(|touched| touched.slots += 1);
         if self.lives() {
             self.tables.set_slot(index, slot);
         }
@@ -156,6 +182,7 @@ impl Memory for PlainMemory {
     }
 
     fn set_backend(&self, number: u16, backend: Backend) {
+        self.touch(|touched| touched.backends += 1);
         if self.lives() {
             self.tables.set_backend(number, backend);
         }
@@ -163,6 +190,13 @@ impl Memory for PlainMemory {
 
     fn counter(&self, number: u16) -> Result<Counter, DataplaneError> {
         Ok(self.tables.counter(number))
+    }
+
+    fn counters(&self, first: u16, count: u16) -> Result<Vec<Counter>, DataplaneError> {
+        let end = (u32::from(first) + u32::from(count)).min(self.backend_capacity());
+        Ok((u32::from(first)..end)
+            .map(|number| self.tables.counter(number as u16))
+            .collect())
     }
 
     fn verdicts(&self) -> Result<[u64; Verdict::COUNT], DataplaneError> {
@@ -179,6 +213,7 @@ impl Memory for PlainMemory {
     }
 
     fn set_service_info(&mut self, id: u16, info: ServiceInfo) -> Result<(), DataplaneError> {
+        self.touch(|touched| touched.infos += 1);
         if self.lives() {
             self.service_info[usize::from(id)] = info;
         }
@@ -191,6 +226,7 @@ impl Memory for PlainMemory {
     }
 
     fn set_backend_info(&mut self, number: u16, info: BackendInfo) -> Result<(), DataplaneError> {
+        self.touch(|touched| touched.infos += 1);
         if self.lives() {
             self.backend_info[usize::from(number)] = info;
         }
@@ -198,8 +234,9 @@ impl Memory for PlainMemory {
     }
 
     /// Nothing is on its way in plain memory.
-    fn wait_for_packets(&self) {
-        *self.waits.borrow_mut() += 1;
+    fn grace(&self) -> Grace {
+        self.touch(|touched| touched.waits += 1);
+        Grace::over()
     }
 }
 
@@ -207,6 +244,7 @@ impl Memory for PlainMemory {
 #[derive(Debug)]
 pub(super) struct Bench {
     pub(super) executor: Executor<PlainMemory>,
+    pub(super) sweeper: Sweeper,
     pub(super) now: Millis,
 }
 
@@ -217,16 +255,25 @@ impl Bench {
     }
 
     pub(super) fn sized(slots: u32, services: u16, backends: u32) -> Self {
-        Self::of(PlainMemory::new(slots, services, backends))
+        Self::roomy(slots, services, backends, 64)
+    }
+
+    pub(super) fn roomy(slots: u32, services: u16, backends: u32, service_buckets: u32) -> Self {
+        Self::of(PlainMemory::new(slots, services, backends, service_buckets))
     }
 
     /// A controller of these maps.
     pub(super) fn of(maps: PlainMemory) -> Self {
-        let (slots, backends) = (maps.slot_capacity(), maps.backend_capacity());
-        let services = maps.service_capacity();
-        let actual = Actual::empty(slots, services, backends, 5);
+        let bits = (maps.service_buckets().len() / 2).ilog2() as u8;
+        let actual = Actual::empty(
+            maps.slot_capacity(),
+            maps.service_capacity(),
+            maps.backend_capacity(),
+            bits,
+        );
         Self {
-            executor: Executor { maps, actual },
+            executor: Executor::new(maps, actual),
+            sweeper: Sweeper::default(),
             now: 1_000_000,
         }
     }
@@ -243,6 +290,9 @@ impl Bench {
     /// Reconciles, does it, and checks that nothing is left to do.
     #[track_caller]
     pub(super) fn bring(&mut self, desired: &[DesiredService]) -> Vec<Op> {
+        if self.sweeper.must_finish() {
+            self.sweep_until_clean();
+        }
         let ops = self.plan(desired).unwrap();
         self.execute(&ops);
         assert_eq!(self.plan(desired).unwrap(), [], "a second time");
@@ -252,29 +302,63 @@ impl Bench {
 
     pub(super) fn execute(&mut self, ops: &[Op]) {
         let now = self.now;
+        self.sweeper.note(&self.executor.actual, ops);
         self.executor.execute(ops, now, || now).unwrap();
+        self.executor.end_grace();
     }
 
     pub(super) fn tick(&self) -> u16 {
         tick(self.now)
     }
 
-    /// One sweep as the daemon does it.
-    pub(super) fn sweep(&mut self) -> Sweep {
-        let found = sweep(
-            self.executor.maps.flow_buckets(),
-            self.actual(),
-            SEED,
-            self.tick(),
-            self.now,
-        );
-        let ops = found.operations(self.actual(), 1_700_000_000_000 + self.now);
-        if !ops.is_empty() {
-            self.execute(&ops);
+    pub(super) fn view(&self) -> View<'_> {
+        View {
+            buckets: self.executor.maps.flow_buckets(),
+            actual: self.actual(),
+            seed: SEED,
+            ticks: self.tick(),
+            now: self.now,
+            unix_ms: 1_700_000_000_000 + self.now,
         }
-        self.executor.clear_flows(&found.clear);
+    }
+
+    /// One piece as the daemon does it; begins a pass where none is under way. True when the pass is over.
+    pub(super) fn sweep_piece(&mut self, budget: Budget) -> bool {
+        let mut sweeper = std::mem::take(&mut self.sweeper);
+        sweeper.ask();
+        sweeper.begin(self.actual(), self.now);
+        let piece = sweeper.step(&self.view(), budget);
+        self.sweeper = sweeper;
+        if !piece.ops.is_empty() {
+            self.execute(&piece.ops);
+        }
+        self.executor.clear_flows(&piece.clear);
+        self.sweeper
+            .done(&self.executor.actual, self.now, Duration::ZERO)
+    }
+
+    /// One whole pass, from its beginning.
+    pub(super) fn sweep(&mut self) -> Sweep {
+        while self.sweeper.is_active() {
+            self.sweep_piece(Budget::ALL);
+        }
+        while !self.sweep_piece(Budget::ALL) {}
         self.check();
-        found
+        self.sweeper.last().clone()
+    }
+
+    /// As the daemon does before it plans a change.
+    pub(super) fn sweep_until_clean(&mut self) {
+        while self.sweeper.must_finish() {
+            self.sweep();
+        }
+    }
+
+    /// What one look at every record says of each, and nothing is done about it.
+    pub(super) fn look(&self) -> Vec<Record> {
+        Pass::begin(self.actual(), self.now)
+            .step(&self.view(), Budget::ALL)
+            .clear
     }
 
     pub(super) fn number(&self, service: &str, backend: &str) -> u16 {
@@ -308,6 +392,7 @@ impl Bench {
         let maps = &self.executor.maps;
         let mut used = 0;
         let mut unsettled = Vec::new();
+        let mut named = vec![Named::default(); 1 << 16];
         for (id, service) in actual.services() {
             assert_eq!(actual.service_id(&service.name), Some(*id));
             assert_eq!(service.slots.len(), 1 << service.bits);
@@ -324,13 +409,40 @@ impl Bench {
                     );
                 }
             }
-            if service.slots.iter().any(|slot| slot.in_transition()) {
+            let moving = service.slots.iter().filter(|slot| slot.in_transition());
+            assert_eq!(actual.in_transition(*id) as usize, moving.clone().count());
+            if moving.count() > 0 {
                 unsettled.push(*id);
+            }
+            for slot in &service.slots {
+                named[usize::from(slot.current())].current += 1;
+                if slot.in_transition() {
+                    named[usize::from(slot.previous())].previous += 1;
+                }
             }
             assert!(!actual.retired().services.contains(id));
         }
         let found: Vec<u16> = actual.unsettled().map(|(id, _)| id).collect();
         assert_eq!(found, unsettled);
+        for (number, named) in (0..=u16::MAX)
+            .zip(named)
+            .take(actual.backend_capacity as usize)
+        {
+            assert_eq!(actual.named(number), named, "backend {number}");
+        }
+        let ending: Vec<u16> = actual.ending().map(|(number, _)| number).collect();
+        let drain_or_leave: Vec<u16> = actual
+            .backends()
+            .iter()
+            .filter(|(_, backend)| {
+                matches!(
+                    backend.state,
+                    BackendState::Draining | BackendState::Leaving
+                )
+            })
+            .map(|(number, _)| *number)
+            .collect();
+        assert_eq!(ending, drain_or_leave);
         assert_eq!(actual.regions.used(), used);
         for (number, backend) in actual.backends() {
             assert_eq!(maps.backend(*number), Some(backend.entry));
@@ -363,8 +475,8 @@ pub(super) fn service(name: &str, vip: u8, backends: &[DesiredBackend]) -> Desir
         flow_idle: IDLE,
         held: None,
         backends: backends.to_vec(),
-        pick: None,
         leaving: Vec::new(),
+        pick: None,
     }
 }
 

@@ -17,7 +17,11 @@ use lb_common::{
 use tracing::{info, warn};
 
 use super::{
-    actual::Actual, actual::Millis, adopt::adopt, decisions::Decisions, execute::Executor,
+    actual::{Actual, Millis},
+    adopt::adopt,
+    decisions::Decisions,
+    execute::Executor,
+    fixed::{Held, other_limits, refuse_too_large},
     knowledge::PortState,
 };
 use crate::{
@@ -25,8 +29,9 @@ use crate::{
     dataplane::{
         Access, DataplaneError, Instance, Maps, Sizes,
         attach::{self, Mode, ProbeEgress, Wanted},
-        bpffs, load,
-        maps::maps_dir,
+        bpffs,
+        layout::maps_dir,
+        load, memory,
     },
     neighbour::{AttachMode, HostFacts},
 };
@@ -60,8 +65,8 @@ pub struct Running {
 /// The maps' sizes that a configuration asks for.
 #[must_use]
 pub fn sizes(config: &Config) -> Sizes {
-    let limits = config.limits;
-    Sizes::of(limits.flows, limits.slots, limits.backends, limits.ports)
+    let wanted = config.capacities();
+    Sizes::of(wanted.flows, wanted.slots, wanted.backends, wanted.ports)
 }
 
 /// Removes what this start pinned, unless it was successful.
@@ -144,6 +149,10 @@ pub fn start(
         )
     };
     if adopted {
+        refuse_too_large(&config.needs(), &Held::of(&maps))?;
+        for difference in other_limits(config, &Held::of(&maps)) {
+            warn!("{difference}: what is pinned keeps its size until the maps are made anew");
+        }
         info!(
             pin_path = %pin_path.display(),
             services = actual.services().len(),
@@ -151,7 +160,7 @@ pub fn start(
             "took over the pinned maps"
         );
     }
-    let mut executor = Executor { maps, actual };
+    let mut executor = Executor::new(maps, actual);
     let ports = number_ports(config, facts, &mut executor.maps)?;
     let attachments = attach_all(config, facts, &ports, &executor.maps, &mut undo)?;
     let_go(config)?;
@@ -204,6 +213,14 @@ fn lock(pin_path: &Path) -> Result<File> {
 /// Makes and pins empty maps.
 fn make_maps(config: &Config) -> Result<Maps> {
     let sizes = sizes(config);
+    let planned = memory::room_for(&sizes)?;
+    info!(
+        bytes = planned.iter().map(|facts| facts.memory).sum::<u64>(),
+        flows = sizes.flow_buckets,
+        slots = sizes.slots,
+        backends = sizes.backends - 1,
+        "making the maps"
+    );
     let instance = Instance {
         mac: [0; 6],
         port: 0,

@@ -8,7 +8,10 @@ use lb_common::{
     features::Features,
 };
 
-use super::{DataplaneError, KERNEL_OBJECT, maps::maps_dir};
+use super::{
+    DataplaneError, KERNEL_OBJECT,
+    layout::{entries_of, maps_dir},
+};
 
 /// How large the maps are made. What is pinned already keeps its size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,17 +119,12 @@ pub fn load(
         .override_global(global::FLOW6_BITS, &flow6_bits, true)
         .override_global(global::FRAGMENT_BITS, &fragment_bits, true)
         .override_global(global::FEATURES, &instance.features.0, true)
-        .override_global(global::CLUSTER_MAC, &cluster_mac, true)
-        .map_max_entries(map::SERVICES, sizes.service_buckets)
-        .map_max_entries(map::SLOTS, sizes.slots / SLOTS_IN_LINE)
-        .map_max_entries(map::BACKENDS, sizes.backends)
-        .map_max_entries(map::FLOWS, sizes.flow_buckets)
-        .map_max_entries(map::FLOWS6, sizes.flow6_buckets)
-        .map_max_entries(map::FRAGMENTS, sizes.fragment_buckets)
-        .map_max_entries(map::VIPS, sizes.services)
-        .map_max_entries(map::COUNTERS, sizes.backends)
-        .map_max_entries(map::SERVICE_INFO, sizes.services)
-        .map_max_entries(map::BACKEND_INFO, sizes.backends);
+        .override_global(global::CLUSTER_MAC, &cluster_mac, true);
+    for name in map::ALL {
+        if let Some(entries) = entries_of(name, sizes) {
+            loader.map_max_entries(name, entries);
+        }
+    }
     if let Some(dir) = &dir {
         for name in map::ALL {
             loader.map_pin_path(name, dir.join(name));

@@ -2,13 +2,13 @@
 
 use std::{
     io,
-    os::fd::AsFd,
-    path::{Path, PathBuf},
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
 };
 
 use aya::{
     Ebpf, Pod,
-    maps::{Array, Map, MapData, MapInfo, MapType, PerCpuArray, xdp::DevMap},
+    maps::{Array, Map, MapData, PerCpuArray, xdp::DevMap},
 };
 use lb_common::{
     abi::{
@@ -23,7 +23,11 @@ use lb_common::{
     verdict::Verdict,
 };
 
-use super::{DataplaneError, mapped::Mapped};
+use super::{
+    DataplaneError, batch,
+    layout::{LAYOUTS, Layout, MapFacts, facts_of, info, maps_dir, open, processors},
+    mapped::Mapped,
+};
 
 /// What the maps are opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +65,10 @@ pub struct Maps {
     ports: Array<MapData, Plain<Port>>,
     redirect: DevMap<MapData>,
     counters: PerCpuArray<MapData, Plain<Counter>>,
+    /// The same map, for reading many at once.
+    counters_fd: Option<OwnedFd>,
+    /// How many values each of its entries has.
+    processors: usize,
     verdicts: PerCpuArray<MapData, u64>,
     events: PerCpuArray<MapData, u64>,
     service_info: Array<MapData, Plain<ServiceInfo>>,
@@ -74,63 +82,6 @@ impl std::fmt::Debug for Maps {
             .field("facts", &self.facts)
             .finish_non_exhaustive()
     }
-}
-
-/// What the kernel says about a map.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MapFacts {
-    /// Its name.
-    pub name: &'static str,
-    /// Its type, as the kernel names it.
-    pub kind: &'static str,
-    /// Bytes of a key.
-    pub key_size: u32,
-    /// Bytes of a value.
-    pub value_size: u32,
-    /// How many values there are.
-    pub max_entries: u32,
-    /// Bytes of memory: values, rounded up as the kernel does, times the processors where each has its own.
-    pub memory: u64,
-}
-
-/// A map's type and sizes, as `lb_common::abi` has them.
-struct Layout {
-    name: &'static str,
-    kind: MapType,
-    value_size: u32,
-}
-
-const fn layout<T>(name: &'static str, kind: MapType) -> Layout {
-    Layout {
-        name,
-        kind,
-        value_size: size_of::<T>() as u32,
-    }
-}
-
-const LAYOUTS: [Layout; map::ALL.len()] = [
-    layout::<Control>(map::CONTROL, MapType::Array),
-    layout::<Bucket>(map::SERVICES, MapType::Array),
-    layout::<SlotLine>(map::SLOTS, MapType::Array),
-    layout::<Word64>(map::BACKENDS, MapType::Array),
-    layout::<Port>(map::PORTS, MapType::Array),
-    // `struct bpf_devmap_val`: interface index and program.
-    layout::<[u32; 2]>(map::REDIRECT, MapType::DevMap),
-    layout::<FlowBucket>(map::FLOWS, MapType::Array),
-    layout::<FlowBucket6>(map::FLOWS6, MapType::Array),
-    layout::<FlowBucket>(map::FRAGMENTS, MapType::Array),
-    layout::<Vip6>(map::VIPS, MapType::Array),
-    layout::<Counter>(map::COUNTERS, MapType::PerCpuArray),
-    layout::<u64>(map::VERDICTS, MapType::PerCpuArray),
-    layout::<u64>(map::EVENTS, MapType::PerCpuArray),
-    layout::<ServiceInfo>(map::SERVICE_INFO, MapType::Array),
-    layout::<BackendInfo>(map::BACKEND_INFO, MapType::Array),
-];
-
-/// The directory of the maps below the pin path.
-#[must_use]
-pub fn maps_dir(pin_path: &Path) -> PathBuf {
-    pin_path.join("maps")
 }
 
 impl Maps {
@@ -244,9 +195,14 @@ impl Maps {
             backend_info,
         ] = &LAYOUTS;
         let mut facts = Vec::new();
+        let mut counters_fd = None;
         let mut take = |layout: &Layout| -> Result<MapData, DataplaneError> {
             let data = get(layout)?;
             facts.push(facts_of(layout, &info(layout.name, &data)?)?);
+            if layout.name == map::COUNTERS {
+                let twice = data.fd().as_fd().try_clone_to_owned();
+                counters_fd = twice.ok();
+            }
             Ok(data)
         };
         Ok(Self {
@@ -263,12 +219,14 @@ impl Maps {
             fragments: map_memory(&take(fragments)?, fragments.name, access)?,
             vips: map_memory(&take(vips)?, vips.name, access)?,
             counters: per_cpu(take(counters)?, counters.name)?,
+            processors: usize::try_from(processors()?).unwrap_or(usize::MAX),
             verdicts: per_cpu(take(verdicts)?, verdicts.name)?,
             events: per_cpu(take(events)?, events.name)?,
             service_info: Array::try_from(Map::Array(take(service_info)?))
                 .map_err(|e| DataplaneError::map(service_info.name, e))?,
             backend_info: Array::try_from(Map::Array(take(backend_info)?))
                 .map_err(|e| DataplaneError::map(backend_info.name, e))?,
+            counters_fd,
             facts,
         })
     }
@@ -443,6 +401,39 @@ impl Maps {
             }))
     }
 
+    /// The counters of up to `count` backend numbers from `first` on: with one system call, or one for each number where the
+    /// kernel is older than 5.13.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Map`].
+    pub fn counters(&self, first: u16, count: u16) -> Result<Vec<Counter>, DataplaneError> {
+        const WORDS: usize = size_of::<Counter>() / 8;
+        let first = u32::from(first);
+        let end = (first + u32::from(count)).min(self.backend_capacity());
+        let wanted = end.saturating_sub(first) as usize;
+        let words = WORDS * self.processors;
+        let mut values = vec![0; wanted * words];
+        if let Some(fd) = &self.counters_fd {
+            // SAFETY: `open` and `of_object` let only a map with values of a `Counter` pass; `words` is that for every
+            // processor that there could be.
+            let found = unsafe { batch::lookup(fd.as_fd(), first, words, &mut values) };
+            if found.is_ok_and(|found| found == wanted) {
+                let of_one = |words: &[u64]| {
+                    words
+                        .chunks_exact(WORDS)
+                        .fold(Counter::default(), |sum, one| Counter {
+                            packets: sum.packets.wrapping_add(one[0]),
+                            bytes: sum.bytes.wrapping_add(one[1]),
+                        })
+                };
+                return Ok(values.chunks_exact(words).map(of_one).collect());
+            }
+        }
+        (first..end)
+            .map(|number| self.counter(number as u16))
+            .collect()
+    }
+
     /// Packets of each verdict since the maps were made, indexed by [`Verdict`]. Those that reached a backend are
     /// counted by the backends' counters alone, and are 0 here.
     ///
@@ -543,41 +534,6 @@ fn sums<const N: usize>(
     Ok(sums)
 }
 
-fn open(dir: &Path, layout: &Layout) -> Result<MapData, DataplaneError> {
-    let path = dir.join(layout.name);
-    let data = MapData::from_pin(&path).map_err(|error| {
-        let denied = matches!(
-            &error,
-            aya::maps::MapError::SyscallError(call) if call.io_error.kind() == io::ErrorKind::PermissionDenied
-        );
-        if denied {
-            DataplaneError::Privileges { what: format!("opening {}", path.display()) }
-        } else {
-            DataplaneError::map(layout.name, error)
-        }
-    })?;
-    let info = info(layout.name, &data)?;
-    let kind = info.map_type().ok();
-    // aya takes whatever is pinned; a wrong type or size would be read as nonsense.
-    if kind != Some(layout.kind) || info.key_size() != 4 || info.value_size() != layout.value_size {
-        return Err(DataplaneError::Foreign {
-            path: path.display().to_string(),
-            what: format!(
-                "it is {kind:?} with {}-byte keys and {}-byte values instead of {:?} with 4 and {}",
-                info.key_size(),
-                info.value_size(),
-                layout.kind,
-                layout.value_size
-            ),
-        });
-    }
-    Ok(data)
-}
-
-fn info(name: &'static str, data: &MapData) -> Result<MapInfo, DataplaneError> {
-    data.info().map_err(|e| DataplaneError::map(name, e))
-}
-
 fn map_memory<T: super::mapped::Shared>(
     data: &MapData,
     name: &'static str,
@@ -586,27 +542,4 @@ fn map_memory<T: super::mapped::Shared>(
     let count = info(name, data)?.max_entries();
     Mapped::new(data.fd().as_fd(), count, access == Access::Write)
         .map_err(|e| DataplaneError::io(format!("mapping the memory of map {name}"), e))
-}
-
-fn facts_of(layout: &Layout, info: &MapInfo) -> Result<MapFacts, DataplaneError> {
-    let (kind, copies) = match layout.kind {
-        MapType::PerCpuArray => {
-            let cpus = aya::util::nr_cpus().map_err(|(what, source)| {
-                DataplaneError::io(format!("counting the processors ({what})"), source)
-            })?;
-            ("percpu_array", cpus as u64)
-        }
-        MapType::DevMap => ("devmap", 1),
-        _ => ("array", 1),
-    };
-    Ok(MapFacts {
-        name: layout.name,
-        kind,
-        key_size: info.key_size(),
-        value_size: info.value_size(),
-        max_entries: info.max_entries(),
-        memory: u64::from(info.value_size()).next_multiple_of(8)
-            * u64::from(info.max_entries())
-            * copies,
-    })
 }

@@ -1,15 +1,19 @@
 //! The kernel's side as userspace sees it: load, attach, pin, and one typed facade over the maps.
 
 pub mod attach;
+mod batch;
 pub mod bpffs;
 pub mod clock;
 pub mod explain;
+pub mod layout;
 pub mod load;
 pub mod mapped;
 pub mod maps;
+pub mod memory;
 
+pub use layout::MapFacts;
 pub use load::{Instance, Sizes};
-pub use maps::{Access, MapFacts, Maps};
+pub use maps::{Access, Maps};
 
 /// The kernel object, built by `cargo xtask build`.
 pub static KERNEL_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("XDP_LB_KERNEL_OBJECT"));
@@ -105,6 +109,9 @@ pub enum DataplaneError {
         /// What the kernel said.
         source: std::io::Error,
     },
+    /// The maps would not fit.
+    #[error(transparent)]
+    NoRoom(#[from] memory::NoRoom),
     /// An input or output error.
     #[error("{what}: {source}")]
     Io {

@@ -18,6 +18,8 @@ pub struct ProbeReport {
     pub result: ProbeResult,
     /// When it was found.
     pub at: SystemTime,
+    /// The same moment, for measuring what is done about it.
+    pub found: Instant,
     /// Tells the probes of a backend from those it had before its spec was changed.
     generation: u64,
 }
@@ -81,6 +83,25 @@ impl Prober {
             self.start(*id, spec.clone());
         }
         applied
+    }
+
+    /// Makes one backend's probe what is wanted, or none. One whose spec is the same goes on undisturbed. To be called
+    /// within a tokio runtime.
+    pub fn follow(&mut self, backend: ProbeId, wanted: Option<&ProbeSpec>) {
+        match wanted {
+            None => {
+                self.stop(backend);
+            }
+            Some(spec) => {
+                let same = self
+                    .running
+                    .get(&backend)
+                    .is_some_and(|running| running.spec == *spec);
+                if !same {
+                    self.start(backend, spec.clone());
+                }
+            }
+        }
     }
 
     /// Starts probing a backend, or replaces its probe. To be called within a tokio runtime.
@@ -149,6 +170,7 @@ async fn run(
             backend,
             result,
             at: SystemTime::now(),
+            found: Instant::now(),
             generation,
         };
         if reports.send(report).await.is_err() {

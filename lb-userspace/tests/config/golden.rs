@@ -153,6 +153,7 @@ golden! {
     conflict_weights_all_zero: Conflict,
         "weight = 50\n\n[[service.backend]]\nname = \"web2\"\naddress = \"192.0.2.22\"\n" => "weight = 0\n";
     limit_backends: Limit, "[node]" => "[limits]\nbackends = 1\n[node]";
+    limit_slots: Limit, "[node]" => "[limits]\nslots = 1024\n[node]";
     syntax_unquoted: Syntax, "[\"eth0\"]" => "[eth0]";
     syntax_unclosed_text: Syntax, "\"lb1\"" => "\"lb1";
     syntax_unclosed_list: Syntax, "[\"eth0\"]" => "[\"eth0\"";

@@ -266,10 +266,11 @@ fn config() -> impl Strategy<Value = Config> {
         backends,
     );
     let limits = (
-        1_024..=1_u32 << 24,
         1_024..=1_u32 << 26,
-        100..=65_535_u32,
-        65_536..=1_u32 << 24,
+        // Five services of the largest tables there can be.
+        prop::option::of(5_u32 << 18..=1_u32 << 26),
+        prop::option::of(100..=65_535_u32),
+        prop::option::of(5_u32 << 16..=1_u32 << 24),
     )
         .prop_map(|(flows, slots, backends, ports)| Limits {
             flows,

@@ -75,9 +75,9 @@ fn the_example_of_the_design_means_what_it_says() {
         },
         limits: Limits {
             flows: 65_536,
-            slots: 1_048_576,
-            backends: 4_096,
-            ports: 65_536,
+            slots: None,
+            backends: None,
+            ports: None,
         },
         services: vec![Service {
             name: "mail".into(),

@@ -1,4 +1,4 @@
-//! What the kernel must allow and have: rights, version, BPF file system, memory.
+//! What the kernel must allow and have: rights, version, BPF file system.
 
 use std::path::Path;
 
@@ -6,20 +6,12 @@ use aya::{
     programs::ProgramType,
     sys::{BpfHelper, is_helper_supported},
 };
-use lb_common::{
-    abi::{
-        BackendInfo, Bucket, Counter, MAX_PORTS, Port, SLOTS_IN_LINE, ServiceInfo, SlotLine, Vip6,
-    },
-    flow::{FlowBucket, FlowBucket6},
-    memory::Word64,
-};
 use rustix::thread::CapabilitySet;
 
 use super::Check;
 use crate::{
     cli::human,
-    config::Limits,
-    dataplane::{Access, DataplaneError, Maps, Sizes, bpffs},
+    dataplane::{Access, DataplaneError, Maps, bpffs},
 };
 
 /// The oldest kernel that has all the program needs. In the order they came: memory-mapped arrays (5.5), XDP links
@@ -115,8 +107,8 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
-/// The pin path, and what is pinned there already.
-pub(super) fn pins(pin_path: &Path, rights: bool) -> Vec<Check> {
+/// The pin path, and what is pinned there already: those maps, if they are of this version.
+pub(super) fn pins(pin_path: &Path, rights: bool) -> (Vec<Check>, Option<Maps>) {
     const STANDARD: &str = "/sys/fs/bpf";
     let name = "pins";
     let mut checks = vec![match bpffs::is_bpffs(pin_path) {
@@ -151,67 +143,21 @@ pub(super) fn pins(pin_path: &Path, rights: bool) -> Vec<Check> {
     }];
     if rights {
         match Maps::open_pinned(pin_path, Access::Read) {
-            Ok(maps) => checks.push(Check::ok(
-                name,
-                format!(
-                    "maps of this version are pinned there ({} applied): a daemon that starts takes them over",
-                    human::counted(maps.control().generation.get(), "change")
-                ),
-            )),
+            Ok(maps) => {
+                checks.push(Check::ok(
+                    name,
+                    format!(
+                        "maps of this version are pinned there ({} applied): a daemon that starts takes them over",
+                        human::counted(maps.control().generation.get(), "change")
+                    ),
+                ));
+                return (checks, Some(maps));
+            }
             Err(DataplaneError::NotPinned { .. } | DataplaneError::HalfMade { .. }) => {}
             Err(error) => checks.push(Check::error(name, error.to_string())),
         }
     }
-    checks
-}
-
-/// Whether the maps find room.
-pub(super) fn memory(limits: &Limits) -> Check {
-    let sizes = Sizes::of(limits.flows, limits.slots, limits.backends, limits.ports);
-    let cpus = aya::util::nr_cpus().unwrap_or(1) as u64;
-    let available = std::fs::read_to_string("/proc/meminfo")
-        .ok()
-        .as_deref()
-        .and_then(available);
-    judge_memory(memory_of(&sizes, cpus), available)
-}
-
-fn judge_memory(needed: u64, available: Option<u64>) -> Check {
-    let needs = format!("the maps take {} of kernel memory", human::bytes(needed));
-    match available {
-        Some(available) if available < needed => Check::error(
-            "memory",
-            format!("{needs}, {} are available", human::bytes(available)),
-        )
-        .help("lower the numbers in [limits]"),
-        _ => Check::ok("memory", needs),
-    }
-}
-
-/// `MemAvailable` in bytes (proc_meminfo(5)).
-fn available(meminfo: &str) -> Option<u64> {
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
-    Some(kib * 1024)
-}
-
-/// Bytes of all maps of these sizes: the sum of what `maps` shows of each.
-fn memory_of(sizes: &Sizes, cpus: u64) -> u64 {
-    let array = |value: usize, entries: u32| value.next_multiple_of(8) as u64 * u64::from(entries);
-    array(size_of::<Bucket>(), sizes.service_buckets)
-        + array(size_of::<SlotLine>(), sizes.slots / SLOTS_IN_LINE)
-        + array(size_of::<Word64>(), sizes.backends)
-        + array(size_of::<Port>(), MAX_PORTS)
-        + array(size_of::<u32>(), MAX_PORTS)
-        + array(size_of::<FlowBucket>(), sizes.flow_buckets)
-        + array(size_of::<FlowBucket6>(), sizes.flow6_buckets)
-        + array(size_of::<FlowBucket>(), sizes.fragment_buckets)
-        + array(size_of::<Vip6>(), sizes.services)
-        + array(size_of::<Counter>(), sizes.backends) * cpus
-        + array(size_of::<ServiceInfo>(), sizes.services)
-        + array(size_of::<BackendInfo>(), sizes.backends)
+    (checks, None)
 }
 
 #[cfg(test)]
@@ -242,39 +188,9 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_is_not_there() {
-        let meminfo = "MemTotal:        8000000 kB\nMemAvailable:      64000 kB\n";
-        assert_eq!(available(meminfo), Some(64_000 * 1024));
-        assert_eq!(judge_memory(1 << 20, available(meminfo)).result, Grade::Ok);
-        assert_eq!(
-            judge_memory(1 << 30, available(meminfo)).result,
-            Grade::Error
-        );
-        assert_eq!(
-            judge_memory(1 << 30, None).result,
-            Grade::Ok,
-            "where it can't be told"
-        );
-    }
-
-    #[test]
-    fn default_maps_take_a_few_mebibytes() {
-        let bytes = memory_of(&Sizes::default(), 8);
-        assert!((8 << 20..64 << 20).contains(&bytes), "{bytes}");
-        let double = Sizes {
-            slots: 2 * Sizes::default().slots,
-            ..Sizes::default()
-        };
-        assert_eq!(
-            memory_of(&double, 8) - bytes,
-            u64::from(Sizes::default().slots) * 4
-        );
-    }
-
-    #[test]
     fn a_pin_path_elsewhere_says_how_to_mount() {
         let dir = tempfile::TempDir::new().expect("a directory");
-        let checks = pins(&dir.path().join("lb"), false);
+        let (checks, _) = pins(&dir.path().join("lb"), false);
         assert_eq!(checks[0].result, Grade::Error);
         let help = checks[0].help.as_deref().expect("what to do");
         assert!(help.contains("mount -t bpf bpf"), "{help}");

@@ -3,6 +3,7 @@
 mod cluster;
 mod host;
 mod network;
+mod room;
 
 use std::{fmt::Write as _, path::Path};
 
@@ -81,6 +82,8 @@ struct Findings {
     checks: Vec<Check>,
     /// What is wrong with the file, or with it on this host.
     errors: Option<ConfigErrors>,
+    /// What the maps take.
+    memory: Option<room::Memory>,
 }
 
 /// The shape of `check --json`.
@@ -90,6 +93,9 @@ struct Report<'f> {
     checks: &'f [Check],
     /// Each error of the configuration file, with its place.
     configuration_errors: &'f [ConfigError],
+    /// What the maps take of the kernel's memory; absent where the file does not hold.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory: Option<&'f room::Memory>,
 }
 
 impl Findings {
@@ -102,6 +108,7 @@ impl Findings {
             ok: !self.failed(),
             checks: &self.checks,
             configuration_errors: self.errors.as_ref().map_or(&[], ConfigErrors::errors),
+            memory: self.memory.as_ref(),
         }
     }
 
@@ -167,10 +174,11 @@ async fn look(path: &Path) -> Findings {
     let Some(file) = file else {
         return findings;
     };
-    findings
-        .checks
-        .extend(host::pins(&file.config.node.pin_path, rights));
-    findings.checks.push(host::memory(&file.config.limits));
+    let (pins, pinned) = host::pins(&file.config.node.pin_path, rights);
+    findings.checks.extend(pins);
+    let (room, memory) = room::checks(&file.config, pinned.as_ref());
+    findings.checks.extend(room);
+    findings.memory = memory;
     match host_facts().await {
         Ok(facts) => network_of_host(&file, &facts, rights, &mut findings).await,
         Err(error) => findings.checks.push(Check::error(

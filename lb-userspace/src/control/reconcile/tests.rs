@@ -313,14 +313,23 @@ fn what_does_not_fit_changes_nothing_and_says_which_number() {
     let refused = |desired: &[DesiredService]| bench.plan(desired).unwrap_err();
     assert_eq!(
         refused(&[service("web", 10, &many)]),
-        TooSmall::Backends { capacity: 5 }
+        TooSmall::Backends {
+            needed: 10,
+            capacity: 5
+        }
     );
     let three = [
         service("web", 10, &[backend("a")]),
         service("mail", 11, &[backend("a")]),
         service("dns", 12, &[backend("a")]),
     ];
-    assert_eq!(refused(&three), TooSmall::Services { capacity: 2 });
+    assert_eq!(
+        refused(&three),
+        TooSmall::Services {
+            needed: 3,
+            capacity: 2
+        }
+    );
     assert_eq!(
         refused(&[service("web", 10, &[backend("a"), weighted("b", 1)])]),
         TooSmall::Slots {
@@ -423,7 +432,7 @@ fn ids_and_numbers_rest_until_no_record_names_them() {
     let ops = bench.bring(&[service("web", 10, &[backend("a")])]);
     assert_eq!(kinds(&ops), ["remove service", "remove backend", "swap"]);
     assert_eq!(
-        *bench.executor.maps.waits.borrow(),
+        bench.executor.maps.touched.get().waits,
         2,
         "for the packets on their way"
     );

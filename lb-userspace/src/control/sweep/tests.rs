@@ -1,6 +1,6 @@
 //! When a flow counts, when its record goes, and when a slot settles.
 
-use lb_common::flow::Owner;
+use lb_common::flow::{Key as _, Owner};
 
 use super::*;
 use crate::control::{
@@ -105,13 +105,10 @@ fn a_drain_without_flows_ends_after_flow_idle() {
     let began = bench.now;
     let idle = IDLE.as_millis() as u64;
     bench.now = began + idle - 1;
-    assert!(
-        bench.sweep().settle.is_empty(),
-        "an old flow may have been silent"
-    );
+    assert_eq!(bench.sweep().settled, 0, "an old flow may have been silent");
     assert_eq!(bench.state("web", "b"), BackendState::Draining);
     bench.now = began + idle;
-    assert!(!bench.sweep().settle.is_empty());
+    assert!(bench.sweep().settled > 0);
     assert_eq!(bench.actual().unsettled().count(), 0);
     bench.sweep();
     assert_eq!(bench.state("web", "b"), BackendState::Drained);
@@ -130,7 +127,7 @@ fn a_live_flow_keeps_its_slot_and_only_its_slot() {
     bench.now = began + 12_000;
     bench.sweep();
     let id = bench.actual().service_id("web").unwrap();
-    assert_eq!(bench.actual().services()[&id].in_transition(), 1);
+    assert_eq!(bench.actual().in_transition(id), 1);
     bench.sweep();
     assert_eq!(bench.state("web", "b"), BackendState::Draining);
     // Ten seconds and two units of the coarse time after its last packet it counts as ended.
@@ -200,10 +197,10 @@ fn flows_of_a_failed_backend_are_not_waited_for_but_known() {
         in_state("b", BackendState::Draining),
         in_state("c", BackendState::Down),
     ));
-    let found = bench.sweep();
-    assert_eq!(flows(&found, &bench, "c"), 0);
     // Cleared, it would be taken for a flow older than the drain, and sent to b.
-    assert_eq!((found.used, found.clear.len()), (1, 0));
+    assert_eq!(bench.look(), []);
+    let found = bench.sweep();
+    assert_eq!((flows(&found, &bench, "c"), found.used), (0, 1));
 }
 
 #[test]
@@ -212,7 +209,6 @@ fn records_of_nobody_go() {
     let key = client(&bench, Slot::in_transition);
     let settled = client(&bench, |slot| !slot.in_transition());
     let number = bench.number("web", "a");
-    let maps = &bench.executor.maps;
     let now = bench.tick();
     for (what, key, number) in [
         (
@@ -223,11 +219,14 @@ fn records_of_nobody_go() {
         ("a backend that is gone", key, 60),
         ("a settled slot", settled, number),
     ] {
-        maps.put_record(key, number, now, Phase::Open);
-        let found = sweep(&maps.tables.flows, bench.actual(), SEED, now, bench.now);
-        assert_eq!((found.used, found.clear.len()), (1, 1), "{what}");
+        bench
+            .executor
+            .maps
+            .put_record(key, number, now, Phase::Open);
+        assert_eq!(bench.look().len(), 1, "{what}");
+        let found = bench.sweep();
+        assert_eq!(found.used, 1, "{what}");
         assert!(found.flows.is_empty(), "{what}");
-        bench.executor.clear_flows(&found.clear);
     }
     assert_eq!(bench.sweep().used, 0);
 }
@@ -238,28 +237,26 @@ fn what_a_packet_renewed_is_not_cleared() {
     let bench = changed(BackendState::Draining);
     let key = client(&bench, |slot| !slot.in_transition());
     put(&bench, key, "a", Phase::Open);
-    let maps = &bench.executor.maps;
-    let found = sweep(
-        &maps.tables.flows,
-        bench.actual(),
-        SEED,
-        bench.tick(),
-        bench.now,
-    );
-    assert_eq!(found.clear.len(), 1);
-    for (bucket, way, word) in &found.clear {
-        let record = &maps.tables.flows[*bucket].ways[*way];
+    let found = bench.look();
+    assert_eq!(found.len(), 1);
+    for (bucket, way, word) in &found {
+        let record = &bench.executor.maps.tables.flows[*bucket].ways[*way];
         record.state.set(word + (1 << 32));
     }
-    bench.executor.clear_flows(&found.clear);
-    let again = sweep(
-        &maps.tables.flows,
-        bench.actual(),
-        SEED,
-        bench.tick(),
-        bench.now,
-    );
-    assert_eq!(again.used, 1);
+    bench.executor.clear_flows(&found);
+    let used = |bench: &Bench| {
+        let ways = bench
+            .executor
+            .maps
+            .tables
+            .flows
+            .iter()
+            .flat_map(|b| &b.ways);
+        ways.filter(|way| way.state.get() != 0).count()
+    };
+    assert_eq!(used(&bench), 1);
+    bench.executor.clear_flows(&bench.look());
+    assert_eq!(used(&bench), 0);
 }
 
 #[test]
@@ -280,4 +277,139 @@ fn a_removed_backend_goes_when_its_flows_have() {
         bench.sweep();
     }
     assert!(bench.actual().is_free_number(number));
+}
+
+/// Small enough that the table of 1,024 buckets takes many pieces, and so does a service's table.
+const SMALL: Budget = Budget {
+    buckets: 100,
+    slots: 100,
+};
+
+/// The rest of a pass, in pieces: how many, and what it found.
+fn finish(bench: &mut Bench) -> (u32, Sweep) {
+    let mut pieces = 1;
+    while !bench.sweep_piece(SMALL) {
+        pieces += 1;
+    }
+    bench.check();
+    (pieces, bench.sweeper.last().clone())
+}
+
+#[test]
+fn a_pass_in_pieces_finds_what_a_whole_one_finds() {
+    let mut whole = changed(BackendState::Draining);
+    let mut divided = changed(BackendState::Draining);
+    for bench in [&mut whole, &mut divided] {
+        for (after, phase) in [
+            (8000, Phase::Open),
+            (1000, Phase::Closing),
+            (1000, Phase::Ended),
+        ] {
+            bench.now += after;
+            let key = client(bench, Slot::in_transition);
+            let other = FlowKey {
+                ports: key.ports + (u32::try_from(after).unwrap() << 16),
+                ..key
+            };
+            put(bench, other, "b", phase);
+        }
+    }
+    for _ in 0..30 {
+        let all = whole.sweep();
+        let (pieces, found) = finish(&mut divided);
+        assert_eq!(found, all);
+        assert!(pieces > 1024 / 100, "{pieces} pieces");
+        assert_eq!(divided.slots("web"), whole.slots("web"));
+        assert_eq!(divided.state("web", "b"), whole.state("web", "b"));
+        whole.now += 700;
+        divided.now += 700;
+    }
+    assert_eq!(whole.state("web", "b"), BackendState::Drained);
+}
+
+/// A flow older than the change may wake up in a bucket that was looked at already: whether a slot was due counts from the
+/// beginning of the pass.
+#[test]
+fn a_slot_that_becomes_due_during_a_pass_waits_for_the_next() {
+    let mut bench = changed(BackendState::Draining);
+    let began = bench.now;
+    bench.now = began + 9_999;
+    bench.sweep_piece(SMALL);
+    bench.now = began + 20_000;
+    let key = client(&bench, Slot::in_transition);
+    put(&bench, key, "b", Phase::Open);
+    assert_eq!(finish(&mut bench).1.settled, 0);
+    bench.sweep();
+    let id = bench.actual().service_id("web").unwrap();
+    assert_eq!(bench.actual().in_transition(id), 1, "all but the flow's");
+}
+
+#[test]
+fn what_changes_during_a_pass_does_not_settle_in_it() {
+    let mut bench = changed(BackendState::Draining);
+    bench.now += 10_000;
+    bench.sweep_piece(SMALL);
+    // Taken back: the slots of b change again, {b, b} is still in transition.
+    bench.now += 10_000;
+    bench.bring(&[service("web", 10, &[backend("a"), backend("b")])]);
+    assert_eq!(finish(&mut bench).1.settled, 0);
+    assert_eq!(bench.state("web", "b"), BackendState::Up);
+}
+
+/// A flow may have been recorded on it after the look at its bucket.
+#[test]
+fn a_drain_that_begins_during_a_pass_is_not_over_at_its_end() {
+    let with = |b: DesiredBackend| [service("web", 10, &[backend("a"), b])];
+    let mut bench = Bench::new();
+    bench.bring(&with(DesiredBackend {
+        weight: 0,
+        ..backend("b")
+    }));
+    bench.sweep_piece(SMALL);
+    // No slot names b, and no flow has been seen on it.
+    bench.bring(&with(in_state("b", BackendState::Draining)));
+    finish(&mut bench);
+    assert_eq!(bench.state("web", "b"), BackendState::Draining);
+    finish(&mut bench);
+    assert_eq!(bench.state("web", "b"), BackendState::Drained);
+}
+
+/// The record of a flow on the current backend, made after the look at its bucket, outlives its slot's transition. It says
+/// the truth until that backend fails and the slot moves at once; then it must be gone before the next transition.
+#[test]
+fn a_record_that_would_mislead_goes_before_the_next_change() {
+    let with = |a, c| {
+        [service(
+            "web",
+            10,
+            &[a, in_state("b", BackendState::Draining), c],
+        )]
+    };
+    let mut bench = Bench::new();
+    bench.bring(&[service(
+        "web",
+        10,
+        &[backend("a"), backend("b"), backend("c")],
+    )]);
+    bench.bring(&with(backend("a"), backend("c")));
+    bench.now += 10_000;
+    let c = bench.number("web", "c");
+    let key = client(&bench, |slot| slot.in_transition() && slot.current() == c);
+    // All buckets have been looked at when the flow opens.
+    bench.sweep_piece(Budget::ALL);
+    put(&bench, key, "c", Phase::Open);
+    finish(&mut bench);
+    assert_eq!(bench.actual().unsettled().count(), 0);
+    let recorded = |bench: &Bench| {
+        let tables = &bench.executor.maps.tables;
+        lb_common::flow::find(tables, key, key.hash(SEED)).is_some()
+    };
+    assert!(recorded(&bench), "not seen by the pass");
+    assert!(!bench.sweeper.must_finish(), "it says the truth");
+    // c fails: its flow moves to a, which nobody notes.
+    bench.bring(&with(backend("a"), in_state("c", BackendState::Down)));
+    assert!(recorded(&bench) && bench.sweeper.must_finish());
+    // The next change of that slot would find the record, and believe it.
+    bench.bring(&with(backend("a"), backend("c")));
+    assert!(!recorded(&bench) && !bench.sweeper.must_finish());
 }

@@ -1,0 +1,284 @@
+//! What happens without anybody's asking: probe results, neighbours, interfaces.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result};
+use tracing::{error, info};
+
+use super::{
+    super::{
+        actual::Op,
+        execute::Done,
+        failure::{Failed, fail},
+        knowledge::{Neighbour, PortState},
+        probe_routes, report, startup,
+    },
+    Cause, Daemon, Touched, unix_ms,
+};
+use crate::{
+    api::ApplyKind,
+    health::ProbeReport,
+    neighbour::{self, NetworkEvent, Target as NeighbourTarget},
+};
+
+/// Backends of which something changed: service id -> backend numbers.
+type Concerned = BTreeMap<u16, BTreeSet<u16>>;
+
+impl Daemon {
+    /// Takes all results in that wait, then changes the services they touch at once.
+    pub(super) fn on_probes(&mut self, reports: &[ProbeReport]) -> Result<()> {
+        let mut concerned = Concerned::new();
+        let mut cause: Option<Cause> = None;
+        for report in reports {
+            let Some((service, number)) = self.observe(report) else {
+                continue;
+            };
+            concerned.entry(service).or_default().insert(number);
+            if cause.is_none() {
+                cause = Some(Cause {
+                    kind: ApplyKind::Probe,
+                    text: format!("probe of {}", self.full_name(number)),
+                    since: report.found,
+                });
+            }
+        }
+        match cause {
+            Some(cause) => self.act(&cause, concerned),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes one result in; gives the service's id and the backend's number if something of it changed.
+    fn observe(&mut self, report: &ProbeReport) -> Option<(u16, u16)> {
+        if !self.prober.is_current(report) {
+            return None;
+        }
+        let number = report.backend.0;
+        let actual = &self.running.executor.actual;
+        let backend = actual.backends().get(&number)?;
+        let health = self.knowledge.health.get_mut(&number)?;
+        let before = (health.state(), health.reason().to_owned());
+        health.observe(&report.result, report.at);
+        let changed = before.0 != health.state() || before.1 != health.reason();
+        if report.result.is_err()
+            && let Some(port) = self.knowledge.port_towards(IpAddr::V4(backend.address))
+        {
+            // The MAC address may be another one by now.
+            self.resolver.confirm(NeighbourTarget {
+                address: IpAddr::V4(backend.address),
+                ifindex: port.ifindex,
+            });
+        }
+        changed.then_some((backend.service, number))
+    }
+
+    /// `SERVICE/BACKEND`.
+    fn full_name(&self, number: u16) -> String {
+        let actual = &self.running.executor.actual;
+        let Some(backend) = actual.backends().get(&number) else {
+            return number.to_string();
+        };
+        let service = actual.services().get(&backend.service);
+        format!(
+            "{}/{}",
+            service.map_or("", |service| &service.name),
+            backend.name
+        )
+    }
+
+    /// Acts on what changed: failures first and by the short way, the rest by what should be.
+    fn act(&mut self, cause: &Cause, concerned: Concerned) -> Result<()> {
+        let mut others = BTreeSet::new();
+        let mut failures = Done::default();
+        for (id, numbers) in concerned {
+            let actual = &self.running.executor.actual;
+            let failed: Option<Vec<Failed>> = numbers
+                .iter()
+                .map(|number| self.knowledge.failure(*number, actual))
+                .collect();
+            let ops = failed
+                .filter(|_| !self.sweeper.must_finish())
+                .and_then(|failed| fail(actual, id, &failed, unix_ms()));
+            let Some(ops) = ops else {
+                if let Some(service) = actual.services().get(&id) {
+                    others.insert(service.name.clone());
+                }
+                continue;
+            };
+            let before: Vec<&'static str> = numbers
+                .iter()
+                .filter_map(|number| Some(actual.backends().get(number)?.state.name()))
+                .collect();
+            let now = self.now();
+            let done = self.execute(&ops, now)?;
+            failures.slots += done.slots;
+            failures.stores += done.stores;
+            failures.stored = done.stored;
+            // Told when it is done: a log that blocks must not hold up what the flows wait for.
+            self.tell_failures(&ops, &before);
+        }
+        if failures.stores > 0 {
+            let cause = Cause {
+                kind: ApplyKind::Failure,
+                ..cause.clone()
+            };
+            self.applied(&cause, &failures);
+        }
+        self.follow();
+        if !others.is_empty() {
+            self.change(cause, Touched::Only(&others))?;
+        }
+        Ok(())
+    }
+
+    fn tell_failures(&self, ops: &[Op], before: &[&str]) {
+        let actual = &self.running.executor.actual;
+        let backends = ops.iter().filter_map(|op| match op {
+            Op::Backend { backend, .. } => Some(backend),
+            _ => None,
+        });
+        for (backend, from) in backends.zip(before) {
+            let service = actual.services().get(&backend.service);
+            info!(
+                service = service.map_or("", |service| &service.name),
+                backend = backend.name,
+                from,
+                to = backend.state.name(),
+                reason = backend.reason,
+                "backend changed"
+            );
+        }
+    }
+
+    /// Takes all events in that wait; those about neighbours change the services they touch at once.
+    pub(super) async fn on_network(&mut self, events: Vec<NetworkEvent>) -> Result<()> {
+        let since = Instant::now();
+        let mut addresses = BTreeSet::new();
+        for event in events {
+            match event {
+                NetworkEvent::Neighbour(event) => {
+                    addresses.insert(event.address);
+                    self.knowledge.neighbours.insert(
+                        NeighbourTarget {
+                            address: event.address,
+                            ifindex: event.ifindex,
+                        },
+                        Neighbour {
+                            mac: event.mac,
+                            reason: event.reason,
+                        },
+                    );
+                }
+                other => self.on_host(other).await?,
+            }
+        }
+        let Some(first) = addresses.first() else {
+            return Ok(());
+        };
+        let cause = Cause {
+            kind: ApplyKind::Neighbour,
+            text: match addresses.len() {
+                1 => format!("neighbour {first}"),
+                n => format!("{n} neighbours"),
+            },
+            since,
+        };
+        let actual = &self.running.executor.actual;
+        let mut concerned = Concerned::new();
+        for address in &addresses {
+            let IpAddr::V4(v4) = address else { continue };
+            for service in self.knowledge.services_with(*address) {
+                let Some(id) = actual.service_id(&service.name) else {
+                    continue;
+                };
+                let numbers = service
+                    .backends
+                    .iter()
+                    .filter(|backend| backend.address == *address)
+                    .filter_map(|backend| actual.backend_number(id, &backend.name, *v4));
+                concerned.entry(id).or_default().extend(numbers);
+            }
+            for service in self.knowledge.left_with(*address) {
+                let Some(id) = actual.service_id(service) else {
+                    continue;
+                };
+                let numbers = actual
+                    .backends_of(id)
+                    .into_iter()
+                    .filter(|(_, backend)| backend.address == *v4)
+                    .map(|(number, _)| number);
+                concerned.entry(id).or_default().extend(numbers);
+            }
+        }
+        self.act(&cause, concerned)
+    }
+
+    /// Something of the director itself changed.
+    async fn on_host(&mut self, event: NetworkEvent) -> Result<()> {
+        match event {
+            NetworkEvent::Neighbour(_) => {}
+            NetworkEvent::Link(event) => {
+                let Some(port) = self
+                    .knowledge
+                    .ports
+                    .iter()
+                    .find(|p| p.ifindex == event.link.ifindex)
+                else {
+                    return Ok(());
+                };
+                if !event.exists {
+                    error!(
+                        interface = port.name,
+                        "the interface is gone, and with it the data path on it; restart xdp-lb when it is back"
+                    );
+                } else if let Some(mac) = event.link.mac
+                    && mac != port.mac
+                {
+                    self.adopt_mac(port.number, mac).await?;
+                } else if event.link.up {
+                    self.take_in().await?;
+                    // The kernel dropped the probes' routes while it was down.
+                    probe_routes::prepare(&self.netlink, &self.knowledge).await;
+                }
+            }
+            NetworkEvent::Address(_) => {
+                self.knowledge.facts = neighbour::host_facts()
+                    .await
+                    .context("reading the interfaces")?;
+                let cause = Cause::new(ApplyKind::Host, "addresses of the director");
+                self.change(&cause, Touched::All)?;
+                // Another way to a backend: other neighbours to follow.
+                self.follow_all();
+                probe_routes::prepare(&self.netlink, &self.knowledge).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// The interface has another MAC address: the program that answers ARP with it is loaded anew.
+    async fn adopt_mac(&mut self, number: u16, mac: neighbour::Mac) -> Result<()> {
+        self.knowledge.facts = neighbour::host_facts()
+            .await
+            .context("reading the interfaces")?;
+        if let Some(port) = self.knowledge.ports.iter_mut().find(|p| p.number == number) {
+            info!(
+                interface = port.name,
+                mac = report::mac_text(mac),
+                "the interface's MAC address changed"
+            );
+            port.mac = mac;
+            let port: PortState = port.clone();
+            startup::reload_program(
+                self.knowledge.config(),
+                &self.knowledge.facts,
+                &port,
+                &mut self.running,
+            )?;
+        }
+        Ok(())
+    }
+}
