@@ -35,7 +35,7 @@ use super::{
 };
 use crate::{
     config::ConfigFile,
-    health::ProbeFailure,
+    health::{Health, ProbeFailure},
     neighbour::{HostFacts, Interface, Link},
 };
 
@@ -307,7 +307,7 @@ impl World {
                     self.tick(node);
                 }
             }
-            if self.now % 100 == 0 {
+            if self.now.is_multiple_of(100) {
                 self.send_all();
             }
         }
@@ -336,7 +336,7 @@ impl World {
             node.change();
         }
         node.open();
-        if self.now % 500 == 0 {
+        if self.now.is_multiple_of(500) {
             node.bench.sweep();
         }
         self.speak(index);
@@ -510,7 +510,7 @@ impl World {
     /// Whether the node has been in for long enough that its own probe knows its server.
     fn has_settled(&self, node: usize) -> bool {
         let node = &self.nodes[node];
-        !node.knowledge.opening && node.knowledge.health.values().any(|h| h.is_probed())
+        !node.knowledge.opening && node.knowledge.health.values().any(Health::is_probed)
     }
 
     fn decide(&mut self, index: usize, change: impl FnOnce(&mut Decision)) {

@@ -455,7 +455,12 @@ mod tests {
         assert!(!excluded(Some(1), true));
     }
 
-    fn who(rows: &[(&str, bool, bool, &[&str])]) -> Vec<String> {
+    /// Name, healthy, heard, whom it finds down.
+    type Node = (&'static str, bool, bool, &'static [&'static str]);
+    /// What is the case, the nodes, and who serves.
+    type Case = (&'static str, &'static [Node], &'static [&'static str]);
+
+    fn who(rows: &[Node]) -> Vec<String> {
         let down: Vec<BTreeSet<String>> = rows
             .iter()
             .map(|(.., down)| down.iter().map(|name| (*name).to_owned()).collect())
@@ -475,39 +480,39 @@ mod tests {
 
     #[test]
     fn who_serves() {
-        let none: &[&str] = &[];
-        let cases: [(&str, &[(&str, bool, bool, &[&str])], &[&str]); 9] = [
+        const NONE: &[&str] = &[];
+        let cases: [Case; 9] = [
             (
                 "all well",
-                &[("a", true, true, none), ("b", true, true, none)],
+                &[("a", true, true, NONE), ("b", true, true, NONE)],
                 &["a", "b"],
             ),
             (
                 "its own server is down",
-                &[("a", false, true, none), ("b", true, true, none)],
+                &[("a", false, true, NONE), ("b", true, true, NONE)],
                 &["b"],
             ),
             (
                 "one finds a silent one down, before the others do",
                 &[
-                    ("a", true, false, none),
+                    ("a", true, false, NONE),
                     ("b", true, true, &["a"]),
-                    ("c", true, true, none),
+                    ("c", true, true, NONE),
                 ],
                 &["b", "c"],
             ),
             (
                 "its last word is still fresh",
                 &[
-                    ("a", true, true, none),
+                    ("a", true, true, NONE),
                     ("b", true, true, &["a"]),
-                    ("c", true, true, none),
+                    ("c", true, true, NONE),
                 ],
                 &["b", "c"],
             ),
             (
                 "a silent one that nobody finds down",
-                &[("a", true, false, none), ("b", true, true, none)],
+                &[("a", true, false, NONE), ("b", true, true, NONE)],
                 &["a", "b"],
             ),
             (
@@ -515,7 +520,7 @@ mod tests {
                 &[
                     ("a", true, true, &["b"]),
                     ("b", true, true, &["a"]),
-                    ("c", true, true, none),
+                    ("c", true, true, NONE),
                 ],
                 &["a", "c"],
             ),
@@ -533,13 +538,13 @@ mod tests {
                 &[
                     ("a", true, true, &["b"]),
                     ("b", true, true, &["c"]),
-                    ("c", true, true, none),
+                    ("c", true, true, NONE),
                 ],
                 &["a", "c"],
             ),
             (
                 "the word of one that is not healthy counts nothing",
-                &[("a", false, true, &["b"]), ("b", true, true, none)],
+                &[("a", false, true, &["b"]), ("b", true, true, NONE)],
                 &["b"],
             ),
         ];
