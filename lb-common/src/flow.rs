@@ -309,6 +309,14 @@ impl FlowState {
     pub const fn silent(self, now: u16) -> u16 {
         now.wrapping_sub(self.seen())
     }
+
+    /// Ticks since the last packet for a reader who takes his time: 0 where the packet came after he had looked at the
+    /// clock, which [`Self::silent`] can't tell from a silence of hours.
+    #[must_use]
+    pub const fn silence(self, now: u16) -> u16 {
+        let silent = self.silent(now);
+        if silent > LONGEST_SILENCE { 0 } else { silent }
+    }
 }
 
 /// One record.

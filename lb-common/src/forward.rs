@@ -116,12 +116,10 @@ fn about4<P: Packet, T: Tables>(
     icmp: &Icmp<u32>,
 ) -> Result<Flow<u32>, Verdict> {
     own_vip(tables, control, icmp.destination, &icmp.link)?;
+    from_somebody(icmp.client, icmp.destination)?;
     match icmp::read4(packet, icmp)? {
         Message::About(flow) => Ok(flow),
-        Message::Echo => {
-            from_somebody(icmp.client, icmp.destination)?;
-            Err(icmp::answer4(packet, icmp, tables.own_mac())?)
-        }
+        Message::Echo => Err(icmp::answer4(packet, icmp, tables.own_mac())?),
     }
 }
 
@@ -137,12 +135,10 @@ fn about6<P: Packet, T: Tables>(
         return Err(ndp::answer(packet, tables, icmp));
     }
     own_vip(tables, control, icmp.destination, &icmp.link)?;
+    from_somebody(icmp.client, icmp.destination)?;
     match icmp::read6(packet, icmp)? {
         Message::About(flow) => Ok(flow),
-        Message::Echo => {
-            from_somebody(icmp.client, icmp.destination)?;
-            Err(icmp::answer6(packet, icmp, tables.own_mac())?)
-        }
+        Message::Echo => Err(icmp::answer6(packet, icmp, tables.own_mac())?),
     }
 }
 
@@ -365,7 +361,11 @@ fn alone<A: Address, T: Tables>(
         0,
     )
     .ok_or(Verdict::Fragment)?;
-    if service.affinity().ports || recorded_track(tables.features(), service) == Track::Always {
+    // A single port of the protocol that is another service's may be the packet's.
+    if !service.serves_fragments()
+        || service.affinity().ports
+        || recorded_track(tables.features(), service) == Track::Always
+    {
         return Err(Verdict::Fragment);
     }
     let slot = slot_of(tables, service, fragment.client, 0, control)?;

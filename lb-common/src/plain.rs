@@ -10,7 +10,9 @@ use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use crate::abi::{Bucket, Control, Counter, MAX_PORTS, Port, SLOTS_IN_LINE, SlotLine, Vip6};
 use crate::features::Features;
 use crate::flow::{FlowBucket, FlowBucket6};
+use crate::forward::{self, Outcome};
 use crate::memory::Word64;
+use crate::packet::Buffer;
 use crate::pick::{Backend, Slot};
 use crate::tables::{Event, Tables};
 use crate::verdict::Verdict;
@@ -126,6 +128,12 @@ impl PlainTables {
             verdicts: Default::default(),
             events: Default::default(),
         }
+    }
+
+    /// [`forward::process`] over these tables, compiled once with this crate: it is optimised even where its callers are not.
+    #[inline(never)]
+    pub fn process(&self, packet: &mut Buffer<'_>) -> Outcome {
+        forward::process(packet, self)
     }
 
     /// Sets the time, in units of [`crate::flow::TICK_NS`].

@@ -75,8 +75,8 @@ impl ServiceKey {
 ///
 /// Bits 0-25 the table's offset in `SLOTS`, 26-30 log2 of its size, 31-46 the service's id, 47-54 the prefix that picks,
 /// 55 whether the ports pick as well, 56 whether some service has all ports of a protocol (in a VIP's entry), 57-58
-/// [`Track`], 59 whether clients are recorded (`affinity_timeout`), 60 whether hot sources are spread, 61 whether the entry
-/// is for fragments that do not name their ports, 63 always set.
+/// [`Track`], 59 whether clients are recorded (`affinity_timeout`), 60 whether hot sources are spread, 61 whether later
+/// fragments, which do not name their ports, may use the entry, 62 whether nothing else may, 63 always set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServiceValue(pub u64);
 
@@ -151,6 +151,13 @@ impl ServiceValue {
     /// protocol's ports on a VIP share one pick, a later fragment needs no ports.
     #[must_use]
     pub const fn for_fragments(self) -> Self {
+        Self(self.0 | 3 << 61)
+    }
+
+    /// The same service as the entry of all ports of its protocol, where no other service has one of them: a later
+    /// fragment needs no ports there either.
+    #[must_use]
+    pub const fn with_fragments(self) -> Self {
         Self(self.0 | 1 << 61)
     }
 
@@ -183,6 +190,13 @@ impl ServiceValue {
     #[inline(always)]
     #[must_use]
     pub const fn is_for_fragments(self) -> bool {
+        self.0 >> 62 & 1 == 1
+    }
+
+    /// Whether the entry serves fragments without ports: all ports of the protocol on the VIP are the service's.
+    #[inline(always)]
+    #[must_use]
+    pub const fn serves_fragments(self) -> bool {
         self.0 >> 61 & 1 == 1
     }
 
@@ -350,6 +364,9 @@ mod tests {
             assert!(marked.clients() && marked.spreads() && marked.is_for_fragments());
             assert_eq!(marked.affinity(), affinity);
         }
+        assert!(value.for_fragments().serves_fragments());
+        let with = value.with_fragments();
+        assert!(with.serves_fragments() && !with.is_for_fragments() && !value.serves_fragments());
         assert_eq!(ServiceValue::vip6(true, 0xffff).id(), 0xffff);
         assert!(ServiceValue::vip(true).has_any_port());
         assert_eq!(

@@ -18,7 +18,7 @@ use lb_common::{
 };
 use lb_userspace::dataplane::{
     Access, Instance, Maps, Sizes, attach,
-    explain::{Kind, Question, explain, frame},
+    explain::{Arrival, Kind, Question, explain, frame},
     load,
 };
 use serde_json::Value;
@@ -435,6 +435,7 @@ fn same_as_the_kernel(site: &Site) {
             },
             unserved_pass: false,
             pick: false,
+            arrival: Arrival::default(),
         };
         let told = explain(&maps, &question).expect("told");
         let packet = frame(&question, DIRECTOR_MAC);

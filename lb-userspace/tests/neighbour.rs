@@ -11,7 +11,7 @@ use std::time::Duration;
 use lb_userspace::health::{ProbeFailure, ProbeKind, ProbeSpec, Via, probe};
 use lb_userspace::neighbour::vip_route::{self, ProbeRoute, VipRouteError};
 use lb_userspace::neighbour::{
-    Mac, Membership, Netlink, NetworkEvent, Resolver, Target, host_facts,
+    Mac, Membership, Netlink, NetworkEvent, Resolver, Target, host_facts, interface_towards,
 };
 use nix::sched::{CloneFlags, setns};
 use tokio::sync::mpsc;
@@ -415,6 +415,7 @@ fn the_probes_way_to_a_vip() {
             vip: ip(VIP),
             ifindex,
             source: ip(DIRECTOR),
+            bound: false,
         };
         let netlink = Netlink::open().unwrap();
         let words = |text: String| text.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -457,6 +458,7 @@ fn the_probes_way_to_a_vip() {
             vip: ip("2001:db8::100"),
             ifindex,
             source: ip("2001:db8::2"),
+            bound: false,
         };
         network.ip(director, "address add 2001:db8::2/64 dev eth0 nodad");
         let ways = [way, other, v6];
@@ -489,6 +491,96 @@ fn the_probes_way_to_a_vip() {
     });
 }
 
+/// Backends of a VIP behind two interfaces: each has a route of its own, and a bound probe takes the right one.
+#[test]
+fn the_probes_ways_through_two_interfaces() {
+    let network = Network::new();
+    network.on_director(async || {
+        let director = &network.director;
+        network.ip(director, "link add eth1 type veth peer name eth2");
+        network.ip(director, "link set eth1 up");
+        network.ip(director, "link set eth2 up");
+        network.ip(director, "address add 10.3.0.2/24 dev eth1");
+        let facts = host_facts().await.unwrap();
+        let netlink = Netlink::open().unwrap();
+        let way = |name: &str, source| ProbeRoute {
+            vip: ip(VIP),
+            ifindex: facts.interface(name).unwrap().link.ifindex,
+            source: ip(source),
+            bound: true,
+        };
+        let both = [way("eth0", DIRECTOR), way("eth1", "10.3.0.2")];
+        let words = |text: String| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let taken = |interface: &str| {
+            let command = format!("route get {VIP} oif {interface}");
+            words(network.ip(director, &command))
+        };
+        for changed in [true, false] {
+            for result in vip_route::ensure_all(&netlink, &both).await.unwrap() {
+                assert_eq!(result.unwrap(), changed);
+            }
+        }
+        // On the loopback as well, as where the director is a backend.
+        network.ip(director, "address add 10.1.0.100/32 dev lo");
+        for (interface, source) in [("eth0", DIRECTOR), ("eth1", "10.3.0.2")] {
+            let expected = format!("{VIP} dev {interface} src {source}");
+            assert!(
+                taken(interface).starts_with(&expected),
+                "{}",
+                taken(interface)
+            );
+        }
+        for result in vip_route::ensure_all(&netlink, &both).await.unwrap() {
+            assert!(!result.unwrap());
+        }
+        let unbound = ProbeRoute {
+            bound: false,
+            ..both[0]
+        };
+        let error = vip_route::ensure(&netlink, &unbound).await.unwrap_err();
+        assert!(
+            matches!(error, VipRouteError::AssignedHere { .. }),
+            "{error}"
+        );
+
+        // The first interface has no backends any more, and later it has again.
+        assert!(vip_route::ensure(&netlink, &both[1]).await.is_ok());
+        let routes = || words(network.ip(director, "route show proto 88"));
+        let entries = || words(network.ip(director, "neigh show nud permanent"));
+        assert!(routes().contains("dev eth1"), "{}", routes());
+        assert!(!routes().contains("dev eth0"), "{}", routes());
+        assert!(!entries().contains("dev eth0"), "{}", entries());
+        for result in vip_route::ensure_all(&netlink, &both).await.unwrap() {
+            result.unwrap();
+        }
+        assert_eq!(routes().matches(VIP).count(), 2, "{}", routes());
+        assert_eq!(entries().matches(VIP).count(), 2, "{}", entries());
+        assert!(vip_route::remove(&netlink, ip(VIP)).await.unwrap());
+        assert_eq!((routes(), entries()), (String::new(), String::new()));
+    });
+}
+
+#[test]
+fn the_route_to_a_client_tells_its_interface() {
+    let network = Network::new();
+    network.on_director(async || {
+        assert_eq!(
+            interface_towards(ip(BACKEND)).await.unwrap(),
+            Some(eth0().await)
+        );
+        assert_eq!(interface_towards(ip("203.0.113.9")).await.unwrap(), None);
+        network.ip(
+            &network.director,
+            "address add 2001:db8::2/64 dev eth0 nodad",
+        );
+        assert_eq!(
+            interface_towards(ip("2001:db8::9")).await.unwrap(),
+            Some(eth0().await)
+        );
+        assert_eq!(interface_towards(ip("2001:db9::9")).await.unwrap(), None);
+    });
+}
+
 #[test]
 fn the_probes_way_gives_way_to_others() {
     let network = Network::new();
@@ -498,6 +590,7 @@ fn the_probes_way_gives_way_to_others() {
             vip: ip(VIP),
             ifindex: eth0().await,
             source: ip(DIRECTOR),
+            bound: false,
         };
         let netlink = Netlink::open().unwrap();
 
@@ -557,6 +650,7 @@ fn probes_through_the_vip_on_a_real_wire() {
             vip: ip(VIP),
             ifindex: eth0().await,
             source: ip(DIRECTOR),
+            bound: false,
         };
         vip_route::ensure(&Netlink::open().unwrap(), &way)
             .await
@@ -568,6 +662,7 @@ fn probes_through_the_vip_on_a_real_wire() {
             target,
             address: ip(BACKEND),
             mark: Some(lb_common::abi::probe_mark(1)),
+            interface: None,
             interval: Duration::from_secs(1),
             timeout: Duration::from_secs(4),
         };

@@ -71,7 +71,7 @@ pub struct Chain {
 ///
 /// # Errors
 /// [`Verdict::ExtensionHeaders`] beyond [`MAX_EXTENSIONS`] or [`MAX_EXTENSION_BYTES`], for hop-by-hop options that are not
-/// first, and for a routing header that names another destination; [`Verdict::Malformed`] where one ends behind the packet.
+/// first, for a fragment of a fragment, and for a routing header that names another destination; [`Verdict::Malformed`] where one ends behind the packet.
 #[inline(always)]
 pub fn walk<P: Packet>(packet: &P, l3: usize, first: u8, end: usize) -> Result<Chain, Verdict> {
     let start = l3 + IPV6_LEN;
@@ -92,12 +92,13 @@ pub fn walk<P: Packet>(packet: &P, l3: usize, first: u8, end: usize) -> Result<C
         }
         if number == MAX_EXTENSIONS
             || (kind == NEXT_HOP_BY_HOP && number != 0)
-            || chain.at - start > MAX_EXTENSION_BYTES
+            || (kind == NEXT_FRAGMENT && chain.more)
         {
             return Err(Verdict::ExtensionHeaders);
         }
         let Some(header) = packet.bytes::<8>(chain.at) else {
-            return Err(Verdict::Truncated);
+            // The frame has the whole packet (the callers see to it), so it is the packet that ends within a header.
+            return Err(Verdict::Malformed);
         };
         let length = if kind == NEXT_FRAGMENT {
             8
@@ -112,6 +113,9 @@ pub fn walk<P: Packet>(packet: &P, l3: usize, first: u8, end: usize) -> Result<C
         chain.at += length;
         if chain.at > end {
             return Err(Verdict::Malformed);
+        }
+        if chain.at - start > MAX_EXTENSION_BYTES {
+            return Err(Verdict::ExtensionHeaders);
         }
         if kind == NEXT_FRAGMENT {
             let word = be16_at::<2, _>(header);

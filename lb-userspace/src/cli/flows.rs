@@ -148,7 +148,7 @@ fn report(args: &Args, mut flows: Vec<Flow>, names: &Names, now: u16) -> Report 
                 .is_none_or(|net| net.contains(&Ipv4Addr::from(flow.key.client)))
             && (args.all || lives(flow, service.map(|info| info.flow_idle_ms), now))
     });
-    flows.sort_by_key(|flow| (flow.state.silent(now), flow.key));
+    flows.sort_by_key(|flow| (flow.state.silence(now), flow.key));
     let total = flows.len();
     if args.limit > 0 {
         flows.truncate(args.limit);
@@ -169,7 +169,7 @@ fn lives(flow: &Flow, flow_idle_ms: Option<u64>, now: u16) -> bool {
 }
 
 fn silent_ns(flow: &Flow, now: u16) -> u64 {
-    u64::from(flow.state.silent(now)) * TICK_NS
+    u64::from(flow.state.silence(now)) * TICK_NS
 }
 
 fn flow_row(flow: &Flow, names: &Names, now: u16) -> Row {

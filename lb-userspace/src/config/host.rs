@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::{
     error::{ConfigError, ConfigErrors, ErrorKind},
     load::ConfigFile,
-    model::Mode,
+    model::{Backend, Mode},
     reader::nearest,
 };
 
@@ -29,6 +29,8 @@ pub struct InterfaceFacts {
     pub mac: Option<[u8; 6]>,
     /// Its addresses, each with the length of the subnet's prefix.
     pub addresses: Vec<IpNet>,
+    /// Of a VLAN: the index of the interface it is on, and the VLAN identifier.
+    pub vlan: Option<(u32, u16)>,
 }
 
 /// Checks a configuration against the host it shall run on.
@@ -36,7 +38,8 @@ pub struct InterfaceFacts {
 /// # Errors
 ///
 /// Everything that keeps it from working here: an interface that does not exist or is no Ethernet, a VIP that this
-/// host has itself, a backend that is in no subnet of the configured interfaces or is this host.
+/// host has itself without being a backend of it, a backend that is in no subnet of the configured interfaces and the VLANs
+/// on them.
 pub fn check_host(file: &ConfigFile, facts: &HostFacts) -> Result<(), ConfigErrors> {
     let mut errors = Vec::new();
     let names = file.config.node.interfaces.iter();
@@ -65,14 +68,16 @@ pub fn check_host(file: &ConfigFile, facts: &HostFacts) -> Result<(), ConfigErro
                 .help(format!(
                     "add it: `ip address add {}/{} dev lo`",
                     service.vip,
-                    if service.vip.is_ipv4() { 32 } else { 128 }
+                    host_prefix(service.vip)
                 )),
             );
         }
         if let Some(owner) = owner_of_vip
             && !pick
+            && !is_backend_here(file, service.vip, owner, facts)
             && vips.insert(service.vip)
         {
+            let served_here = is_served_here(file, service.vip, facts);
             errors.push(
                 ConfigError::new(
                     ErrorKind::Host,
@@ -82,52 +87,35 @@ pub fn check_host(file: &ConfigFile, facts: &HostFacts) -> Result<(), ConfigErro
                     ),
                 )
                 .at(spans.vip.clone())
-                .expected(
-                    "a VIP that is on no interface of the director; xdp-lb answers ARP for it",
-                )
-                .help(format!(
-                    "remove it: `ip address del {}/32 dev {}`",
-                    service.vip, owner.name
-                )),
+                .expected(if served_here {
+                    "the VIP on `lo`, because this host is one of its backends; xdp-lb answers ARP for it"
+                } else {
+                    "a VIP that is on no interface of the director; xdp-lb answers ARP for it"
+                })
+                .help(if served_here {
+                    format!(
+                        "move it: `ip address del {0}/{1} dev {2}`, then `ip address add {0}/{1} dev lo`",
+                        service.vip,
+                        host_prefix(service.vip),
+                        owner.name
+                    )
+                } else {
+                    format!(
+                        "remove it: `ip address del {}/{} dev {}`; it belongs here only if one of its backends is this host",
+                        service.vip,
+                        host_prefix(service.vip),
+                        owner.name
+                    )
+                }),
             );
         }
         for (backend, span) in service.backends.iter().zip(&spans.addresses) {
             let own = file.config.is_own(backend);
-            if let Some(owner) = owner(backend.address, facts) {
-                if own {
-                    continue;
-                }
-                let error = ConfigError::new(
-                    ErrorKind::Host,
-                    format!(
-                        "backend \"{}\" is this host: found {} on `{}`",
-                        backend.name, backend.address, owner.name
-                    ),
-                )
-                .at(span.clone())
-                .expected("another host's address");
-                errors.push(if pick {
-                    error.help(format!(
-                        "this node calls itself \"{}\": set `name` in [node]",
-                        file.config.node.name
-                    ))
-                } else {
-                    error.help("this version can't be director and backend at once")
-                });
-            } else if own {
-                errors.push(
-                    ConfigError::new(
-                        ErrorKind::Host,
-                        format!(
-                            "backend \"{}\" is this node by its name, but {} is no address of this host",
-                            backend.name, backend.address
-                        ),
-                    )
-                    .at(span.clone())
-                    .expected("an address of this host")
-                    .help("set `name` in [node] to the backend that this host is"),
-                );
-            } else if complete {
+            let owner = owner(backend.address, facts);
+            if pick && own != owner.is_some() {
+                errors.push(check_own(file, backend, span, owner));
+            // A backend that is this very host is in reach of itself.
+            } else if complete && owner.is_none() {
                 errors.extend(check_reach(
                     file,
                     &backend.name,
@@ -142,6 +130,75 @@ pub fn check_host(file: &ConfigFile, facts: &HostFacts) -> Result<(), ConfigErro
         Ok(())
     } else {
         Err(ConfigErrors::new(file.source.text.clone(), errors))
+    }
+}
+
+/// Whether one of the backends of a VIP is this very host.
+fn is_served_here(file: &ConfigFile, vip: IpAddr, facts: &HostFacts) -> bool {
+    let services = file.config.services.iter().filter(|s| s.vip == vip);
+    services
+        .flat_map(|service| &service.backends)
+        .any(|backend| owner(backend.address, facts).is_some())
+}
+
+/// Whether the host may have the VIP: as one of its backends, and where probes of the others can pass it by, which is on
+/// no interface that they leave through.
+fn is_backend_here(
+    file: &ConfigFile,
+    vip: IpAddr,
+    owner: &InterfaceFacts,
+    facts: &HostFacts,
+) -> bool {
+    is_served_here(file, vip, facts) && !is_ours(file, owner, facts)
+}
+
+/// Whether backends may be behind the interface: it is configured, or a VLAN on one that is.
+fn is_ours(file: &ConfigFile, interface: &InterfaceFacts, facts: &HostFacts) -> bool {
+    let configured = &file.config.node.interfaces;
+    configured.contains(&interface.name)
+        || interface.vlan.is_some_and(|(parent, _)| {
+            facts
+                .interfaces
+                .iter()
+                .any(|other| other.index == parent && configured.contains(&other.name))
+        })
+}
+
+fn host_prefix(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+/// A node of a cluster that is called otherwise than its address says.
+fn check_own(
+    file: &ConfigFile,
+    backend: &Backend,
+    span: &Range<usize>,
+    owner: Option<&InterfaceFacts>,
+) -> ConfigError {
+    match owner {
+        Some(owner) => ConfigError::new(
+            ErrorKind::Host,
+            format!(
+                "backend \"{}\" is this host: found {} on `{}`",
+                backend.name, backend.address, owner.name
+            ),
+        )
+        .at(span.clone())
+        .expected("another host's address")
+        .help(format!(
+            "this node calls itself \"{}\": set `name` in [node]",
+            file.config.node.name
+        )),
+        None => ConfigError::new(
+            ErrorKind::Host,
+            format!(
+                "backend \"{}\" is this node by its name, but {} is no address of this host",
+                backend.name, backend.address
+            ),
+        )
+        .at(span.clone())
+        .expected("an address of this host")
+        .help("set `name` in [node] to the backend that this host is"),
     }
 }
 
@@ -197,11 +254,10 @@ fn check_reach(
     span: &Range<usize>,
     facts: &HostFacts,
 ) -> Option<ConfigError> {
-    let configured = &file.config.node.interfaces;
     let (ours, others): (Vec<&InterfaceFacts>, Vec<&InterfaceFacts>) = facts
         .interfaces
         .iter()
-        .partition(|interface| configured.contains(&interface.name));
+        .partition(|interface| is_ours(file, interface, facts));
     let Some(subnet) = ours
         .iter()
         .find_map(|interface| subnet_of(interface, address))

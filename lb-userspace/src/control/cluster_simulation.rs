@@ -28,8 +28,9 @@ use super::{
     actual::Millis,
     adopt::adopt,
     decisions::{Decision, Decisions},
-    knowledge::{Knowledge, PortState},
+    knowledge::Knowledge,
     peers::{PERIOD, Word},
+    ports::PortState,
     reconcile::{Scope, reconcile},
     samples::{Bench, OWN_MAC, PlainMemory},
 };
@@ -142,6 +143,7 @@ fn knowledge(node: usize, decisions: Decisions, opening: bool) -> Knowledge {
         name: "eth0".into(),
         ifindex: 7,
         mac,
+        vlan: None,
     }];
     let facts = HostFacts {
         interfaces: vec![Interface {
@@ -154,9 +156,11 @@ fn knowledge(node: usize, decisions: Decisions, opening: bool) -> Knowledge {
                 running: true,
                 loopback: false,
                 xdp: None,
+                vlan: None,
             },
             addresses: vec![format!("198.51.100.{}/24", node + 1).parse().unwrap()],
             driver: None,
+            takes_own_source: false,
         }],
     };
     Knowledge::new(config, decisions, ports, facts, opening)

@@ -5,6 +5,7 @@ mod follow;
 mod nodes;
 mod requests;
 mod sweeping;
+mod vlans;
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -118,9 +119,12 @@ pub async fn run(options: Options) -> Result<()> {
         voice,
     };
     daemon.take_in().await?;
+    daemon
+        .knowledge
+        .adopt_leaving(&daemon.running.executor.actual);
+    daemon.number_vlans()?;
     let actual = &daemon.running.executor.actual;
     daemon.knowledge.adopt_neighbours(actual);
-    daemon.knowledge.adopt_leaving(actual);
     let probes = daemon.knowledge.probes(actual);
     daemon.knowledge.keep_health(actual, &probes);
     if daemon.running.adopted {

@@ -8,7 +8,7 @@ mod tests;
 mod wishes;
 
 pub use leaving::{Leaving, LeavingKey};
-pub use probing::Probes;
+pub use probing::{ProbeWay, Probes};
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -17,25 +17,17 @@ use std::{
 
 use lb_common::wire::mac_bytes;
 
-use super::{actual::Actual, cluster::Cluster, decisions::Decisions};
+use super::{
+    actual::Actual,
+    cluster::Cluster,
+    decisions::Decisions,
+    ports::{PortState, subnet_towards},
+};
 use crate::{
     config::{Backend, Config, Mode, Rule, Service},
     health::Health,
     neighbour::{HostFacts, Mac, Target},
 };
-
-/// One of the director's interfaces that the program is attached to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PortState {
-    /// Its port number.
-    pub number: u16,
-    /// Its name.
-    pub name: String,
-    /// Its index.
-    pub ifindex: u32,
-    /// Its MAC address.
-    pub mac: Mac,
-}
 
 /// What is known of a neighbour.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -161,20 +153,24 @@ impl Knowledge {
             .filter_map(|place| self.config.services.get(*place))
     }
 
-    /// The interface towards a backend: the one with a subnet that holds its address, the narrowest first.
+    /// Whether a backend is this very host.
+    #[must_use]
+    pub fn is_local(&self, address: IpAddr) -> bool {
+        self.facts.assigned(address).is_some()
+    }
+
+    /// The interface towards a backend: the one with a subnet that holds its address, the narrowest first. None leads to
+    /// this very host.
     #[must_use]
     pub fn port_towards(&self, address: IpAddr) -> Option<&PortState> {
+        if self.is_local(address) {
+            return None;
+        }
         self.ports
             .iter()
             .filter_map(|port| {
-                let interface = self.facts.interface(&port.name)?;
-                let prefix = interface
-                    .addresses
-                    .iter()
-                    .filter(|net| net.contains(&address))
-                    .map(ipnet::IpNet::prefix_len)
-                    .max()?;
-                Some((prefix, port))
+                let interface = self.facts.by_index(port.ifindex)?;
+                Some((subnet_towards(interface, address)?, port))
             })
             .max_by_key(|(prefix, _)| *prefix)
             .map(|(_, port)| port)
@@ -195,10 +191,7 @@ impl Knowledge {
     #[must_use]
     pub fn targets(&self) -> HashSet<Target> {
         let own = self.config.own_address();
-        let listed = self.config.services.iter().flat_map(|s| &s.backends);
-        listed
-            .map(|backend| backend.address)
-            .chain(self.leaving.keys().map(|(_, _, address)| *address))
+        self.addresses()
             .filter(|address| Some(*address) != own)
             .filter_map(|address| {
                 let port = self.port_towards(address)?;
@@ -222,17 +215,22 @@ impl Knowledge {
         let served = |service: &&Service| service.rule != Rule::Disabled;
         self.config.services.iter().filter(served).all(|service| {
             service.backends.iter().all(|backend| {
-                let Some(port) = self.port_towards(backend.address) else {
-                    return true;
-                };
-                let target = Target {
-                    address: backend.address,
-                    ifindex: port.ifindex,
-                };
-                let Some(neighbour) = self.neighbours.get(&target) else {
-                    return false;
-                };
-                if neighbour.mac.is_none() || service.probe.is_none() {
+                if !self.is_local(backend.address) {
+                    let Some(port) = self.port_towards(backend.address) else {
+                        return true;
+                    };
+                    let target = Target {
+                        address: backend.address,
+                        ifindex: port.ifindex,
+                    };
+                    let Some(neighbour) = self.neighbours.get(&target) else {
+                        return false;
+                    };
+                    if neighbour.mac.is_none() {
+                        return true;
+                    }
+                }
+                if service.probe.is_none() {
                     return true;
                 }
                 actual
@@ -242,6 +240,21 @@ impl Knowledge {
                     .is_some_and(Health::is_probed)
             })
         })
+    }
+
+    /// The addresses of all backends, those that are leaving among them.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let listed = self.config.services.iter().flat_map(|s| &s.backends);
+        listed
+            .map(|backend| backend.address)
+            .chain(self.leaving.keys().map(|(_, _, address)| *address))
+    }
+
+    /// The MAC address of a backend that is this very host: what is handed to its own stack needs no neighbour, and the
+    /// address is that of any interface it may come in on.
+    fn own_mac(&self, address: IpAddr) -> Option<Mac> {
+        let port = self.ports.first()?;
+        self.is_local(address).then_some(port.mac)
     }
 
     /// Takes the MAC addresses that an earlier daemon resolved as known until the kernel says otherwise.

@@ -19,6 +19,7 @@ pub mod knowledge;
 pub mod memory;
 pub mod orders;
 pub mod peers;
+pub mod ports;
 pub mod probe_routes;
 pub mod reconcile;
 pub mod regions;

@@ -1,12 +1,15 @@
 //! The ways of the probes to the VIPs: which there should be, and taking away those of VIPs that are gone.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeSet, HashSet},
+    net::IpAddr,
+};
 
 use tracing::{error, warn};
 
-use super::knowledge::Knowledge;
+use super::knowledge::{Knowledge, ProbeWay};
 use crate::{
-    config::{Config, Via},
+    config::Config,
     neighbour::{
         Netlink,
         vip_route::{self, ProbeRoute},
@@ -15,37 +18,7 @@ use crate::{
 
 /// The ways of the probes to the VIPs.
 pub async fn prepare(netlink: &Netlink, knowledge: &Knowledge) {
-    let mut routes: Vec<ProbeRoute> = Vec::new();
-    for service in &knowledge.config().services {
-        let leaving = knowledge.leaving_of(&service.name);
-        let through_vip = leaving
-            .map(|(_, _, leaving)| &leaving.probe)
-            .chain([&service.probe])
-            .flatten()
-            .any(|probe| probe.via == Via::Vip);
-        let Some(backend) = service.backends.first().filter(|_| through_vip) else {
-            continue;
-        };
-        let Some(port) = knowledge.port_towards(backend.address) else {
-            continue;
-        };
-        let source = knowledge.facts.interface(&port.name).and_then(|interface| {
-            interface
-                .addresses
-                .iter()
-                .find(|net| net.contains(&backend.address))
-                .map(ipnet::IpNet::addr)
-        });
-        let Some(source) = source else { continue };
-        let route = ProbeRoute {
-            vip: service.vip,
-            ifindex: port.ifindex,
-            source,
-        };
-        if !routes.iter().any(|other| other.vip == route.vip) {
-            routes.push(route);
-        }
-    }
+    let routes = wanted(knowledge);
     match vip_route::ensure_all(netlink, &routes).await {
         Ok(results) => {
             for error in results.into_iter().filter_map(Result::err) {
@@ -54,6 +27,45 @@ pub async fn prepare(netlink: &Netlink, knowledge: &Knowledge) {
         }
         Err(error) => error!(%error, "probes through the VIPs have no way"),
     }
+}
+
+/// One way for each VIP and each interface that probes to it leave through.
+fn wanted(knowledge: &Knowledge) -> Vec<ProbeRoute> {
+    let mut routes = Vec::new();
+    let mut known = HashSet::new();
+    for service in &knowledge.config().services {
+        for (_, address, probe) in knowledge.members(service) {
+            let Some(ProbeWay::Aimed { bound }) =
+                probe.map(|probe| knowledge.probe_way(service.vip, probe, address))
+            else {
+                continue;
+            };
+            let Some(port) = knowledge.port_towards(address) else {
+                continue;
+            };
+            if !known.insert((service.vip, port.ifindex)) {
+                continue;
+            }
+            let source = knowledge
+                .facts
+                .by_index(port.ifindex)
+                .and_then(|interface| {
+                    interface
+                        .addresses
+                        .iter()
+                        .filter(|net| net.contains(&address))
+                        .max_by_key(|net| net.prefix_len())
+                        .map(ipnet::IpNet::addr)
+                });
+            routes.extend(source.map(|source| ProbeRoute {
+                vip: service.vip,
+                ifindex: port.ifindex,
+                source,
+                bound: bound.is_some(),
+            }));
+        }
+    }
+    routes
 }
 
 /// Takes away the ways to VIPs that are not configured any more.

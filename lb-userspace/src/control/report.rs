@@ -183,13 +183,14 @@ impl Report {
             .counters
             .iter()
             .fold(0_u64, |sum, counter| sum.wrapping_add(counter.packets));
-        let elsewhere: u64 = [Verdict::Redirected, Verdict::Local]
+        let otherwise: u64 = Verdict::ALL
             .iter()
+            .filter(|verdict| verdict.reached_backend() && **verdict != Verdict::Forwarded)
             .filter_map(|verdict| self.verdicts.get(verdict.name()))
             .sum();
         self.verdicts.insert(
             Verdict::Forwarded.name().into(),
-            reached.saturating_sub(elsewhere),
+            reached.saturating_sub(otherwise),
         );
         Status {
             node,
@@ -274,7 +275,12 @@ fn backend_status(
         previous_slots: named.previous.into(),
         packets: counter.packets.wrapping_sub(backend.base_packets),
         bytes: counter.bytes.wrapping_sub(backend.base_bytes),
-        flows: sweep.flows.get(&number).copied().unwrap_or(0),
+        // Those that the last look at the table counted have moved or were ended meanwhile.
+        flows: if backend.entry.failed() {
+            0
+        } else {
+            sweep.flows.get(&number).copied().unwrap_or(0)
+        },
         silent_until: silent_until.map(|time| rfc3339(*time)),
         drain_until: decision
             .drain_until_ms
@@ -491,6 +497,31 @@ mod tests {
         let names: Vec<&str> = status.services.iter().map(|s| s.name.as_str()).collect();
         let expected: Vec<&str> = services.iter().map(|s| s.name.as_str()).collect();
         assert_eq!(names, expected);
+    }
+
+    /// One counter on the hot path: what reached a backend in another way is counted there and by its verdict.
+    #[test]
+    fn what_was_redirected_or_local_was_not_forwarded() {
+        use lb_common::tables::Tables as _;
+        let mut bench = Bench::new();
+        bench.bring(&[service("web", 10, &[backend("a")])]);
+        let number = bench.number("web", "a");
+        let tables = &bench.executor.maps.tables;
+        for _ in 0..6 {
+            tables.count_backend(number, 100);
+        }
+        tables.count_verdict(Verdict::Redirected);
+        tables.count_verdict(Verdict::Local);
+        tables.count_verdict(Verdict::Local);
+        let verdicts = status_of(&bench, &Sweep::default()).verdicts;
+        assert_eq!(
+            (
+                verdicts["forwarded"],
+                verdicts["redirected"],
+                verdicts["local"]
+            ),
+            (3, 1, 2)
+        );
     }
 
     /// Counters are never set back: the next owner of a number starts from what it shows.

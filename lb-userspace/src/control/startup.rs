@@ -12,7 +12,6 @@ use anyhow::{Context as _, Result, bail};
 use lb_common::{
     abi::{ABI_VERSION, MAGIC, MAX_PORTS, Port},
     features::Features,
-    wire::mac_word,
 };
 use tracing::{info, warn};
 
@@ -22,7 +21,7 @@ use super::{
     decisions::Decisions,
     execute::Executor,
     fixed::{Held, other_limits, refuse_too_large},
-    knowledge::PortState,
+    ports::PortState,
 };
 use crate::{
     config::{self, Config, Unserved, XdpMode},
@@ -352,7 +351,10 @@ fn number_ports(config: &Config, facts: &HostFacts, maps: &mut Maps) -> Result<V
         })?;
         let ifindex = interface.link.ifindex;
         let number = (0..MAX_PORTS as u16)
-            .find(|n| existing[usize::from(*n)].ifindex == ifindex)
+            .find(|n| {
+                let port = existing[usize::from(*n)];
+                port.ifindex == ifindex && port.vlan == 0
+            })
             .or_else(|| {
                 (0..MAX_PORTS as u16)
                     .find(|n| existing[usize::from(*n)].ifindex == 0 && !taken.contains(n))
@@ -360,21 +362,15 @@ fn number_ports(config: &Config, facts: &HostFacts, maps: &mut Maps) -> Result<V
             .or_else(|| (0..MAX_PORTS as u16).find(|n| !taken.contains(n)))
             .with_context(|| format!("more than {MAX_PORTS} interfaces"))?;
         taken.insert(number);
-        maps.set_port(
-            number,
-            Port {
-                mac: mac_word(mac),
-                ifindex,
-                vlan: 0,
-                device: number,
-            },
-        )?;
-        ports.push(PortState {
+        let port = PortState {
             number,
             name: name.clone(),
             ifindex,
             mac,
-        });
+            vlan: None,
+        };
+        maps.set_port(number, port.entry())?;
+        ports.push(port);
     }
     Ok(ports)
 }
@@ -504,15 +500,7 @@ pub fn reload_program(
     running: &mut Running,
 ) -> Result<()> {
     let maps = &mut running.executor.maps;
-    maps.set_port(
-        port.number,
-        Port {
-            mac: mac_word(port.mac),
-            ifindex: port.ifindex,
-            vlan: 0,
-            device: port.number,
-        },
-    )?;
+    maps.set_port(port.number, port.entry())?;
     let mut undo = Undo {
         pin_path: &config.node.pin_path,
         made_maps: false,

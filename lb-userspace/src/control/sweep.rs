@@ -47,7 +47,7 @@ fn ticks(duration: Duration) -> u16 {
 /// Whether a recorded flow has not ended.
 #[must_use]
 pub fn is_live(state: FlowState, now: u16, flow_idle: Duration) -> bool {
-    let silent = state.silent(now);
+    let silent = state.silence(now);
     match state.phase() {
         Phase::Opening => silent < ticks(OPENING_SILENCE.min(flow_idle)),
         Phase::Open => silent < ticks(flow_idle),
@@ -304,7 +304,7 @@ impl Pass {
                     Phase::Opening => OPENING_SILENCE.min(service.flow_idle),
                     Phase::Closing | Phase::Ended => ENDED_KEPT.min(service.flow_idle),
                 };
-                state.silent(view.ticks) < ticks(stays)
+                state.silence(view.ticks) < ticks(stays)
             };
             if !keep {
                 piece.clear.push((index, way, word));

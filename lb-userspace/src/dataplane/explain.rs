@@ -13,8 +13,8 @@ use lb_common::{
     tables::{Event, Step, Tables},
     verdict::Verdict,
     wire::{
-        ETH_LEN, ETHERTYPE_IPV4, IPV4_LEN, PROTO_TCP, PROTO_UDP, TCP_ACK, TCP_FLAGS, TCP_LEN,
-        TCP_SYN, UDP_LEN, mac_bytes,
+        ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_VLAN, IPV4_LEN, PROTO_TCP, PROTO_UDP, TCP_ACK,
+        TCP_FLAGS, TCP_LEN, TCP_SYN, UDP_LEN, VLAN_ID, mac_bytes,
     },
 };
 
@@ -40,6 +40,15 @@ impl Kind {
     }
 }
 
+/// Where a packet comes in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Arrival {
+    /// The index of one of the director's interfaces; `None` for the first.
+    pub interface: Option<u32>,
+    /// The VLAN identifier of its tag, 0 for none.
+    pub vlan: u16,
+}
+
 /// The packet that is thought of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Question {
@@ -53,6 +62,8 @@ pub struct Question {
     pub unserved_pass: bool,
     /// Whether every node of a cluster sees the packet (`mode = "pick"`); the maps do not say.
     pub pick: bool,
+    /// Where it comes in.
+    pub arrival: Arrival,
 }
 
 /// What became of it.
@@ -62,22 +73,28 @@ pub struct Explained {
     pub verdict: Verdict,
     /// What was decided on the way, in the order in which it was.
     pub steps: Vec<Step>,
-    /// The interface's index it leaves through, where it goes to a backend.
+    /// The interface's index it came in on.
+    pub ingress: Option<u32>,
+    /// The interface's index it leaves through, where it goes to another host.
     pub egress: Option<u32>,
+    /// The VLAN identifier it leaves with, 0 for none.
+    pub egress_vlan: u16,
     /// The frame's destination MAC, where it goes to a backend.
     pub destination: Option<[u8; 6]>,
     /// The frame's source MAC, likewise.
     pub source: Option<[u8; 6]>,
 }
 
-/// Asks where a packet would go that arrives on the director's first interface.
+/// Asks where a packet would go that comes in as the question says.
 ///
 /// # Errors
 /// [`DataplaneError::Map`] where the maps can't be read.
 pub fn explain(maps: &Maps, question: &Question) -> Result<Explained, DataplaneError> {
     let ports = maps.ports()?;
-    // On which of several interfaces it arrives matters to nothing but "forwarded" or "redirected".
-    let own = (0..).zip(&ports).find(|(_, port)| port.ifindex != 0);
+    let Arrival { interface, vlan } = question.arrival;
+    let own = (0..).zip(&ports).find(|(_, port)| {
+        port.ifindex != 0 && port.vlan == 0 && interface.is_none_or(|index| index == port.ifindex)
+    });
     let (own_port, own_mac) = own.map_or((0, 0), |(number, port)| (number, port.mac));
     let tables = Thought {
         maps,
@@ -93,7 +110,12 @@ pub fn explain(maps: &Maps, question: &Question) -> Result<Explained, DataplaneE
         now: coarse_ticks(),
         steps: RefCell::new(Vec::new()),
     };
-    let thought_of = frame(question, mac_bytes(own_mac));
+    let mut thought_of = frame(question, mac_bytes(own_mac));
+    if vlan != 0 {
+        let [a, b] = ETHERTYPE_VLAN.to_be_bytes();
+        let [c, d] = vlan.to_be_bytes();
+        thought_of.splice(12..12, [a, b, c, d]);
+    }
     let mut memory = vec![0; HEADROOM];
     memory.extend_from_slice(&thought_of);
     let mut packet = Buffer::with_room(&mut memory, HEADROOM, thought_of.len());
@@ -106,10 +128,19 @@ pub fn explain(maps: &Maps, question: &Question) -> Result<Explained, DataplaneE
     let egress = ports
         .get(usize::from(outcome.port))
         .map(|port| port.ifindex);
+    let head: Option<&[u8; 16]> = packet.frame().first_chunk();
+    let egress_vlan = match head {
+        Some([.., a, b, c, d]) if u16::from_be_bytes([*a, *b]) == ETHERTYPE_VLAN => {
+            u16::from_be_bytes([*c, *d]) & VLAN_ID
+        }
+        _ => 0,
+    };
     Ok(Explained {
         verdict: outcome.verdict,
         steps: tables.steps.into_inner(),
+        ingress: own.map(|(_, port)| port.ifindex),
         egress: egress.filter(|_| forwarded),
+        egress_vlan,
         destination: mac(0),
         source: mac(6),
     })
@@ -272,6 +303,7 @@ mod tests {
             kind,
             unserved_pass: false,
             pick: false,
+            arrival: Arrival::default(),
         };
         let cases = [
             (Kind::TcpOpens, Signal::Opens),

@@ -361,7 +361,8 @@ impl Maps {
         self.ports
             .set(index, Plain(port), 0)
             .map_err(|e| DataplaneError::map(map::PORTS, e))?;
-        if port.ifindex != 0 {
+        // A VLAN's frames leave through the port of the interface it is on.
+        if port.ifindex != 0 && port.vlan == 0 {
             self.redirect
                 .set(index, port.ifindex, None, 0)
                 .map_err(|error| {

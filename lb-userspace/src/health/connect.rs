@@ -11,8 +11,9 @@ use super::{ProbeFailure, ProbeSpec, Via};
 
 /// How a probe's socket differs from any other.
 #[derive(Clone, Copy)]
-struct Options {
+struct Options<'s> {
     mark: Option<u32>,
+    interface: Option<&'s str>,
     on_link: bool,
 }
 
@@ -26,6 +27,7 @@ pub(super) async fn connect(spec: &ProbeSpec, start: Instant) -> Result<TcpStrea
     let deadline = (start + spec.timeout).into();
     let options = Options {
         mark: spec.mark,
+        interface: spec.interface.as_deref(),
         on_link: spec.via == Via::Vip,
     };
     let target = open(spec.target, options, spec.timeout);
@@ -47,6 +49,7 @@ pub(super) async fn connect(spec: &ProbeSpec, start: Instant) -> Result<TcpStrea
     // The way to the backend's own address needs no mark: its MAC is the neighbour's.
     let plain = Options {
         mark: None,
+        interface: None,
         on_link: false,
     };
     let own = timeout_at(deadline, open(spec.own_target(), plain, spec.timeout));
@@ -116,7 +119,7 @@ fn timed_out(spec: &ProbeSpec) -> ProbeFailure {
 
 async fn open(
     target: SocketAddr,
-    options: Options,
+    options: Options<'_>,
     timeout: Duration,
 ) -> Result<TcpStream, ProbeFailure> {
     socket(target, options)?
@@ -125,7 +128,7 @@ async fn open(
         .map_err(|error| ProbeFailure::from_io(&error, target, timeout))
 }
 
-fn socket(target: SocketAddr, options: Options) -> Result<TcpSocket, ProbeFailure> {
+fn socket(target: SocketAddr, options: Options<'_>) -> Result<TcpSocket, ProbeFailure> {
     let socket = match target {
         SocketAddr::V4(_) => TcpSocket::new_v4(),
         SocketAddr::V6(_) => TcpSocket::new_v6(),
@@ -136,6 +139,11 @@ fn socket(target: SocketAddr, options: Options) -> Result<TcpSocket, ProbeFailur
         reference
             .set_mark(mark)
             .map_err(|error| ProbeFailure::local("SO_MARK (needs CAP_NET_ADMIN)", &error))?;
+    }
+    if let Some(interface) = options.interface {
+        reference
+            .bind_device(Some(interface.as_bytes()))
+            .map_err(|error| ProbeFailure::local("SO_BINDTODEVICE", &error))?;
     }
     if options.on_link {
         // A backend that lacks the VIP but forwards packets would route the probe back to the
@@ -162,12 +170,17 @@ mod tests {
     async fn a_probe_through_the_vip_carries_its_mark_and_a_ttl_of_one() {
         let options = Options {
             mark: Some(0x7864_0007),
+            interface: Some("lo"),
             on_link: true,
         };
         let v4 = socket("192.0.2.10:80".parse().unwrap(), options)
             .expect("SO_MARK needs CAP_NET_ADMIN: run the tests as root");
         assert_eq!(SockRef::from(&v4).mark().unwrap(), 0x7864_0007);
         assert_eq!(SockRef::from(&v4).ttl_v4().unwrap(), 1);
+        assert_eq!(
+            SockRef::from(&v4).device().unwrap().as_deref(),
+            Some(&b"lo"[..])
+        );
         let v6 = socket("[2001:db8::10]:80".parse().unwrap(), options).unwrap();
         assert_eq!(SockRef::from(&v6).unicast_hops_v6().unwrap(), 1);
     }
@@ -176,10 +189,12 @@ mod tests {
     async fn any_other_probe_has_neither() {
         let options = Options {
             mark: None,
+            interface: None,
             on_link: false,
         };
         let plain = socket("192.0.2.21:80".parse().unwrap(), options).unwrap();
         assert_eq!(SockRef::from(&plain).mark().unwrap(), 0);
         assert!(SockRef::from(&plain).ttl_v4().unwrap() > 1);
+        assert_eq!(SockRef::from(&plain).device().unwrap(), None);
     }
 }

@@ -69,6 +69,8 @@ pub struct ProbeSpec {
     pub address: IpAddr,
     /// `SO_MARK` of the probe's socket, from which the egress program learns the backend.
     pub mark: Option<u32>,
+    /// The one interface it may leave through and be answered on (`SO_BINDTODEVICE`); `None` for any.
+    pub interface: Option<String>,
     /// Time from one probe's start to the next one's.
     pub interval: Duration,
     /// The whole probe, connection and answer, must be done within this.

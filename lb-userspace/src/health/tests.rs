@@ -30,6 +30,7 @@ fn tcp(target: SocketAddr, timeout: Duration) -> ProbeSpec {
         target,
         address: BACKEND,
         mark: None,
+        interface: None,
         interval: Duration::from_secs(1),
         timeout,
     }

@@ -9,12 +9,15 @@ mod events;
 mod facts;
 mod membership;
 mod netlink;
+pub mod offload;
 mod resolver;
 mod table;
 pub mod vip_route;
 
 pub use events::{AddressEvent, LinkEvent, NetworkEvent};
-pub use facts::{AttachMode, AttachedXdp, HostFacts, Interface, Link, host_facts};
+pub use facts::{
+    AttachMode, AttachedXdp, HostFacts, Interface, Link, VlanOf, host_facts, interface_towards,
+};
 pub use membership::Membership;
 pub use netlink::{Netlink, NetlinkError};
 pub use resolver::Resolver;

@@ -22,7 +22,7 @@ use netlink_packet_route::route::{
 };
 use rtnetlink::RouteMessageBuilder;
 
-use super::{HostFacts, Netlink, NetlinkError, facts};
+use super::{HostFacts, Interface, Netlink, NetlinkError, facts};
 
 /// The protocol number of xdp-lb's routes (`proto 88` in `ip route`): not taken in
 /// `/etc/iproute2/rt_protos`.
@@ -37,6 +37,9 @@ pub struct ProbeRoute {
     pub ifindex: u32,
     /// The director's own address on that interface, to which the backends answer.
     pub source: IpAddr,
+    /// Whether the probes are bound to the interface (`SO_BINDTODEVICE`). Then the VIP may be on another interface of this
+    /// host, the loopback mostly: the kernel takes no route through another one for them, that of a local address included.
+    pub bound: bool,
 }
 
 /// Why probes to a VIP have no way.
@@ -84,22 +87,28 @@ pub enum VipRouteError {
 pub async fn ensure(netlink: &Netlink, wanted: &ProbeRoute) -> Result<bool, VipRouteError> {
     Present::read(netlink)
         .await?
-        .complete(netlink, wanted)
+        .complete(netlink, wanted, std::slice::from_ref(wanted))
         .await
 }
 
-/// [`ensure`] for many VIPs, reading what is there only once. A result for each, in their order.
+/// [`ensure`] for many VIPs, reading what is there only once. A result for each, in their order. A VIP with several
+/// interfaces has one route through each, which differ in their metric.
 ///
 /// # Errors
 /// What is there can't be read.
 pub async fn ensure_all(
     netlink: &Netlink,
-    wanted: &[ProbeRoute],
+    all: &[ProbeRoute],
 ) -> Result<Vec<Result<bool, VipRouteError>>, NetlinkError> {
     let present = Present::read(netlink).await?;
-    let mut results = Vec::with_capacity(wanted.len());
-    for wanted in wanted {
-        results.push(present.complete(netlink, wanted).await);
+    let mut results = Vec::with_capacity(all.len());
+    for wanted in all {
+        let of_vip: Vec<ProbeRoute> = all
+            .iter()
+            .filter(|other| other.vip == wanted.vip)
+            .copied()
+            .collect();
+        results.push(present.complete(netlink, wanted, &of_vip).await);
     }
     Ok(results)
 }
@@ -134,11 +143,12 @@ impl Present {
         Ok(present)
     }
 
-    /// Adds and removes what it takes to make `wanted` true, and nothing else.
+    /// Adds and removes what it takes to make `wanted` true, and nothing else. `all` are the ways to the same VIP.
     async fn complete(
         &self,
         netlink: &Netlink,
         wanted: &ProbeRoute,
+        all: &[ProbeRoute],
     ) -> Result<bool, VipRouteError> {
         let vip = wanted.vip;
         if vip.is_ipv6() != wanted.source.is_ipv6() {
@@ -147,7 +157,11 @@ impl Present {
                 source_address: wanted.source,
             });
         }
-        if let Some(owner) = self.facts.assigned(vip) {
+        let bound_elsewhere =
+            |owner: &Interface| wanted.bound && owner.link.ifindex != wanted.ifindex;
+        if let Some(owner) = self.facts.assigned(vip)
+            && !bound_elsewhere(owner)
+        {
             return Err(VipRouteError::AssignedHere {
                 vip,
                 interface: owner.link.name.clone(),
@@ -159,11 +173,17 @@ impl Present {
             });
         }
         let routes = self.routes.get(&vip).map_or(&[][..], Vec::as_slice);
-        let mut changed = false;
+        let is_wanted = |route: &RouteMessage| all.iter().any(|way| leads(route, way));
+        // A replacement would leave an IPv6 route through another interface in place.
+        let mut changed = delete_routes(netlink, routes, |route| !is_wanted(route)).await? > 0;
         if !routes.iter().any(|route| leads(route, wanted)) {
-            // A replacement would leave an IPv6 route through another interface in place.
-            delete_routes(netlink, routes, |_| true).await?;
-            add_route(netlink, wanted).await?;
+            // The first has the usual metric, the one that somebody else's route would have as well.
+            let first = all.first().is_none_or(|way| way.ifindex == wanted.ifindex);
+            let usual_taken = routes
+                .iter()
+                .any(|route| is_wanted(route) && metric(route).is_none());
+            let metric = (!first || usual_taken).then_some(wanted.ifindex);
+            add_route(netlink, wanted, metric).await?;
             changed = true;
         }
         let neighbours = self.neighbours.get(&vip).map_or(&[][..], Vec::as_slice);
@@ -183,7 +203,8 @@ impl Present {
             changed = true;
         }
         // Left from an interface the VIP was reached through before.
-        let removed = delete_neighbours(netlink, neighbours, |n| !right(n)).await?;
+        let left = |n: &NeighbourMessage| !all.iter().any(|way| way.ifindex == n.header.ifindex);
+        let removed = delete_neighbours(netlink, neighbours, left).await?;
         Ok(changed || removed > 0)
     }
 }
@@ -217,9 +238,13 @@ pub async fn remove_all_ours(netlink: &Netlink, ifindex: u32) -> Result<usize, N
     Ok(removed)
 }
 
-async fn add_route(netlink: &Netlink, wanted: &ProbeRoute) -> Result<(), VipRouteError> {
+async fn add_route(
+    netlink: &Netlink,
+    wanted: &ProbeRoute,
+    metric: Option<u32>,
+) -> Result<(), VipRouteError> {
     let vip = wanted.vip;
-    let message = RouteMessageBuilder::<IpAddr>::new()
+    let mut builder = RouteMessageBuilder::<IpAddr>::new()
         .destination_prefix(vip, host_prefix(vip))
         .and_then(|builder| builder.pref_source(wanted.source))
         .map_err(|_| VipRouteError::Family {
@@ -232,9 +257,11 @@ async fn add_route(netlink: &Netlink, wanted: &ProbeRoute) -> Result<(), VipRout
             IpAddr::V4(_) => RouteScope::Link,
             // IPv6 routes have no scope.
             IpAddr::V6(_) => RouteScope::Universe,
-        })
-        .build();
-    let request = netlink.handle().route().add(message).execute();
+        });
+    if let Some(metric) = metric {
+        builder = builder.priority(metric);
+    }
+    let request = netlink.handle().route().add(builder.build()).execute();
     match netlink
         .ask(|| format!("add the probes' route to {vip}"), request)
         .await
@@ -369,6 +396,18 @@ fn interface(route: &RouteMessage) -> Option<u32> {
             RouteAttribute::Oif(ifindex) => Some(*ifindex),
             _ => None,
         })
+}
+
+/// The route's metric; `None` for the usual one, which is none for IPv4 and 1024 (`IP6_RT_PRIO_USER`) for IPv6.
+fn metric(route: &RouteMessage) -> Option<u32> {
+    route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Priority(metric) => Some(*metric),
+            _ => None,
+        })
+        .filter(|metric| !matches!(metric, 0 | 1024))
 }
 
 fn leads(route: &RouteMessage, wanted: &ProbeRoute) -> bool {

@@ -13,6 +13,7 @@ fn interface(name: &str, index: u32, mac: Option<[u8; 6]>, addresses: &[&str]) -
             .iter()
             .map(|net| net.parse().expect("an address with a prefix"))
             .collect(),
+        vlan: None,
     }
 }
 
@@ -118,13 +119,43 @@ fn backend_is_the_broadcast_address() {
     );
 }
 
+/// The director may be a backend, and then it has the VIP like every other one.
 #[test]
 fn backend_is_this_host() {
+    let text = changed("192.0.2.22", "192.0.2.2");
+    fits(&text, &host()).expect("it fits, though the VIP is missing");
+    let mut facts = host();
+    facts.interfaces[0]
+        .addresses
+        .push("192.0.2.10/32".parse().expect("an address"));
+    fits(&text, &facts).expect("it fits");
+}
+
+/// Where the probes of the other backends leave through, they would end at this host.
+#[test]
+fn vip_of_a_local_backend_on_the_wrong_interface() {
+    let mut facts = host();
+    facts.interfaces[1]
+        .addresses
+        .push("192.0.2.10/32".parse().expect("an address"));
     one(
-        "backend_is_this_host",
+        "vip_of_a_local_backend_on_the_wrong_interface",
         &changed("192.0.2.22", "192.0.2.2"),
-        &host(),
+        &facts,
     );
+}
+
+#[test]
+fn backend_behind_a_vlan() {
+    let text = changed("192.0.2.22", "10.10.0.22");
+    let mut facts = host();
+    let mut vlan = interface("eth0.10", 4, Some([2, 0, 0, 0, 0, 1]), &["10.10.0.2/24"]);
+    vlan.vlan = Some((2, 10));
+    facts.interfaces.push(vlan);
+    fits(&text, &facts).expect("it fits");
+    // The same on an interface that is not configured.
+    facts.interfaces[3].vlan = Some((3, 10));
+    fits(&text, &facts).expect_err("the program is not there");
 }
 
 #[test]
@@ -138,10 +169,14 @@ fn vip_is_on_this_host() {
 
 #[test]
 fn all_at_once_and_nothing_that_follows_from_another() {
-    let text = changed("\"eth0\"", "\"eth9\"").replace("192.0.2.22", "198.51.100.2");
-    let errors = fits(&text, &host()).expect_err("it doesn't fit");
+    let mut facts = host();
+    facts.interfaces[0]
+        .addresses
+        .push("192.0.2.10/32".parse().expect("an address"));
+    let text = changed("\"eth0\"", "\"eth9\"");
+    let errors = fits(&text, &facts).expect_err("it doesn't fit");
     let lines: Vec<_> = errors.errors().iter().map(|error| error.line).collect();
-    assert_eq!(lines, [Some(3), Some(22)], "{errors}");
+    assert_eq!(lines, [Some(3), Some(7)], "{errors}");
 }
 
 /// The base file for a node of a cluster.

@@ -9,7 +9,7 @@ use lb_common::{
 
 use super::{
     both::Seen,
-    fixture::{Fixture, Flow},
+    fixture::{Fixture, Flow, Fragments},
     frame::Frame,
     kernel,
     network::{DIRECTOR_MAC, EGRESS_MAC, backend_mac},
@@ -32,8 +32,12 @@ pub struct Case {
     pub backend: Option<u16>,
     /// The recorded flows afterwards, in any order.
     pub flows: Vec<Flow>,
+    /// The recorded fragments afterwards, in any order: what each record is found by, and its backend.
+    pub fragments: Vec<(u64, u16)>,
     /// What the flow table had to do.
     pub events: [u64; Event::COUNT],
+    /// Whether the frame can't be made longer.
+    pub without_room: bool,
 }
 
 /// The beginning of a case, whose end says what is expected.
@@ -88,9 +92,47 @@ impl Given {
         self.expect(Verdict::EchoReplied, answer, None)
     }
 
+    /// A neighbour solicitation, answered with this frame.
+    #[must_use]
+    pub fn advertised(self, answer: Frame) -> Case {
+        self.expect(Verdict::NeighbourReplied, answer, None)
+    }
+
+    /// Sent to a backend out of the interface it came in on, with other tags: `after` is the frame under its old addresses.
+    #[must_use]
+    pub fn forwarded_as(self, backend: u16, after: Frame) -> Case {
+        let after = after.sent(backend_mac(backend), DIRECTOR_MAC);
+        self.expect(Verdict::Forwarded, after, Some(backend))
+    }
+
+    /// Likewise out of the other interface.
+    #[must_use]
+    pub fn redirected_as(self, backend: u16, after: Frame) -> Case {
+        let after = after.sent(backend_mac(backend), EGRESS_MAC);
+        self.expect(Verdict::Redirected, after, Some(backend))
+    }
+
+    /// Left to this host's own stack, addressed to this interface.
+    #[must_use]
+    pub fn local(self, backend: u16) -> Case {
+        let after = self.frame.clone().with(0, &DIRECTOR_MAC);
+        self.expect(Verdict::Local, after, Some(backend))
+    }
+
+    /// Dropped where the frame can't be made longer; bytes as they came.
+    #[must_use]
+    pub fn finds_no_room(self) -> Case {
+        Case {
+            without_room: true,
+            ..self.ends(Verdict::NoRoom)
+        }
+    }
+
     fn expect(self, verdict: Verdict, after: Frame, backend: Option<u16>) -> Case {
         Case {
             flows: self.given.flows.clone(),
+            fragments: self.given.fragments.iter().map(Fragments::record).collect(),
+            without_room: false,
             what: self.what,
             given: self.given,
             frame: self.frame,
@@ -116,6 +158,15 @@ impl Case {
         self
     }
 
+    /// Records where the other fragments of a packet go.
+    #[must_use]
+    pub fn expects_fragments(mut self, fragments: &Fragments) -> Self {
+        let (digest, backend) = fragments.record();
+        self.fragments.retain(|(known, _)| *known != digest);
+        self.fragments.push((digest, backend));
+        self
+    }
+
     /// Forgets this flow, which had not ended.
     #[must_use]
     pub fn forgets(mut self, flow: &Flow) -> Self {
@@ -134,7 +185,7 @@ impl Case {
     /// Whether the kernel runs a program over so short a frame at all. No driver hands one in either.
     #[must_use]
     pub fn fits_kernel(&self) -> bool {
-        self.frame.0.len() >= kernel::SHORTEST
+        self.frame.0.len() >= kernel::SHORTEST && !self.without_room
     }
 
     /// Compares what was seen with what is expected.
@@ -155,15 +206,14 @@ impl Case {
             self.after
         );
         let mut verdicts = [0; Verdict::COUNT];
-        // Counted by the backend and by the verdict: what is left of the backends' counters was forwarded.
-        verdicts[Verdict::Redirected as usize] = u64::from(self.verdict == Verdict::Redirected);
+        // Counted by the backend, and but for what was forwarded by the verdict as well.
+        if self.verdict != Verdict::Forwarded {
+            verdicts[self.verdict as usize] = 1;
+        }
         let mut backends = Vec::new();
-        match self.backend {
-            Some(number) => {
-                let bytes = self.frame.0.len() as u64;
-                backends.push((number, Counter { packets: 1, bytes }));
-            }
-            None => verdicts[self.verdict as usize] = 1,
+        if let Some(number) = self.backend {
+            let bytes = self.frame.0.len() as u64;
+            backends.push((number, Counter { packets: 1, bytes }));
         }
         ensure!(
             (&seen.verdicts, &seen.backends) == (&verdicts, &backends),
@@ -179,6 +229,14 @@ impl Case {
             flows == expected,
             "recorded flows are {flows:?}, expected {expected:?}"
         );
+        let mut fragments: Vec<(u64, u16)> = seen.fragments.iter().flatten().copied().collect();
+        let mut expected = self.fragments.clone();
+        fragments.sort_unstable();
+        expected.sort_unstable();
+        ensure!(
+            fragments == expected,
+            "recorded fragments are {fragments:x?}, expected {expected:x?}"
+        );
         ensure!(
             seen.events == self.events,
             "events are {:?}, expected {:?}",
@@ -189,15 +247,17 @@ impl Case {
     }
 }
 
-/// What holds for every packet there can be: it is counted once; one that is passed or dropped stays as it is; one that is
-/// forwarded differs in the two Ethernet addresses alone; an answer is as long as its question.
+/// What holds for every packet there can be: it is counted once, and keeps [`check_change`].
 ///
 /// # Errors
 /// What does not hold.
 pub fn check_promises(frame: &Frame, seen: &Seen) -> anyhow::Result<()> {
     let verdict = seen.outcome.verdict;
-    let by_verdict =
-        seen.verdicts.iter().sum::<u64>() - seen.verdicts[Verdict::Redirected as usize];
+    let by_verdict: u64 = Verdict::ALL
+        .iter()
+        .filter(|verdict| !verdict.reached_backend())
+        .map(|verdict| seen.verdicts[*verdict as usize])
+        .sum();
     let by_backend: u64 = seen
         .backends
         .iter()
@@ -208,21 +268,43 @@ pub fn check_promises(frame: &Frame, seen: &Seen) -> anyhow::Result<()> {
         (by_verdict, by_backend) == (1 - reached, reached),
         "{verdict:?} is counted {by_verdict} times by verdict and {by_backend} times by backend"
     );
-    ensure!(
-        seen.frame.0.len() == frame.0.len(),
-        "{} bytes came in, {} went out",
-        frame.0.len(),
-        seen.frame.0.len()
-    );
-    match verdict.action() {
-        Action::Pass | Action::Drop => {
-            ensure!(seen.frame == *frame, "{verdict:?} changed the frame");
-        }
-        Action::Transmit | Action::Redirect if verdict.reached_backend() => ensure!(
-            seen.frame.0[12..] == frame.0[12..],
-            "{verdict:?} changed more than the two Ethernet addresses"
+    check_change(frame, verdict, &seen.frame)
+}
+
+/// What may become of any frame: one that is passed or dropped stays as it is, but for the Ethernet destination of one for
+/// this very host; one that is forwarded differs in the Ethernet addresses and the outer VLAN tag alone; an answer is as long
+/// as its question, but for a neighbour advertisement.
+///
+/// # Errors
+/// What does not hold.
+pub fn check_change(before: &Frame, verdict: Verdict, after: &Frame) -> anyhow::Result<()> {
+    match verdict {
+        Verdict::Forwarded | Verdict::Redirected => ensure!(
+            {
+                let rest = behind_outer_tag(before);
+                rest == &after.0[12..] || after.0.get(16..) == Some(rest)
+            },
+            "{verdict:?} changed more than the two Ethernet addresses and the outer tag"
         ),
-        Action::Transmit | Action::Redirect => {}
+        Verdict::Local => ensure!(
+            after.0[..6] == DIRECTOR_MAC && after.0[6..] == before.0[6..],
+            "{verdict:?} changed more than the Ethernet destination"
+        ),
+        _ if verdict.action() == Action::Transmit => ensure!(
+            after.0.len() == before.0.len() || verdict == Verdict::NeighbourReplied,
+            "{} bytes came in, {} went out",
+            before.0.len(),
+            after.0.len()
+        ),
+        _ => ensure!(after == before, "{verdict:?} changed the frame"),
     }
     Ok(())
+}
+
+/// The frame from its EtherType on, without the outer VLAN tag.
+fn behind_outer_tag(frame: &Frame) -> &[u8] {
+    match frame.0[12..] {
+        [0x81, 0x00, ..] | [0x88, 0xa8, ..] => &frame.0[16..],
+        _ => &frame.0[12..],
+    }
 }

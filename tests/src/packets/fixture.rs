@@ -1,20 +1,26 @@
 //! What is in the maps when a packet comes: one description that fills the kernel's maps and plain memory alike.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use lb_common::{
-    abi::{ABI_VERSION, Bucket, Control, MAGIC, Port},
-    flow::{FlowBucket, FlowKey, FlowState, Key, Phase, bucket_indices},
+    abi::{ABI_VERSION, Bucket, Control, MAGIC, Port, Vip6},
+    address::Ipv6,
+    features::Features,
+    flow::{
+        FlowBucket, FlowBucket6, FlowKey, FlowLine, FlowName, FlowState, FlowWay4, Key, Phase, Way,
+        bucket_indices,
+    },
+    fragment::FragmentKey,
     hash::Seed,
     pick::{Affinity, Backend, Slot},
     plain::{Capacity, PlainTables},
-    service::{Directory, ServiceKey, ServiceValue},
+    service::{Directory, ServiceKey, ServiceValue, Track},
     tables::Tables,
     wire::mac_word,
 };
 use lb_userspace::dataplane::{DataplaneError, Maps};
 
-use super::network::backend_mac;
+use super::network::{PORTS, backend_mac};
 
 /// How large the maps are in all cases: small, so that their ends are near.
 pub const CAPACITY: Capacity = Capacity {
@@ -45,9 +51,9 @@ pub struct Service {
     /// Its id.
     pub id: u16,
     /// Its VIP.
-    pub vip: Ipv4Addr,
-    /// IP protocol number.
-    pub protocol: u8,
+    pub vip: IpAddr,
+    /// IP protocol numbers.
+    pub protocols: Vec<u8>,
     /// Its ports.
     pub ports: Ports,
     /// Which part of the packet picks.
@@ -56,17 +62,84 @@ pub struct Service {
     pub slots: Vec<Slot>,
     /// Where the table is said to be, if that is not where it is.
     pub misplaced: Option<u32>,
+    /// Which flows are recorded.
+    pub track: Track,
+    /// Whether clients are recorded (`affinity_timeout`).
+    pub clients: bool,
+    /// Whether it takes the later fragments of its protocols on its VIP that came before their first one.
+    pub fragments: bool,
 }
 
-/// A recorded flow.
+/// What is fixed in one loaded program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Setup {
+    /// Whether packets for unserved ports go to the host.
+    pub unserved_pass: bool,
+    /// What the configuration uses.
+    pub features: Features,
+    /// The MAC address of an NLB cluster; all zeros for none.
+    pub cluster_mac: [u8; 6],
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            unserved_pass: false,
+            features: Features::ALL_FORWARDING,
+            cluster_mac: [0; 6],
+        }
+    }
+}
+
+/// A recorded flow, or a recorded client where the ports are 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Flow {
     /// The client, the ports and the service's id.
-    pub key: FlowKey,
+    pub key: FlowName,
     /// The backend it is on.
     pub backend: u16,
     /// How far it has come.
     pub phase: Phase,
+}
+
+/// The fragments of one packet, whose first one has been seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Fragments {
+    /// What they share: the source,
+    pub source: IpAddr,
+    /// the destination,
+    pub destination: IpAddr,
+    /// the protocol,
+    pub protocol: u8,
+    /// and the identification.
+    pub identification: u32,
+    /// Where the first one went.
+    pub backend: u16,
+    /// For how long none has been seen, in units of [`lb_common::flow::TICK_NS`].
+    pub silent: u16,
+}
+
+impl Fragments {
+    /// Their record: what it is found by, and the backend.
+    ///
+    /// # Panics
+    /// Where the addresses are of two families.
+    #[must_use]
+    pub fn record(&self) -> (u64, u16) {
+        let (protocol, identification) = (self.protocol, self.identification);
+        let key = match (self.source, self.destination) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                let (from, to) = (from.to_bits(), to.to_bits());
+                FragmentKey::new(from, to, protocol, identification, SEED)
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                let (from, to) = (Ipv6::from(from), Ipv6::from(to));
+                FragmentKey::new(from, to, protocol, identification, SEED)
+            }
+            _ => panic!("a packet has addresses of one family"),
+        };
+        (key.digest, self.backend)
+    }
 }
 
 /// The content of all maps.
@@ -80,8 +153,12 @@ pub struct Fixture {
     pub ports: Vec<(u16, Port)>,
     /// Recorded flows, the first one silent for longest.
     pub flows: Vec<Flow>,
-    /// Whether packets for unserved ports go to the host.
-    pub unserved_pass: bool,
+    /// IPv6 addresses by service id that stand in the place of the services' own VIPs.
+    pub other_vips: Vec<(u16, Ipv6Addr)>,
+    /// Recorded fragments.
+    pub fragments: Vec<Fragments>,
+    /// The program that runs.
+    pub setup: Setup,
     /// Services of the lookup's other half, which is not in use.
     pub stale: Vec<Service>,
     /// Whether nobody has written the directory yet.
@@ -105,6 +182,12 @@ pub trait Store {
     fn set_port(&mut self, number: u16, port: Port) -> Result<(), DataplaneError>;
     /// The flow table.
     fn flow_buckets(&self) -> &[FlowBucket];
+    /// The IPv6 clients' flow table.
+    fn flow6_buckets(&self) -> &[FlowBucket6];
+    /// The fragment table.
+    fn fragment_buckets(&self) -> &[FlowBucket];
+    /// The IPv6 VIPs by service id.
+    fn vips(&self) -> &[Vip6];
 }
 
 impl Store for PlainTables {
@@ -127,6 +210,15 @@ impl Store for PlainTables {
     fn flow_buckets(&self) -> &[FlowBucket] {
         &self.flows
     }
+    fn flow6_buckets(&self) -> &[FlowBucket6] {
+        &self.flows6
+    }
+    fn fragment_buckets(&self) -> &[FlowBucket] {
+        &self.fragments
+    }
+    fn vips(&self) -> &[Vip6] {
+        &self.vips
+    }
 }
 
 impl Store for Maps {
@@ -148,6 +240,15 @@ impl Store for Maps {
     fn flow_buckets(&self) -> &[FlowBucket] {
         Self::flow_buckets(self)
     }
+    fn flow6_buckets(&self) -> &[FlowBucket6] {
+        Self::flow6_buckets(self)
+    }
+    fn fragment_buckets(&self) -> &[FlowBucket] {
+        Self::fragment_buckets(self)
+    }
+    fn vips(&self) -> &[Vip6] {
+        Self::vips(self)
+    }
 }
 
 impl Fixture {
@@ -167,7 +268,21 @@ impl Fixture {
             .iter_mut()
             .filter(|(known, _)| *known == number)
         {
-            *backend = Backend::new(backend.mac(), backend.port(), true);
+            *backend = Backend::new(backend.mac(), backend.port(), true)
+                .closed_to_new(backend.is_closed_to_new());
+        }
+        self
+    }
+
+    /// Closes a backend to new clients.
+    #[must_use]
+    pub fn closed_to_new(mut self, number: u16) -> Self {
+        for (_, backend) in self
+            .backends
+            .iter_mut()
+            .filter(|(known, _)| *known == number)
+        {
+            *backend = backend.closed_to_new(true);
         }
         self
     }
@@ -180,7 +295,8 @@ impl Fixture {
             .iter_mut()
             .filter(|(known, _)| *known == number)
         {
-            *backend = Backend::new(0, backend.port(), backend.failed());
+            *backend = Backend::new(0, backend.port(), backend.failed())
+                .closed_to_new(backend.is_closed_to_new());
         }
         self
     }
@@ -207,6 +323,38 @@ impl Fixture {
         for service in &mut self.services {
             service.affinity = affinity;
         }
+        self
+    }
+
+    /// With another way of tracking for every service.
+    #[must_use]
+    pub fn track(mut self, track: Track) -> Self {
+        for service in &mut self.services {
+            service.track = track;
+        }
+        self
+    }
+
+    /// With recorded clients for every service.
+    #[must_use]
+    pub fn recording_clients(mut self) -> Self {
+        for service in &mut self.services {
+            service.clients = true;
+        }
+        self
+    }
+
+    /// Under another program.
+    #[must_use]
+    pub fn under(mut self, features: Features) -> Self {
+        self.setup.features = features;
+        self
+    }
+
+    /// Adds recorded fragments.
+    #[must_use]
+    pub fn fragments(mut self, fragments: Fragments) -> Self {
+        self.fragments.push(fragments);
         self
     }
 
@@ -238,11 +386,19 @@ impl Fixture {
         for number in 0..backends {
             store.set_backend(number, Backend::default());
         }
-        for bucket in store.flow_buckets() {
-            for way in &bucket.ways {
-                way.key.set(0);
-                way.state.set(0);
-            }
+        for way in ways(store.flow_buckets()).chain(ways(store.fragment_buckets())) {
+            way.key.set(0);
+            way.state.set(0);
+        }
+        for way in ways(store.flow6_buckets()) {
+            way.high.set(0);
+            way.low.set(0);
+            way.ports.set(0);
+            way.state.set(0);
+        }
+        for vip in store.vips() {
+            vip.high.set(0);
+            vip.low.set(0);
         }
 
         let control = store.control();
@@ -250,31 +406,57 @@ impl Fixture {
         control.abi.set(ABI_VERSION);
         control.seed0.set(SEED.0[0]);
         control.seed1.set(SEED.0[1]);
-        let entries = self.write_tables(store);
-        let stale = lookup_entries(&self.stale, &vec![0; self.stale.len()]);
+        let offsets = self.write_tables(store);
         if self.blank {
             control.directory.set(0);
         } else {
             // The second half is in use, so that a lookup that ignores which one is finds nothing, or what is stale.
-            fill_half(store.service_buckets(), &stale, false);
-            let directory = fill_half(store.service_buckets(), &entries, true);
+            let nowhere = vec![0; self.stale.len()];
+            fill_half(store.service_buckets(), &self.stale, &nowhere, false);
+            let directory = fill_half(store.service_buckets(), &self.services, &offsets, true);
             control.directory.set(directory.0);
+        }
+        for service in &self.services {
+            if let IpAddr::V6(vip) = service.vip {
+                let (vip, entry) = (Ipv6::from(vip), &store.vips()[usize::from(service.id)]);
+                entry.high.set(vip.high);
+                entry.low.set(vip.low);
+            }
+        }
+        for (id, vip) in &self.other_vips {
+            let (vip, entry) = (Ipv6::from(*vip), &store.vips()[usize::from(*id)]);
+            entry.high.set(vip.high);
+            entry.low.set(vip.low);
         }
         for (number, backend) in &self.backends {
             store.set_backend(*number, *backend);
         }
-        for number in 0..=super::network::NO_PORT {
+        for number in 0..PORTS {
             let port = self.ports.iter().find(|(known, _)| *known == number);
             store.set_port(number, port.map_or_else(Port::default, |(_, port)| *port))?;
         }
         let count = u16::try_from(self.flows.len()).expect("few flows");
         for (flow, silent) in self.flows.iter().zip((1..=count).rev()) {
-            write_flow(store.flow_buckets(), flow, now.wrapping_sub(silent * 4));
+            let seen = now.wrapping_sub(silent * 4);
+            match keyed(flow.key) {
+                Keyed::V4(key) => write_record(store.flow_buckets(), key, flow, seen),
+                Keyed::V6(key) => write_record(store.flow6_buckets(), key, flow, seen),
+            }
+        }
+        for fragments in &self.fragments {
+            let (digest, backend) = fragments.record();
+            let key = FragmentKey { digest };
+            let seen = now.wrapping_sub(fragments.silent);
+            let bits = store.fragment_buckets().len().ilog2();
+            let way = free_way(store.fragment_buckets(), key.hash(SEED), bits);
+            key.write(way);
+            let state = FlowState::new(backend, key.owner(), seen, key.hash(SEED), Phase::Opening);
+            way.state.set(state.0);
         }
         Ok(())
     }
 
-    fn write_tables(&self, store: &impl Store) -> Vec<(ServiceKey, ServiceValue)> {
+    fn write_tables(&self, store: &impl Store) -> Vec<u32> {
         let mut offsets = Vec::new();
         let mut next = 16;
         for service in &self.services {
@@ -284,46 +466,64 @@ impl Fixture {
             offsets.push(service.misplaced.unwrap_or(next));
             next += u32::try_from(service.slots.len()).expect("a small table");
         }
-        lookup_entries(&self.services, &offsets)
+        offsets
     }
 }
 
-/// What the lookup holds for these services.
-fn lookup_entries(services: &[Service], offsets: &[u32]) -> Vec<(ServiceKey, ServiceValue)> {
+/// What the lookup holds for these services, under this directory word.
+fn lookup_entries(
+    services: &[Service],
+    offsets: &[u32],
+    directory: Directory,
+) -> Vec<(ServiceKey, ServiceValue)> {
+    let key = |vip: IpAddr, protocol, port| match vip {
+        IpAddr::V4(vip) => ServiceKey::ipv4(vip.to_bits(), protocol, port),
+        IpAddr::V6(vip) => ServiceKey::ipv6(directory.fold(vip.into()), protocol, port),
+    };
     let mut entries = Vec::new();
-    let mut vips: Vec<(u32, bool)> = Vec::new();
+    let mut vips: Vec<(IpAddr, u16, bool)> = Vec::new();
     for (service, offset) in services.iter().zip(offsets) {
         assert!(service.slots.len().is_power_of_two() && service.slots.len() > 1);
         let bits = service.slots.len().ilog2() as u8;
-        let value = ServiceValue::new(service.id, *offset, bits, service.affinity);
-        let vip = service.vip.to_bits();
+        let value = ServiceValue::new(service.id, *offset, bits, service.affinity)
+            .tracking(service.track)
+            .recording_clients(service.clients);
         let any = matches!(service.ports, Ports::Any);
-        match vips.iter_mut().find(|(known, _)| *known == vip) {
-            Some((_, known)) => *known |= any,
-            None => vips.push((vip, any)),
+        match vips.iter_mut().find(|(known, ..)| *known == service.vip) {
+            Some((.., known)) => *known |= any,
+            None => vips.push((service.vip, service.id, any)),
         }
-        match &service.ports {
-            Ports::List(ports) => entries.extend(
-                ports
-                    .iter()
-                    .map(|port| (ServiceKey::ipv4(vip, service.protocol, *port), value)),
-            ),
-            Ports::Any => entries.push((ServiceKey::ipv4_any_port(vip, service.protocol), value)),
+        for protocol in &service.protocols {
+            match &service.ports {
+                Ports::List(ports) => {
+                    entries.extend(
+                        ports
+                            .iter()
+                            .map(|port| (key(service.vip, *protocol, *port), value)),
+                    );
+                    if service.fragments {
+                        entries.push((key(service.vip, *protocol, 0), value.for_fragments()));
+                    }
+                }
+                Ports::Any if service.fragments => {
+                    entries.push((key(service.vip, *protocol, 0), value.with_fragments()));
+                }
+                Ports::Any => entries.push((key(service.vip, *protocol, 0), value)),
+            }
         }
     }
-    entries.extend(
-        vips.into_iter()
-            .map(|(vip, any)| (ServiceKey::ipv4_vip(vip), ServiceValue::vip(any))),
-    );
+    entries.extend(vips.into_iter().map(|(vip, id, any)| {
+        let value = match vip {
+            IpAddr::V4(_) => ServiceValue::vip(any),
+            IpAddr::V6(_) => ServiceValue::vip6(any, id),
+        };
+        (key(vip, 0, 0), value)
+    }));
     entries
 }
 
-/// Puts the entries into one half of the lookup, with the first multiplier that lets none of its buckets overflow.
-fn fill_half(
-    buckets: &[Bucket],
-    entries: &[(ServiceKey, ServiceValue)],
-    second: bool,
-) -> Directory {
+/// Puts the services into one half of the lookup, with the first multiplier that lets none of its buckets overflow.
+fn fill_half(buckets: &[Bucket], services: &[Service], offsets: &[u32], second: bool) -> Directory {
     let bits = (buckets.len() / 2).ilog2() as u8;
     'seeds: for seed in 1u64.. {
         let directory = Directory::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15), bits, second);
@@ -333,8 +533,8 @@ fn fill_half(
                 way.key.set(0);
             }
         }
-        for (key, value) in entries {
-            let bucket = &buckets[directory.bucket(*key) as usize];
+        for (key, value) in lookup_entries(services, offsets, directory) {
+            let bucket = &buckets[directory.bucket(key) as usize];
             let Some(way) = bucket.ways.iter().find(|way| way.key.get() == 0) else {
                 continue 'seeds;
             };
@@ -346,47 +546,137 @@ fn fill_half(
     unreachable!("some multiplier fits")
 }
 
-fn write_flow(buckets: &[FlowBucket], flow: &Flow, seen: u16) {
-    let hash = flow.key.hash(SEED);
-    let (first, second) = bucket_indices(hash, buckets.len().ilog2());
-    let way = [first, second]
-        .iter()
-        .flat_map(|bucket| &buckets[*bucket as usize].ways)
-        .find(|way| way.state.get() == 0)
-        .expect("a fixture's flows fit into their buckets");
-    let state = FlowState::new(flow.backend, flow.key.owner(), seen, hash, flow.phase);
-    flow.key.write(way);
-    way.state.set(state.0);
+/// A flow's key in the table of its family.
+enum Keyed {
+    V4(FlowKey<u32>),
+    V6(FlowKey<Ipv6>),
 }
 
-/// Every way of a flow table, in its order: `None` where it is empty. Without the time of the last packet, which differs
-/// between the kernel's clock and anybody else's.
+fn keyed(name: FlowName) -> Keyed {
+    let FlowName {
+        client,
+        ports,
+        service,
+        udp,
+    } = name;
+    match client {
+        IpAddr::V4(client) => Keyed::V4(FlowKey {
+            client: client.to_bits(),
+            ports,
+            service,
+            udp,
+        }),
+        IpAddr::V6(client) => Keyed::V6(FlowKey {
+            client: client.into(),
+            ports,
+            service,
+            udp,
+        }),
+    }
+}
+
+/// The two buckets that a flow may be in.
 #[must_use]
-pub fn recorded(buckets: &[FlowBucket]) -> Vec<Option<Flow>> {
-    buckets
+pub fn homes(name: FlowName) -> (u32, u32) {
+    match keyed(name) {
+        Keyed::V4(key) => bucket_indices(key.hash(SEED), CAPACITY.flow_buckets.ilog2()),
+        Keyed::V6(key) => bucket_indices(key.hash(SEED), CAPACITY.flow6_buckets.ilog2()),
+    }
+}
+
+fn ways<W>(lines: &[FlowLine<W>]) -> impl Iterator<Item = &W> {
+    lines.iter().flat_map(|line| &line.ways)
+}
+
+fn free_way<W: Way>(lines: &[FlowLine<W>], hash: u64, bits: u32) -> &W {
+    let (first, second) = bucket_indices(hash, bits);
+    [first, second]
         .iter()
-        .flat_map(|bucket| &bucket.ways)
+        .flat_map(|bucket| &lines[*bucket as usize].ways)
+        .find(|way| way.state().get() == 0)
+        .expect("a fixture's records fit into their buckets")
+}
+
+fn write_record<K: Key>(lines: &[FlowLine<K::Way>], key: K, flow: &Flow, seen: u16) {
+    let hash = key.hash(SEED);
+    let way = free_way(lines, hash, lines.len().ilog2());
+    let state = FlowState::new(flow.backend, key.owner(), seen, hash, flow.phase);
+    key.write(way);
+    way.state().set(state.0);
+}
+
+/// Every way of the flow tables, IPv4 first, in their order: `None` where it is empty. Without the time of the last packet,
+/// which differs between the kernel's clock and anybody else's.
+#[must_use]
+pub fn recorded(store: &impl Store) -> Vec<Option<Flow>> {
+    let flow = |state: FlowState, key: FlowName| {
+        state.used().then(|| Flow {
+            key,
+            backend: state.backend(),
+            phase: state.phase(),
+        })
+    };
+    let of_ipv4 =
+        ways(store.flow_buckets()).map(|way| flow(FlowState(way.state.get()), way.key().named()));
+    let of_ipv6 =
+        ways(store.flow6_buckets()).map(|way| flow(FlowState(way.state.get()), way.key().named()));
+    of_ipv4.chain(of_ipv6).collect()
+}
+
+/// Every way of the fragment table likewise: what the record is found by, and the backend.
+#[must_use]
+pub fn recorded_fragments(store: &impl Store) -> Vec<Option<(u64, u16)>> {
+    ways(store.fragment_buckets())
         .map(|way| {
             let state = FlowState(way.state.get());
-            state.used().then(|| Flow {
-                key: way.key(),
-                backend: state.backend(),
-                phase: state.phase(),
-            })
+            state.used().then(|| (way.key.get(), state.backend()))
         })
         .collect()
 }
 
+/// Gives every record of `to` the state that `from` has for it.
+pub fn copy_states(from: &impl Store, to: &impl Store) {
+    let four = ways(from.flow_buckets()).zip(ways(to.flow_buckets()));
+    let fragments = ways(from.fragment_buckets()).zip(ways(to.fragment_buckets()));
+    for (from, to) in four.chain(fragments) {
+        to.state.set(from.state.get());
+    }
+    for (from, to) in ways(from.flow6_buckets()).zip(ways(to.flow6_buckets())) {
+        to.state.set(from.state.get());
+    }
+}
+
+/// Whether all records of both are the same, but for the time of their last packets.
+#[must_use]
+pub fn same_records(one: &impl Store, other: &impl Store) -> bool {
+    const SEEN: u64 = 0xffff << 32;
+    let same = |one: &FlowWay4, other: &FlowWay4| {
+        one.key.get() == other.key.get() && (one.state.get() ^ other.state.get()) & !SEEN == 0
+    };
+    let four = ways(one.flow_buckets()).zip(ways(other.flow_buckets()));
+    let fragments = ways(one.fragment_buckets()).zip(ways(other.fragment_buckets()));
+    four.chain(fragments).all(|(one, other)| same(one, other))
+        && ways(one.flow6_buckets())
+            .zip(ways(other.flow6_buckets()))
+            .all(|(one, other)| {
+                one.high.get() == other.high.get()
+                    && one.low.get() == other.low.get()
+                    && one.ports.get() == other.ports.get()
+                    && (one.state.get() ^ other.state.get()) & !SEEN == 0
+            })
+}
+
 /// Empty plain tables for a fixture.
 #[must_use]
-pub fn plain(unserved_pass: bool) -> PlainTables {
+pub fn plain(setup: &Setup) -> PlainTables {
     let tables = PlainTables::new(
         CAPACITY,
         lb_common::plain::Instance {
             mac: mac_word(super::network::DIRECTOR_MAC),
             port: super::network::OWN_PORT,
-            unserved_pass,
-            ..lb_common::plain::Instance::default()
+            unserved_pass: setup.unserved_pass,
+            features: setup.features,
+            cluster_mac: mac_word(setup.cluster_mac),
         },
     );
     debug_assert_eq!(1 << tables.flow_bits(), CAPACITY.flow_buckets);

@@ -5,12 +5,12 @@ use aya::{
     Ebpf,
     programs::{TestRun, TestRunOptions},
 };
-use lb_common::{features::Features, flow::TICK_SHIFT, verdict::Action};
+use lb_common::{flow::TICK_SHIFT, verdict::Action};
 use lb_userspace::dataplane::{Instance, Maps, Sizes, attach, load};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::{
-    fixture::CAPACITY,
+    fixture::{CAPACITY, Setup},
     network::{DIRECTOR_MAC, OWN_PORT},
 };
 
@@ -19,7 +19,7 @@ use super::{
 pub const SHORTEST: usize = 14;
 
 /// Room behind a frame, so that a program that made it longer would be seen.
-const ROOM: usize = 64;
+pub const ROOM: usize = 64;
 
 /// One loaded program with maps of its own, pinned nowhere and attached to nothing.
 pub struct Kernel {
@@ -41,7 +41,7 @@ impl Kernel {
     ///
     /// # Errors
     /// The verifier's words, or that root is needed: a kernel test that can't run has failed.
-    pub fn load(unserved_pass: bool) -> anyhow::Result<Self> {
+    pub fn load(setup: &Setup) -> anyhow::Result<Self> {
         let sizes = Sizes {
             service_buckets: CAPACITY.service_buckets,
             services: CAPACITY.services,
@@ -54,12 +54,12 @@ impl Kernel {
         let instance = Instance {
             mac: DIRECTOR_MAC,
             port: OWN_PORT,
-            unserved_pass,
+            unserved_pass: setup.unserved_pass,
             flow_buckets: CAPACITY.flow_buckets,
             flow6_buckets: CAPACITY.flow6_buckets,
             fragment_buckets: CAPACITY.fragment_buckets,
-            features: Features::ALL_FORWARDING,
-            cluster_mac: [0; 6],
+            features: setup.features,
+            cluster_mac: setup.cluster_mac,
         };
         let mut object =
             load::load(None, &sizes, &instance).context("loading the kernel object")?;
@@ -76,14 +76,23 @@ impl Kernel {
     /// What the kernel says; a frame shorter than [`SHORTEST`] is refused.
     pub fn run(&mut self, frame: &[u8]) -> anyhow::Result<(Action, Vec<u8>)> {
         let mut out = vec![0; frame.len() + ROOM];
+        let (action, len) = self.run_into(frame, &mut out)?;
+        out.truncate(len);
+        Ok((action, out))
+    }
+
+    /// The same into a buffer, which must be [`ROOM`] longer than the frame; the length of what is there afterwards.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_into(&mut self, frame: &[u8], out: &mut [u8]) -> anyhow::Result<(Action, usize)> {
         let result = attach::xdp_program(&mut self.object)?
             .test_run(TestRunOptions {
                 data_in: Some(frame),
-                data_out: Some(&mut out),
+                data_out: Some(out),
                 ..TestRunOptions::default()
             })
             .with_context(|| format!("running the XDP program over {} bytes", frame.len()))?;
-        out.truncate(result.data_size_out as usize);
         // `enum xdp_action` of linux/bpf.h.
         let action = match result.return_value {
             1 => Action::Drop,
@@ -92,7 +101,19 @@ impl Kernel {
             4 => Action::Redirect,
             other => bail!("the XDP program returned {other}, which is no answer of its own"),
         };
-        Ok((action, out))
+        Ok((action, result.data_size_out as usize))
+    }
+
+    /// How many instructions the verifier walked to prove the program.
+    ///
+    /// # Errors
+    /// Where the kernel does not tell (before Linux 5.16).
+    pub fn verified_instructions(&mut self) -> anyhow::Result<u32> {
+        attach::xdp_program(&mut self.object)?
+            .info()
+            .context("reading what the kernel knows of the XDP program")?
+            .verified_instruction_count()
+            .context("the kernel does not say how many instructions it verified")
     }
 }
 

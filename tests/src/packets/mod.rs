@@ -6,7 +6,9 @@
 pub mod both;
 pub mod case;
 pub mod cases;
+pub mod differential;
 pub mod fixture;
 pub mod frame;
 pub mod kernel;
 pub mod network;
+pub mod random;

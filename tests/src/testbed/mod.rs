@@ -28,6 +28,7 @@ mod offload;
 mod plan;
 mod remains;
 pub mod scene;
+mod second;
 mod sniffer;
 mod status;
 #[cfg(test)]
@@ -52,6 +53,7 @@ pub use nginx::{LARGE_BYTES, Nginx};
 pub use plan::{DEFAULT_VIP, INTERFACE, Mac, Role};
 pub use remains::remains;
 pub use scene::Scene;
+pub use second::{SECOND_INTERFACE, SecondSegment};
 pub use sniffer::{Reply, ReplySniffer};
 pub use status::StatusExt;
 pub use transfers::Transfers;

@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::{Context, Exit, human, screen::Look};
 use crate::{
     config::{ConfigError, ConfigErrors, ConfigFile, check_host},
-    neighbour::{HostFacts, host_facts},
+    neighbour::{HostFacts, host_facts, offload},
 };
 
 #[derive(Debug, clap::Args)]
@@ -198,7 +198,7 @@ async fn network_of_host(
     match check_host(file, &facts.for_config()) {
         Ok(()) => findings.checks.push(Check::ok(
             "network",
-            "all interfaces exist, every backend is in a subnet of theirs, no VIP is assigned to this host",
+            "all interfaces exist, every backend is in a subnet of theirs or this host, no VIP is where it must not be",
         )),
         Err(errors) => findings.file("network", "the configuration does not fit this host", errors),
     }
@@ -208,9 +208,15 @@ async fn network_of_host(
             findings
                 .checks
                 .extend(network::interface(interface, &file.config.node));
+            findings
+                .checks
+                .extend(network::vlans(interface, facts, offload::strips_tags(name)));
         }
     }
     findings.checks.extend(cluster::cluster(&file.config));
+    findings
+        .checks
+        .extend(network::own_backends(&file.config, facts));
     findings
         .checks
         .extend(network::neighbours(&file.config, facts, rights).await);

@@ -10,7 +10,7 @@ use tokio::{sync::mpsc, time::timeout};
 
 use super::Check;
 use crate::{
-    config::{Config, Node, XdpMode},
+    config::{Backend, Config, Node, Via, XdpMode},
     dataplane::attach,
     neighbour::{AttachMode, AttachedXdp, HostFacts, Interface, NetworkEvent, Resolver, Target},
 };
@@ -181,6 +181,103 @@ fn driver(name: &str, driver: Option<&str>, mode: XdpMode) -> Check {
     }
 }
 
+/// The VLANs on an interface, and whether XDP sees their tags; `strips` as of `offload::strips_tags`.
+pub(super) fn vlans(
+    interface: &Interface,
+    facts: &HostFacts,
+    strips: Option<bool>,
+) -> Option<Check> {
+    let name = &interface.link.name;
+    let vlans: Vec<String> = facts
+        .interfaces
+        .iter()
+        .filter_map(|other| {
+            let vlan = other.link.vlan?;
+            (vlan.parent == interface.link.ifindex)
+                .then(|| format!("{} (VLAN {})", other.link.name, vlan.id))
+        })
+        .collect();
+    if vlans.is_empty() {
+        return None;
+    }
+    let found = format!("has {}", vlans.join(", "));
+    Some(match strips {
+        Some(true) => Check::warning(
+            name,
+            format!("{found}, but the network card takes the tags off before XDP sees the frames"),
+        )
+        .help(format!(
+            "`ethtool -K {name} rxvlan off`, or ARP and ping for a VIP are answered without a tag"
+        )),
+        Some(false) => Check::ok(name, format!("{found}; XDP sees the tags")),
+        None => Check::ok(
+            name,
+            format!(
+                "{found}; whether XDP sees the tags can't be told, see rxvlan in `ethtool -k {name}`"
+            ),
+        ),
+    })
+}
+
+/// Services one of whose backends is this host: whether it has the VIP, and how the others are probed.
+pub(super) fn own_backends(config: &Config, facts: &HostFacts) -> Vec<Check> {
+    let mut checks = Vec::new();
+    for service in &config.services {
+        let own = |backend: &&Backend| facts.assigned(backend.address).is_some();
+        let Some(backend) = service.backends.iter().find(own) else {
+            continue;
+        };
+        let (name, vip) = (&backend.name, service.vip);
+        if facts.assigned(vip).is_none() {
+            let bits = if vip.is_ipv4() { 32 } else { 128 };
+            checks.push(
+                Check::warning(
+                    name,
+                    format!(
+                        "is this host, but the VIP {vip} of \"{}\" is not on it",
+                        service.name
+                    ),
+                )
+                .help(format!("`ip address add {vip}/{bits} dev lo`")),
+            );
+            continue;
+        }
+        let through_vip = service.probe.as_ref().is_some_and(|p| p.via == Via::Vip);
+        let deaf = service
+            .backends
+            .iter()
+            .filter(|backend| !own(backend))
+            .filter_map(|backend| facts.towards(backend.address))
+            .map(|(interface, _)| interface)
+            .find(|interface| !interface.takes_own_source);
+        match deaf.filter(|_| through_vip && vip.is_ipv4()) {
+            Some(interface) => {
+                let name = &interface.link.name;
+                checks.push(
+                    Check::warning(
+                        &service.name,
+                        format!(
+                            "the VIP {vip} is on this host, which therefore drops what other backends answer in its name: \
+                             they are probed at their own addresses, and one that lacks the VIP is not noticed"
+                        ),
+                    )
+                    .help(format!(
+                        "`sysctl -w net.ipv4.conf.{name}.accept_local=1`, with an rp_filter other than 1, then `xdp-lb reload`"
+                    )),
+                );
+            }
+            None => checks.push(Check::ok(
+                name,
+                format!(
+                    "is this host, as a backend of \"{}\", and has the VIP {vip}",
+                    service.name
+                ),
+            )),
+        }
+    }
+    checks
+}
+
 /// Which backends answer ARP: only their MAC address makes them reachable.
 pub(super) async fn neighbours(config: &Config, facts: &HostFacts, rights: bool) -> Vec<Check> {
     // A backend of several services is one server, and is asked once.
@@ -196,7 +293,10 @@ pub(super) async fn neighbours(config: &Config, facts: &HostFacts, rights: bool)
     let targets: HashMap<IpAddr, Target> = backends
         .iter()
         .filter_map(|(_, address)| {
-            // One in no subnet is among the errors already.
+            // This host needs not be asked for; one in no subnet is among the errors already.
+            if facts.assigned(*address).is_some() {
+                return None;
+            }
             let (interface, _) = facts.towards(*address)?;
             Some((
                 *address,
@@ -272,6 +372,93 @@ async fn resolve(
 #[cfg(test)]
 mod tests {
     use super::{super::Grade, *};
+    use crate::{
+        config::ConfigFile,
+        neighbour::{Link, VlanOf},
+    };
+
+    fn interface(ifindex: u32, name: &str, addresses: &[&str], vlan: Option<VlanOf>) -> Interface {
+        Interface {
+            link: Link {
+                ifindex,
+                name: name.into(),
+                mac: None,
+                mtu: 1500,
+                up: true,
+                running: true,
+                loopback: name == "lo",
+                xdp: None,
+                vlan,
+            },
+            addresses: addresses.iter().map(|net| net.parse().unwrap()).collect(),
+            driver: None,
+            takes_own_source: false,
+        }
+    }
+
+    #[test]
+    fn tags_that_xdp_does_not_see_are_told() {
+        let vlan = Some(VlanOf { parent: 2, id: 10 });
+        let facts = HostFacts {
+            interfaces: vec![
+                interface(2, "eth0", &[], None),
+                interface(3, "eth1", &[], None),
+                interface(4, "eth0.10", &[], vlan),
+            ],
+        };
+        let [eth0, eth1, _] = &facts.interfaces[..] else {
+            panic!()
+        };
+        assert_eq!(vlans(eth1, &facts, Some(true)), None, "it has none");
+        let stripped = vlans(eth0, &facts, Some(true)).unwrap();
+        assert_eq!(stripped.result, Grade::Warning);
+        assert!(stripped.message.contains("eth0.10 (VLAN 10)"));
+        assert!(
+            stripped
+                .help
+                .unwrap()
+                .contains("ethtool -K eth0 rxvlan off")
+        );
+        assert_eq!(vlans(eth0, &facts, Some(false)).unwrap().result, Grade::Ok);
+        assert_eq!(vlans(eth0, &facts, None).unwrap().result, Grade::Ok);
+    }
+
+    #[test]
+    fn a_director_that_is_a_backend() {
+        let config = |via: &str| {
+            let text = format!(
+                "[node]\ninterfaces = [\"eth0\"]\n[[service]]\nname = \"web\"\nvip = \"192.0.2.10\"\nprotocol = \"tcp\"\n\
+                 ports = [80]\nbackend = [{{ name = \"me\", address = \"192.0.2.2\" }}, {{ name = \"b1\", address = \"192.0.2.21\" }}]\n\
+                 probe = {{ type = \"tcp\", via = \"{via}\" }}\n"
+            );
+            ConfigFile::parse("test.toml", &text).unwrap().config
+        };
+        let mut facts = HostFacts {
+            interfaces: vec![
+                interface(1, "lo", &["127.0.0.1/8"], None),
+                interface(2, "eth0", &["192.0.2.2/24"], None),
+            ],
+        };
+        let told = |via, facts: &HostFacts| {
+            let checks = own_backends(&config(via), facts);
+            let [check] = &checks[..] else {
+                panic!("{checks:?}")
+            };
+            (check.result, check.help.clone().unwrap_or_default())
+        };
+        let (result, help) = told("vip", &facts);
+        assert_eq!(result, Grade::Warning);
+        assert_eq!(help, "`ip address add 192.0.2.10/32 dev lo`");
+        facts.interfaces[0]
+            .addresses
+            .push("192.0.2.10/32".parse().unwrap());
+        let (result, help) = told("vip", &facts);
+        assert_eq!(result, Grade::Warning);
+        assert!(help.contains("net.ipv4.conf.eth0.accept_local=1"), "{help}");
+        assert_eq!(told("address", &facts).0, Grade::Ok, "as configured");
+        facts.interfaces[1].takes_own_source = true;
+        assert_eq!(told("vip", &facts).0, Grade::Ok);
+    }
 
     #[test]
     fn drivers() {

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use lb_common::{
     abi::{BackendState, Bucket, WAYS, map, text},
     flow::{FlowState, Phase},
-    pick::Slot,
+    pick::{Backend, Slot},
     service::{Directory, ServiceKey, ServiceValue},
     tables::Event,
     verdict::Verdict,
@@ -133,6 +133,8 @@ pub(super) fn rows(name: &'static str, pinned: &Pinned) -> Result<Vec<Row>, Data
                         "interface" => interface(port.ifindex),
                         "index" => port.ifindex,
                         "mac" => mac(mac_bytes(port.mac)),
+                        "vlan" => (port.vlan != 0).then_some(port.vlan),
+                        "device" => port.device,
                     }
                 })
                 .collect()
@@ -287,6 +289,7 @@ fn backends(maps: &Maps, names: &Names) -> Vec<Row> {
         (backend.0 != 0).then_some((number, backend))
     });
     let rows = used.map(|(number, backend)| {
+        let local = backend.port() == Backend::LOCAL_PORT;
         let address = match backend.mac() {
             0 => Value::Null,
             word => json!(mac(mac_bytes(word))),
@@ -296,7 +299,8 @@ fn backends(maps: &Maps, names: &Names) -> Vec<Row> {
             "backend" => names.backend(number),
             "service" => names.service_of(number),
             "mac" => address,
-            "port" => backend.port(),
+            "port" => (!local).then(|| backend.port()),
+            "local" => local,
             "failed" => backend.failed(),
         }
     });
@@ -305,7 +309,9 @@ fn backends(maps: &Maps, names: &Names) -> Vec<Row> {
 
 fn redirects(maps: &Maps) -> Result<Vec<(u16, u32)>, DataplaneError> {
     let mut found = Vec::new();
-    for (number, _) in (0..).zip(maps.ports()?) {
+    // A device map forgets nothing: where a number is a VLAN's now, an interface that had it before is still there.
+    let devices = (0..).zip(maps.ports()?).filter(|(_, port)| port.vlan == 0);
+    for (number, _) in devices {
         match maps.redirect(number)? {
             0 => {}
             index => found.push((number, index)),
@@ -339,7 +345,7 @@ fn flows(maps: &Maps, names: &Names) -> Vec<Row> {
                 "service_port" => key.service_port(),
                 "backend" => names.backend(state.backend()),
                 "phase" => phase,
-                "silent_ticks" => state.silent(now),
+                "silent_ticks" => state.silence(now),
             });
         }
     }

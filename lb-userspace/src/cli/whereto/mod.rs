@@ -1,8 +1,9 @@
 //! `xdp-lb where`: which backend a packet would go to, and each step that leads there.
 
+mod arrival;
 mod words;
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
 use anyhow::bail;
 use clap::ValueEnum;
@@ -15,7 +16,7 @@ use super::{
     pinned::{Pinned, interface, mac},
     screen::Look,
 };
-use crate::dataplane::explain::{Explained, Kind, Question, explain};
+use crate::dataplane::explain::{Arrival, Explained, Kind, Question, explain};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -28,6 +29,10 @@ pub(crate) struct Args {
     /// The protocol
     #[arg(long, value_enum, default_value = "tcp")]
     protocol: Protocol,
+    /// The interface it comes in on, one with the program or a VLAN on one; by default the one that the route to the client
+    /// leads through
+    #[arg(long, value_name = "NAME")]
+    interface: Option<String>,
     /// For programs: one JSON object
     #[arg(long)]
     json: bool,
@@ -100,6 +105,8 @@ struct Answer {
     mac: Option<String>,
     /// The interface it leaves through.
     interface: Option<String>,
+    /// The interface it came in on.
+    arrived: Option<String>,
     steps: Vec<Line>,
     /// In a slot in transition: the packet of a TCP flow that is there already. The outer answer is the one for a
     /// packet that opens a flow.
@@ -111,6 +118,11 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let pinned = Pinned::open(context)?;
     let unserved_pass = context.reach.setting("node", "unserved", "drop")? == "pass";
     let pick = context.reach.setting("node", "mode", "forward")? == "pick";
+    let arrival = arrival::of(
+        args.interface.as_deref(),
+        IpAddr::V4(args.client.address),
+        &pinned.maps.ports()?,
+    )?;
     let ask = |kind| {
         let question = Question {
             client: SocketAddrV4::new(args.client.address, args.client.port.unwrap_or(0)),
@@ -118,6 +130,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
             kind,
             unserved_pass,
             pick,
+            arrival,
         };
         explain(&pinned.maps, &question)
     };
@@ -128,7 +141,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let explained = ask(kind)?;
     needs_port(args, &explained)?;
 
-    let mut answer = answer(&explained, args, &pinned);
+    let mut answer = answer(&explained, args, arrival, &pinned);
     let in_transition = explained
         .steps
         .iter()
@@ -136,7 +149,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     if in_transition && args.protocol == Protocol::Tcp {
         match args.client.port {
             Some(_) => {
-                let established = self::answer(&ask(Kind::TcpContinues)?, args, &pinned);
+                let established = self::answer(&ask(Kind::TcpContinues)?, args, arrival, &pinned);
                 answer.established = Some(Box::new(established));
             }
             None => answer.steps.push(Line::new(
@@ -167,7 +180,15 @@ fn needs_port(args: &Args, explained: &Explained) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn answer(explained: &Explained, args: &Args, pinned: &Pinned) -> Answer {
+/// An interface, and the VLAN where a frame has a tag there.
+fn tagged(interface: String, vlan: u16) -> String {
+    match vlan {
+        0 => interface,
+        id => format!("{interface}, VLAN {id}"),
+    }
+}
+
+fn answer(explained: &Explained, args: &Args, arrival: Arrival, pinned: &Pinned) -> Answer {
     let narrator = Narrator {
         names: &pinned.names,
         client: args.client.address,
@@ -178,7 +199,12 @@ fn answer(explained: &Explained, args: &Args, pinned: &Pinned) -> Answer {
         slot: None,
         backend: None,
         mac: explained.destination.map(mac),
-        interface: explained.egress.map(interface),
+        interface: explained
+            .egress
+            .map(|index| tagged(interface(index), explained.egress_vlan)),
+        arrived: explained
+            .ingress
+            .map(|index| tagged(interface(index), arrival.vlan)),
         steps: narrator.steps(&explained.steps),
         established: None,
     };
@@ -197,9 +223,11 @@ fn answer(explained: &Explained, args: &Args, pinned: &Pinned) -> Answer {
     if let (Some(destination), Some(source), Some(interface)) =
         (&answer.mac, explained.source.map(mac), &answer.interface)
     {
-        let text =
-            format!("destination MAC {destination}, source MAC {source}, out of {interface}");
+        let text = format!("destination MAC {destination}, source MAC {source}");
         answer.steps.push(Line::new("rewrite", text));
+        let came = answer.arrived.as_deref().unwrap_or("an interface");
+        let text = format!("in on {came}, out on {interface}");
+        answer.steps.push(Line::new("way", text));
     }
     answer.steps.push(words::verdict(explained.verdict));
     answer
@@ -302,6 +330,7 @@ mod tests {
             backend: None,
             mac: None,
             interface: None,
+            arrived: None,
             steps: vec![words::verdict(Verdict::NotOurs)],
             established: None,
         };

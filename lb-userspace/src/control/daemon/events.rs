@@ -14,7 +14,8 @@ use super::{
         actual::Op,
         execute::Done,
         failure::{Failed, fail},
-        knowledge::{Neighbour, PortState},
+        knowledge::Neighbour,
+        ports::PortState,
         probe_routes, report, startup,
     },
     Cause, Daemon, Touched, unix_ms,
@@ -222,6 +223,9 @@ impl Daemon {
         match event {
             NetworkEvent::Neighbour(_) => {}
             NetworkEvent::Link(event) => {
+                if self.is_vlan(&event.link) {
+                    return self.on_vlan().await;
+                }
                 let Some(port) = self
                     .knowledge
                     .ports
@@ -249,6 +253,7 @@ impl Daemon {
                 self.knowledge.facts = neighbour::host_facts()
                     .await
                     .context("reading the interfaces")?;
+                self.number_vlans()?;
                 let cause = Cause::new(ApplyKind::Host, "addresses of the director");
                 self.change(&cause, Touched::All)?;
                 // Another way to a backend: other neighbours to follow.

@@ -207,6 +207,7 @@ impl Daemon {
         }
         self.knowledge.facts = facts;
         let before = self.knowledge.take(file.config);
+        self.number_vlans()?;
         match self.change(&cause, Touched::All) {
             Ok(changes) => {
                 probe_routes::remove_unused(&self.netlink, &before.0, self.knowledge.config())
@@ -218,6 +219,7 @@ impl Daemon {
             }
             Err(error) if error.is::<TooSmall>() => {
                 self.knowledge.take_back(before);
+                self.number_vlans()?;
                 refused(format!("{error}; nothing was changed"))
             }
             Err(error) => Err(error),

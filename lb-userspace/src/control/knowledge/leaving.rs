@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
-use lb_common::abi::BackendState;
+use lb_common::{abi::BackendState, pick::Backend};
 
 use super::{
     super::{
@@ -150,7 +150,9 @@ impl Knowledge {
                 ifindex: port.ifindex,
             })
         });
+        let local = self.own_mac(address);
         let no_mac = match (port, neighbour) {
+            _ if local.is_some() => None,
             (None, _) => Some(no_subnet(address)),
             (Some(_), Some(Neighbour { mac: None, reason })) => Some(reason.clone()),
             (Some(_), _) => None,
@@ -179,8 +181,11 @@ impl Knowledge {
             state: BackendState::Leaving,
             reason,
             healthy: fails.is_none(),
-            mac: neighbour.and_then(|neighbour| neighbour.mac),
-            port: port.map_or(0, |port| port.number),
+            mac: local.or_else(|| neighbour.and_then(|neighbour| neighbour.mac)),
+            port: match local {
+                Some(_) => Backend::LOCAL_PORT,
+                None => port.map_or(0, |port| port.number),
+            },
             lost,
         }
     }

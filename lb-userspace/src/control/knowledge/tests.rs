@@ -45,6 +45,7 @@ fn knowledge() -> Knowledge {
         name: "eth0".into(),
         ifindex: 7,
         mac: [2, 0, 0, 0, 0, 1],
+        vlan: None,
     };
     Knowledge::new(config, Decisions::default(), vec![port], facts(), false)
 }
@@ -61,9 +62,11 @@ fn facts() -> HostFacts {
                 running: true,
                 loopback: false,
                 xdp: None,
+                vlan: None,
             },
             addresses: vec!["198.51.100.250/24".parse().unwrap()],
             driver: None,
+            takes_own_source: false,
         }],
     }
 }
@@ -276,4 +279,89 @@ fn what_is_held_goes_with_its_service() {
     assert_eq!((standing.held, standing.better), (true, Some(1)));
     knowledge.config.services[0].failback = crate::config::Failback::Auto;
     assert_eq!(held(&knowledge, &["web", "mail"], true), mail);
+}
+
+/// A second interface, which the second backend is behind.
+fn two_armed(knowledge: &mut Knowledge) {
+    knowledge.ports.push(PortState {
+        number: 1,
+        name: "eth1".into(),
+        ifindex: 8,
+        mac: [2, 0, 0, 0, 0, 2],
+        vlan: None,
+    });
+    let mut eth1 = knowledge.facts.interfaces[0].clone();
+    eth1.link.ifindex = 8;
+    eth1.link.name = "eth1".into();
+    eth1.addresses = vec!["203.0.113.250/24".parse().unwrap()];
+    knowledge.facts.interfaces.push(eth1);
+    for service in &mut knowledge.config.services {
+        service.backends[1].address = "203.0.113.2".parse().unwrap();
+    }
+}
+
+fn ways(knowledge: &Knowledge) -> Vec<String> {
+    let web = &knowledge.config.services[0];
+    let probe = web.probe.as_ref().unwrap();
+    let way = |backend: &crate::config::Backend| match knowledge.probe_way(
+        web.vip,
+        probe,
+        backend.address,
+    ) {
+        ProbeWay::Address => "address".to_owned(),
+        ProbeWay::Own => "own".to_owned(),
+        ProbeWay::Aimed { bound: None } => "aimed".to_owned(),
+        ProbeWay::Aimed { bound: Some(port) } => format!("aimed through {}", port.name),
+    };
+    web.backends.iter().map(way).collect()
+}
+
+#[test]
+fn probes_leave_through_the_interface_of_their_backend() {
+    let mut knowledge = knowledge();
+    assert_eq!(ways(&knowledge), ["aimed", "aimed"]);
+    two_armed(&mut knowledge);
+    assert_eq!(
+        ways(&knowledge),
+        ["aimed through eth0", "aimed through eth1"],
+        "one route to the VIP can't lead both ways"
+    );
+}
+
+#[test]
+fn a_backend_that_is_this_host_needs_no_neighbour() {
+    let bench = Bench::new();
+    let mut knowledge = knowledge();
+    for service in &mut knowledge.config.services {
+        service.backends[0].address = "198.51.100.250".parse().unwrap();
+    }
+    let desired = knowledge.desired(bench.actual());
+    let own = &desired[0].backends[0];
+    assert_eq!(
+        (own.port, own.mac),
+        (
+            lb_common::pick::Backend::LOCAL_PORT,
+            Some([2, 0, 0, 0, 0, 1])
+        )
+    );
+    assert_eq!(knowledge.targets().len(), 1, "only the other is asked for");
+}
+
+#[test]
+fn how_the_others_are_probed_where_the_vip_is_on_this_host() {
+    let mut knowledge = knowledge();
+    knowledge.config.services[0].backends[0].address = "198.51.100.250".parse().unwrap();
+    assert_eq!(ways(&knowledge), ["own", "aimed"]);
+    let mut lo = knowledge.facts.interfaces[0].clone();
+    lo.link.ifindex = 1;
+    lo.link.name = "lo".into();
+    lo.addresses = vec!["192.0.2.10/32".parse().unwrap()];
+    knowledge.facts.interfaces.push(lo);
+    assert_eq!(
+        ways(&knowledge),
+        ["own", "address"],
+        "the answer in the VIP's name would be dropped"
+    );
+    knowledge.facts.interfaces[0].takes_own_source = true;
+    assert_eq!(ways(&knowledge), ["own", "aimed through eth0"]);
 }

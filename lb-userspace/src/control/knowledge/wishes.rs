@@ -238,13 +238,14 @@ impl Knowledge {
     ) -> DesiredBackend {
         let decision = self.decisions.of(&service.name, &backend.name);
         let port = self.port_towards(backend.address);
+        let local = self.own_mac(backend.address);
         let neighbour = port.and_then(|port| {
             self.neighbours.get(&Target {
                 address: backend.address,
                 ifindex: port.ifindex,
             })
         });
-        let mac = neighbour.and_then(|neighbour| neighbour.mac);
+        let mac = local.or_else(|| neighbour.and_then(|neighbour| neighbour.mac));
         let no_mac = match (port, neighbour) {
             (None, _) => no_subnet(backend.address),
             (Some(_), Some(neighbour)) => neighbour.reason.clone(),
@@ -258,7 +259,7 @@ impl Knowledge {
             (None, _) => (true, "not probed, as configured".to_owned()),
             (Some(_), Some(health)) => (
                 health.state() == HealthState::Up,
-                health.reason().to_owned(),
+                health.reason().to_owned() + self.how_probed(service, backend.address),
             ),
             (Some(_), None) => (false, "not probed yet".to_owned()),
         };
@@ -293,7 +294,10 @@ impl Knowledge {
             reason,
             healthy,
             mac,
-            port: port.map_or(0, |port| port.number),
+            port: match local {
+                Some(_) => Backend::LOCAL_PORT,
+                None => port.map_or(0, |port| port.number),
+            },
             lost: false,
         }
     }

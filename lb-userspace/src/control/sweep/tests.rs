@@ -33,7 +33,11 @@ fn live_closing_ended_and_the_wrap_of_the_time() {
         (Phase::Open, IDLE, 0, true),
         (Phase::Open, IDLE, 19, true),
         (Phase::Open, IDLE, 20, false),
-        (Phase::Open, IDLE, u16::MAX, false),
+        (Phase::Open, IDLE, LONGEST_SILENCE, false),
+        // Its last packet came after the sweep had looked at the clock.
+        (Phase::Open, IDLE, u16::MAX, true),
+        (Phase::Opening, IDLE, u16::MAX, true),
+        (Phase::Closing, IDLE, u16::MAX - 1, true),
         (Phase::Open, LONG, 113, true),
         (Phase::Closing, LONG, 112, true),
         (Phase::Closing, LONG, 113, false),
@@ -138,6 +142,28 @@ fn a_live_flow_keeps_its_slot_and_only_its_slot() {
     bench.sweep();
     assert_eq!(bench.state("web", "b"), BackendState::Drained);
     assert_eq!(bench.sweep().used, 0);
+}
+
+/// Packets come while the table is looked through: one in the next unit of the coarse time is not one of ten hours ago.
+#[test]
+fn a_packet_that_came_after_the_look_at_the_clock_keeps_its_flow() {
+    let mut bench = changed(BackendState::Draining);
+    bench.now += 20_000;
+    let key = client(&bench, Slot::in_transition);
+    for phase in [Phase::Opening, Phase::Open, Phase::Closing] {
+        let number = bench.number("web", "b");
+        let after = bench.tick().wrapping_add(1);
+        bench.executor.maps.put_record(key, number, after, phase);
+        let found = bench.sweep();
+        assert_eq!(
+            (flows(&found, &bench, "b"), found.used),
+            (1, 1),
+            "{phase:?}"
+        );
+        let id = bench.actual().service_id("web").unwrap();
+        assert_eq!(bench.actual().in_transition(id), 1, "{phase:?}");
+        assert_eq!(bench.state("web", "b"), BackendState::Draining);
+    }
 }
 
 #[test]

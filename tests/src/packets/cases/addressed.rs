@@ -5,7 +5,7 @@ use lb_common::verdict::Verdict;
 use super::{lenient_town, town};
 use crate::packets::{
     case::{Case, case},
-    frame::{Frame, ipv6, ping, tcp, udp},
+    frame::{Frame, ping, tcp, tcp6, udp},
     network::{BROADCAST_MAC, DIRECTOR_MAC, MULTICAST_MAC, NEIGHBOUR_MAC, NO_VIP},
 };
 
@@ -68,17 +68,10 @@ pub(super) fn cases() -> Vec<Case> {
         );
     }
     cases.extend([
-        case("IPv6 is the host's", &town, ipv6()).ends(Verdict::OtherEthertype),
-        case(
-            "a frame with a VLAN tag is the host's",
-            &town,
-            tcp().vlan(7).build(),
-        )
-        .ends(Verdict::OtherEthertype),
+        case("IPv6 to no VIP is the host's", &town, tcp6().build()).ends(Verdict::NotOurs)
     ]);
     for (what, ethertype) in [
-        ("a service VLAN tag", 0x88a8_u16),
-        ("LLDP", 0x88cc),
+        ("LLDP", 0x88cc_u16),
         ("MPLS", 0x8847),
         ("reverse ARP", 0x8035),
         ("an IEEE 802.3 length", 0x0026),

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use lb_common::{
-    flow::{FlowKey, Phase},
+    flow::{FlowName, Phase},
     pick::Slot,
     verdict::Verdict,
     wire::ETH_LEN,
@@ -85,11 +85,28 @@ fn echo() -> Vec<Case> {
         ("loopback", Ipv4Addr::LOCALHOST),
         ("a multicast group", Ipv4Addr::new(224, 0, 0, 1)),
         ("everybody", Ipv4Addr::BROADCAST),
+        ("the VIP itself", VIP),
     ] {
         let frame = ping().from(address, 0).build();
         cases.push(
             case(format!("a ping from {who} is not answered"), &town, frame)
                 .ends(Verdict::MartianSource),
+        );
+        let frame = error(UNREACHABLE, 3, &reply().build())
+            .from(address, 0)
+            .build();
+        cases.push(
+            case(format!("an error from {who} reaches nobody"), &town, frame)
+                .ends(Verdict::MartianSource),
+        );
+        let frame = error(UNREACHABLE, 3, &reply().to(address, 80).build()).build();
+        cases.push(
+            case(
+                format!("nor does one about a packet to {who}"),
+                &town,
+                frame,
+            )
+            .ends(Verdict::MartianSource),
         );
     }
     cases
@@ -245,7 +262,12 @@ fn rubbish() -> Vec<Case> {
 fn in_transition() -> Vec<Case> {
     let changing = town().every_slot(Slot::new(2, 1));
     let flow = |backend| Flow {
-        key: FlowKey::tcp(CLIENT.to_bits(), u32::from(CLIENT_PORT) << 16 | 80, WEB),
+        key: FlowName {
+            client: CLIENT.into(),
+            ports: u32::from(CLIENT_PORT) << 16 | 80,
+            service: WEB,
+            udp: false,
+        },
         backend,
         phase: Phase::Open,
     };

@@ -39,33 +39,11 @@ fn options() -> Vec<Case> {
     cases
 }
 
+/// What is on its way to no VIP, or no fragment at all; the others have a file of their own.
 fn fragments() -> Vec<Case> {
     let town = town();
-    let whole = || tcp().build();
-    let flags = |bits: u16| whole().with(ETH_LEN + 6, &bits.to_be_bytes());
+    let flags = |bits: u16| tcp().build().with(ETH_LEN + 6, &bits.to_be_bytes());
     vec![
-        case("the first fragment", &town, whole().fragment(0, true)).ends(Verdict::Fragment),
-        case("a middle fragment", &town, whole().fragment(185, true)).ends(Verdict::Fragment),
-        case("the last fragment", &town, whole().fragment(370, false)).ends(Verdict::Fragment),
-        case(
-            "a fragment at the largest offset",
-            &town,
-            whole().fragment(0x1fff, false),
-        )
-        .ends(Verdict::Fragment),
-        case("a fragment of UDP", &town, udp().build().fragment(0, true)).ends(Verdict::Fragment),
-        case(
-            "a fragment of a protocol without ports",
-            &town,
-            ping().build().fragment(1, false),
-        )
-        .ends(Verdict::Fragment),
-        case(
-            "a fragment with options",
-            &town,
-            tcp().option_words(2).build().fragment(0, true),
-        )
-        .ends(Verdict::Fragment),
         case(
             "a fragment for another address",
             &town,

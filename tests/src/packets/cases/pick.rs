@@ -1,23 +1,23 @@
 //! From the source to the backend: affinity, slot, backend, interface.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use lb_common::{
     abi::MAX_PORTS,
-    pick::{Affinity, Slot},
+    pick::{Affinity, Backend, Slot},
     verdict::Verdict,
 };
 
-use super::town;
+use super::{town, town6};
 use crate::packets::{
     case::{Case, case},
     fixture::{CAPACITY, Fixture},
-    frame::{syn, tcp, udp},
-    network::{CLIENT, NO_PORT},
+    frame::{syn, tcp, tcp6, udp},
+    network::{CLIENT, CLIENT6, NO_PORT},
 };
 
 pub(super) fn cases() -> Vec<Case> {
-    [affinity(), slots(), backends()].concat()
+    [affinity(), affinity6(), slots(), backends()].concat()
 }
 
 /// A town whose tables name backends 1 to 4 in turn.
@@ -59,6 +59,50 @@ fn affinity() -> Vec<Case> {
     }
     cases
 }
+
+/// Likewise of IPv6.
+fn affinity6() -> Vec<Case> {
+    let [a, b] = [
+        CLIENT6,
+        Ipv6Addr::new(0x2001, 0xdb8, 0xc11e, 0x47, 0, 0, 0, 8),
+    ];
+    let same_site = Ipv6Addr::new(0x2001, 0xdb8, 0xc11e, 0x99, 0, 0, 0, 7);
+    let beyond = Ipv6Addr::new(0x2001, 0xdb8, 0xc11e, 0x147, 0, 0, 0, 7);
+    let mut cases = Vec::new();
+    for (name, affinity, picks) in [
+        ("none", Affinity::NONE_IPV6, PICKS6_NONE),
+        ("client", Affinity::CLIENT_IPV6, PICKS6_CLIENT),
+        ("network", Affinity::NETWORK_IPV6, PICKS6_NETWORK),
+    ] {
+        let mut town = town6().affinity(affinity);
+        for service in &mut town.services {
+            service.slots = (0..16).map(|slot| Slot::settled(slot % 4 + 1)).collect();
+        }
+        let sources = [
+            (a, 40_000, 80),
+            (a, 40_001, 80),
+            (a, 40_000, 443),
+            (b, 40_000, 80),
+            (b, 40_001, 80),
+            (same_site, 40_000, 80),
+            (same_site, 40_001, 443),
+            (beyond, 40_000, 80),
+        ];
+        for ((client, port, to), backend) in sources.into_iter().zip(picks) {
+            let what = format!("affinity {name}: [{client}]:{port} to port {to}");
+            let frame = tcp6().from(client, port).to_port(to).build();
+            cases.push(case(what, &town, frame).forwarded(backend));
+        }
+    }
+    cases
+}
+
+/// Every flow for itself.
+const PICKS6_NONE: [u16; 8] = [3, 2, 3, 1, 3, 1, 2, 3];
+/// All flows of a client together.
+const PICKS6_CLIENT: [u16; 8] = [3, 3, 3, 4, 4, 2, 2, 2];
+/// All clients of a /56 together.
+const PICKS6_NETWORK: [u16; 8] = [4, 4, 4, 4, 4, 4, 4, 3];
 
 /// Every flow for itself.
 const PICKS_NONE: [u16; 8] = [3, 1, 2, 2, 1, 2, 1, 3];
@@ -119,7 +163,8 @@ fn backends() -> Vec<Case> {
     let unplugged = town()
         .backend(6, NO_PORT)
         .backend(7, beyond)
-        .backend(8, 0x7fff);
+        .backend(8, Backend::LOCAL_PORT - 1);
+    let local = town().backend(11, Backend::LOCAL_PORT);
     let portless = Fixture {
         ports: Vec::new(),
         ..town()
@@ -157,6 +202,30 @@ fn backends() -> Vec<Case> {
         .ends(Verdict::Inconsistent),
         case("behind the largest port", &all(unplugged, 8), tcp().build())
             .ends(Verdict::Inconsistent),
+        case(
+            "a backend that is this very host",
+            &all(local.clone(), 11),
+            tcp().build(),
+        )
+        .local(11),
+        case(
+            "UDP for this very host",
+            &all(local.clone(), 11),
+            udp().build(),
+        )
+        .local(11),
+        case(
+            "IPv6 for this very host",
+            &all(town6().backend(11, Backend::LOCAL_PORT), 11),
+            tcp6().build(),
+        )
+        .local(11),
+        case(
+            "this host needs no MAC address of its own there",
+            &all(local.without_mac(11), 11),
+            syn().build(),
+        )
+        .local(11),
         case(
             "behind an interface that the controller has not written yet",
             &all(portless.clone(), 5),

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use lb_common::verdict::Verdict;
 
-use super::{blank, lenient_town, town};
+use super::{BOTH_PORT, blank, lenient_town, town};
 use crate::packets::{
     case::{Case, case},
     fixture::Fixture,
@@ -47,11 +47,18 @@ pub(super) fn cases() -> Vec<Case> {
         )
         .forwarded(1),
         case(
-            "the client's address may be the VIP itself",
+            "a service of both protocols takes TCP",
             &town,
-            tcp().from(VIP, 80).build(),
+            tcp().to_port(BOTH_PORT).build(),
         )
-        .forwarded(1),
+        .forwarded(4),
+        case("and UDP", &town, udp().to_port(BOTH_PORT).build()).forwarded(4),
+        case(
+            "a port that both protocols have is one of its own VIP",
+            &town,
+            udp().to(VIP_ANY, BOTH_PORT).build(),
+        )
+        .ends(Verdict::Unserved),
         case(
             "a port that no service has is dropped",
             &town,
@@ -140,6 +147,54 @@ pub(super) fn cases() -> Vec<Case> {
         let frame = tcp().to(VIP_ANY, port).build();
         case(format!("port {port} is one of `any`"), &town, frame).forwarded(3)
     }));
+    // Nobody can be answered there (RFC 1122 section 3.2.1.3); from the VIP to itself is the attack called "land".
+    for (who, address) in [
+        ("the VIP itself", VIP),
+        ("nobody", Ipv4Addr::UNSPECIFIED),
+        ("this network", Ipv4Addr::new(0, 1, 2, 3)),
+        ("loopback", Ipv4Addr::LOCALHOST),
+        ("the end of loopback", Ipv4Addr::new(127, 255, 255, 254)),
+        ("a multicast group", Ipv4Addr::new(224, 0, 0, 1)),
+        ("the reserved addresses", Ipv4Addr::new(240, 0, 0, 1)),
+        ("everybody", Ipv4Addr::BROADCAST),
+    ] {
+        cases.extend([
+            case(
+                format!("TCP from {who}"),
+                &town,
+                tcp().from(address, 80).build(),
+            )
+            .ends(Verdict::MartianSource),
+            case(
+                format!("UDP from {who}"),
+                &town,
+                udp().from(address, 53).build(),
+            )
+            .ends(Verdict::MartianSource),
+            case(
+                format!("from {who} to an unserved port"),
+                &town,
+                tcp().from(address, 80).to_port(81).build(),
+            )
+            .ends(Verdict::Unserved),
+            case(
+                format!("from {who} to no VIP: the host's"),
+                &town,
+                tcp().from(address, 80).to(NO_VIP, 80).build(),
+            )
+            .ends(Verdict::NotOurs),
+        ]);
+    }
+    for address in [
+        Ipv4Addr::new(1, 0, 0, 1),
+        Ipv4Addr::new(126, 255, 255, 255),
+        Ipv4Addr::new(128, 0, 0, 1),
+        Ipv4Addr::new(223, 255, 255, 255),
+        VIP_ANY,
+    ] {
+        let frame = tcp().from(address, 80).build();
+        cases.push(case(format!("{address} may be a client"), &town, frame).forwarded(1));
+    }
     let neighbours = [
         Ipv4Addr::new(192, 0, 2, 11),
         Ipv4Addr::new(192, 0, 3, 10),

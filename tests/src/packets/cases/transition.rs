@@ -1,20 +1,19 @@
 //! Slots in transition: new flows go to the current backend, old ones stay where they are.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use lb_common::{
-    flow::{FlowKey, Key, Phase, bucket_indices},
+    flow::{FlowName, Phase},
     pick::Slot,
     verdict::Verdict,
-    wire::PROTO_TCP,
 };
 
-use super::{WEB, town};
+use super::{WEB, town, town6};
 use crate::packets::{
     case::{Case, case},
-    fixture::{CAPACITY, Fixture, Flow, SEED},
-    frame::{Frame, syn, tcp, udp},
-    network::{BROADCAST_MAC, CLIENT, CLIENT_PORT, VIP_ANY},
+    fixture::{CAPACITY, Fixture, Flow, homes},
+    frame::{Frame, syn, syn6, tcp, tcp6, udp, udp6},
+    network::{BROADCAST_MAC, CLIENT, CLIENT_PORT, CLIENT6, VIP_ANY},
 };
 
 pub(super) fn cases() -> Vec<Case> {
@@ -36,9 +35,13 @@ fn changing() -> Fixture {
     town().every_slot(Slot::new(2, 1))
 }
 
-fn key(client: Ipv4Addr, client_port: u16, port: u16, service: u16) -> FlowKey {
-    let ports = u32::from(client_port) << 16 | u32::from(port);
-    FlowKey::tcp(client.to_bits(), ports, service)
+fn key(client: impl Into<IpAddr>, client_port: u16, port: u16, service: u16) -> FlowName {
+    FlowName {
+        client: client.into(),
+        ports: u32::from(client_port) << 16 | u32::from(port),
+        service,
+        udp: false,
+    }
 }
 
 /// The flow of the packets that [`tcp`] and [`syn`] build.
@@ -52,6 +55,10 @@ fn on(backend: u16, phase: Phase) -> Flow {
 
 fn open(backend: u16) -> Flow {
     on(backend, Phase::Open)
+}
+
+fn opening_on(backend: u16) -> Flow {
+    on(backend, Phase::Opening)
 }
 
 fn fin() -> Frame {
@@ -68,13 +75,13 @@ fn opening() -> Vec<Case> {
     vec![
         case("a SYN goes to the current backend and is recorded", &changing, syn().build())
             .forwarded(2)
-            .records(open(2)),
+            .records(opening_on(2)),
         case("so does one that offers congestion notification (RFC 3168)", &changing, flags(|tcp| (tcp.ece, tcp.cwr) = (true, true)))
             .forwarded(2)
-            .records(open(2)),
+            .records(opening_on(2)),
         case("one with FIN opens as well", &changing, flags(|tcp| tcp.fin = true))
             .forwarded(2)
-            .records(open(2)),
+            .records(opening_on(2)),
         case("one with RST opens nothing", &changing, flags(|tcp| tcp.rst = true))
             .forwarded(1)
             .records(on(1, Phase::Ended)),
@@ -83,18 +90,29 @@ fn opening() -> Vec<Case> {
             .records(open(1)),
         case("behind IP options the flags are found where they are", &changing, syn().option_words(10).build())
             .forwarded(2)
-            .records(open(2)),
+            .records(opening_on(2)),
         case("a SYN of a flow that is recorded elsewhere opens it anew", &changing.clone().flow(on(3, Phase::Closing)), syn().build())
             .forwarded(2)
-            .records(open(2)),
+            .records(opening_on(2)),
         case("one of a flow that has ended as well", &changing.clone().flow(on(1, Phase::Ended)), syn().build())
             .forwarded(2)
-            .records(open(2)),
-        case("a repeated SYN finds its own record", &changing.clone().flow(open(2)), syn().build())
+            .records(opening_on(2)),
+        case("a repeated SYN finds its own record", &changing.clone().flow(opening_on(2)), syn().build())
             .forwarded(2),
+        case("and stays with it, where it is another attempt to open what an earlier change found opening", &changing.clone().flow(opening_on(3)), syn().build())
+            .forwarded(3),
+        case("unless that backend has failed", &changing.clone().flow(opening_on(3)).failed(3), syn().build())
+            .forwarded(2)
+            .records(opening_on(2)),
+        case("what follows a SYN makes the flow an open one", &changing.clone().flow(opening_on(3)), tcp().build())
+            .forwarded(3)
+            .records(open(3)),
+        case("a SYN of an open flow opens it anew", &changing.clone().flow(open(3)), syn().build())
+            .forwarded(2)
+            .records(opening_on(2)),
         case("a SYN to a backend without a MAC address is recorded, and goes there once there is one", &changing.without_mac(2), syn().build())
             .ends(Verdict::NoNeighbour)
-            .records(open(2)),
+            .records(opening_on(2)),
     ]
 }
 
@@ -282,7 +300,7 @@ fn same_on_both_sides() -> Vec<Case> {
     vec![
         case("taken back: a SYN goes to the one", &back(), syn().build())
             .forwarded(1)
-            .records(open(1)),
+            .records(opening_on(1)),
         case("taken back: old flows are there", &back(), tcp().build())
             .forwarded(1)
             .records(open(1)),
@@ -302,7 +320,12 @@ fn beside_it() -> Vec<Case> {
         ("another service's", key(CLIENT, CLIENT_PORT, 80, 4)),
         (
             "another client's",
-            key(Ipv4Addr::new(198, 51, 100, 8), CLIENT_PORT, 80, WEB),
+            key(
+                std::net::Ipv4Addr::new(198, 51, 100, 8),
+                CLIENT_PORT,
+                80,
+                WEB,
+            ),
         ),
         (
             "another client port's",
@@ -332,11 +355,11 @@ fn beside_it() -> Vec<Case> {
         )
         .ends(Verdict::OtherHost),
         case(
-            "nor does a fragment",
+            "nor does a fragment that no other can follow",
             &changing,
-            syn().build().fragment(0, true),
+            syn().build().fragment(0, true).total_length(43),
         )
-        .ends(Verdict::Fragment),
+        .ends(Verdict::Malformed),
         case(
             "nor a port that is not served",
             &changing,
@@ -363,13 +386,13 @@ fn beside_it() -> Vec<Case> {
     // One service of another VIP in transition, the others settled.
     let mut one = town();
     for service in one.services.iter_mut().filter(|service| service.id == 4) {
-        assert_eq!((service.vip, service.protocol), (VIP_ANY, PROTO_TCP));
+        assert_eq!(service.vip, IpAddr::from(VIP_ANY));
         service.slots.fill(Slot::new(2, 4));
     }
     let secure = Flow {
         key: key(CLIENT, CLIENT_PORT, 443, 4),
         backend: 2,
-        phase: Phase::Open,
+        phase: Phase::Opening,
     };
     cases.extend([
         case(
@@ -387,66 +410,121 @@ fn beside_it() -> Vec<Case> {
 
 /// Both buckets that a flow may be in are full.
 fn full_buckets() -> Vec<Case> {
-    let crowd = crowd(open(2).key);
-    let with = |flows: &[Flow]| Fixture {
-        flows: flows.to_vec(),
-        ..changing()
-    };
-    let mut mixed = crowd.clone();
-    mixed[0].phase = Phase::Closing;
-    mixed[5].phase = Phase::Ended;
-    let mut one_free = crowd.clone();
-    one_free.remove(3);
-    vec![
-        case(
-            "the longest silent flow makes room, and is counted as forgotten",
-            &with(&crowd),
-            syn().build(),
-        )
-        .forwarded(2)
-        .records(open(2))
-        .forgets(&crowd[0]),
-        case("for an old flow as well", &with(&crowd), tcp().build())
-            .forwarded(1)
-            .records(open(1))
+    let mut cases = Vec::new();
+    for (family, newcomer, opens, continues, datagram) in [
+        (
+            "IPv4",
+            key(CLIENT, CLIENT_PORT, 80, WEB),
+            syn(),
+            tcp(),
+            udp(),
+        ),
+        (
+            "IPv6",
+            key(CLIENT6, CLIENT_PORT, 80, WEB),
+            syn6(),
+            tcp6(),
+            udp6(),
+        ),
+    ] {
+        let town = if newcomer.client.is_ipv4() {
+            town()
+        } else {
+            town6()
+        };
+        let changing = town.every_slot(Slot::new(2, 1));
+        let on = |backend, phase| Flow {
+            key: newcomer,
+            backend,
+            phase,
+        };
+        let crowd = crowd(newcomer);
+        let with = |flows: &[Flow]| Fixture {
+            flows: flows.to_vec(),
+            ..changing.clone()
+        };
+        let mut mixed = crowd.clone();
+        mixed[0].phase = Phase::Closing;
+        mixed[4].phase = Phase::Opening;
+        mixed[5].phase = Phase::Ended;
+        let mut half_open = crowd.clone();
+        half_open[2].phase = Phase::Opening;
+        half_open[6].phase = Phase::Opening;
+        let mut one_free = crowd.clone();
+        one_free.remove(3);
+        let say = |what: &str| format!("{family}: {what}");
+        let opening = on(2, Phase::Opening);
+        cases.extend([
+            case(
+                say("the longest silent flow makes room, and is counted as forgotten"),
+                &with(&crowd),
+                opens.clone().build(),
+            )
+            .forwarded(2)
+            .records(opening)
             .forgets(&crowd[0]),
-        case(
-            "one that has ended goes before it, and is not missed",
-            &with(&mixed),
-            syn().build(),
-        )
-        .forwarded(2)
-        .records(open(2))
-        .replaces(&mixed[5]),
-        case(
-            "an empty way is taken before any",
-            &with(&one_free),
-            syn().build(),
-        )
-        .forwarded(2)
-        .records(open(2)),
-        case("UDP takes nobody's place", &with(&crowd), udp().build()).forwarded(2),
-    ]
+            case(
+                say("for an old flow as well"),
+                &with(&crowd),
+                continues.build(),
+            )
+            .forwarded(1)
+            .records(on(1, Phase::Open))
+            .forgets(&crowd[0]),
+            case(
+                say("one that has ended goes before it, and is not missed"),
+                &with(&mixed),
+                opens.clone().build(),
+            )
+            .forwarded(2)
+            .records(opening)
+            .replaces(&mixed[5]),
+            case(
+                say("so does one that may never open, the longest silent of them first"),
+                &with(&half_open),
+                opens.clone().build(),
+            )
+            .forwarded(2)
+            .records(opening)
+            .replaces(&half_open[2]),
+            case(
+                say("an empty way is taken before any"),
+                &with(&one_free),
+                opens.build(),
+            )
+            .forwarded(2)
+            .records(opening),
+            case(
+                say("UDP takes nobody's place"),
+                &with(&crowd),
+                datagram.build(),
+            )
+            .forwarded(2),
+        ]);
+    }
+    cases
 }
 
-/// Flows that fill both buckets of `key`, on backend 3, the first one silent for longest.
-fn crowd(key_of_newcomer: FlowKey) -> Vec<Flow> {
-    let bits = CAPACITY.flow_buckets.ilog2();
-    let (first, second) = bucket_indices(key_of_newcomer.hash(SEED), bits);
-    let mut flows = Vec::new();
-    for bucket in if first == second {
-        vec![first]
-    } else {
-        vec![first, second]
-    } {
-        let at_home = (1..=u16::MAX)
-            .map(|port| key(Ipv4Addr::new(203, 0, 113, 9), port, 80, WEB))
-            .filter(|key| bucket_indices(key.hash(SEED), bits).0 == bucket);
-        flows.extend(at_home.take(4).map(|key| Flow {
+/// Flows that fill both buckets of a newcomer, on backend 3, the first one silent for longest.
+fn crowd(newcomer: FlowName) -> Vec<Flow> {
+    let neighbours: IpAddr = match newcomer.client {
+        IpAddr::V4(_) => [203, 0, 113, 9].into(),
+        IpAddr::V6(_) => [0x2001, 0xdb8, 0xc20d, 0, 0, 0, 0, 9].into(),
+    };
+    let (first, second) = homes(newcomer);
+    assert_ne!(first, second, "the newcomer has two buckets");
+    let at_home = |bucket| {
+        (1..=u16::MAX)
+            .map(|port| key(neighbours, port, 80, WEB))
+            .filter(move |key| homes(*key).0 == bucket)
+            .take(4)
+    };
+    at_home(first)
+        .chain(at_home(second))
+        .map(|key| Flow {
             key,
             backend: 3,
             phase: Phase::Open,
-        }));
-    }
-    flows
+        })
+        .collect()
 }
