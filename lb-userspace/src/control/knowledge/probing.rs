@@ -174,7 +174,7 @@ impl Knowledge {
         let listed = service
             .backends
             .iter()
-            .filter(|_| !disabled)
+            .filter(move |_| !disabled)
             .map(|b| (b.name.as_str(), b.address, service.probe.as_ref()));
         let leaving = self
             .leaving_of(&service.name)
