@@ -14,18 +14,27 @@ use aya_ebpf::{
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
-use lb_common::{forward, verdict::Action};
+use lb_common::{forward::Outcome, settled, verdict::Action};
 
 use crate::{maps::KernelTables, packet::Frame};
 
 /// One packet from the driver: balanced, answered, or left to the host.
 #[xdp]
+#[inline(always)]
 #[expect(
     clippy::needless_pass_by_value,
     reason = "the macro hands the context over by value"
 )]
 fn xdp_lb(context: XdpContext) -> u32 {
-    let outcome = forward::process(&mut Frame(&context), &KernelTables);
+    match settled::process(&mut Frame(&context), &KernelTables) {
+        Some(outcome) => action(outcome),
+        None => functions::process_any(context.ctx),
+    }
+}
+
+/// What the kernel does with a packet.
+#[inline(always)]
+fn action(outcome: Outcome) -> u32 {
     match outcome.verdict.action() {
         Action::Transmit => xdp_action::XDP_TX,
         Action::Redirect => maps::redirect(outcome.port),

@@ -44,6 +44,8 @@ impl Packet for Frame<'_> {
     #[inline(always)]
     fn bytes_mut<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]> {
         let address = self.address(offset, N)?;
+        // SAFETY: a packet is not at address 0. Told to the compiler, which would test it: a reference is never null.
+        unsafe { core::hint::assert_unchecked(address != 0) };
         // SAFETY: as above; `&mut self` keeps every other reference away.
         Some(unsafe { &mut *(address as *mut [u8; N]) })
     }
