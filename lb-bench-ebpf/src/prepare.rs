@@ -147,6 +147,22 @@ fn call(context: &XdpContext, prepared: Option<()>) -> u32 {
     xdp_action::XDP_ABORTED
 }
 
+/// What is added to the third and the fourth word of an IPv4 frame (counted from 0).
+#[inline(always)]
+fn words4(state: &mut State) -> (u64, u64) {
+    if FLOW_MASK.load() | VIP_MASK.load() | PORT_MASK.load() == 0 {
+        return (0, 0);
+    }
+    let random = random(state);
+    let flow = random >> 33 & FLOW_MASK.load();
+    let vip = (random >> 17 & VIP_MASK.load()) as u16;
+    let port = random >> 13 & PORT_MASK.load();
+    (
+        (flow & 0xffff) << 32,
+        flow >> 16 << 16 | u64::from(vip.to_be()) | port << 40,
+    )
+}
+
 /// An IPv4 frame of 64 bytes: addresses at 26 and 30, ports at 34 and 36.
 #[xdp]
 #[expect(
@@ -157,15 +173,7 @@ fn prepare4(context: XdpContext) -> u32 {
     let Some(state) = next() else {
         return xdp_action::XDP_ABORTED;
     };
-    let (mut third, mut fourth) = (0, 0);
-    if FLOW_MASK.load() | VIP_MASK.load() | PORT_MASK.load() != 0 {
-        let random = random(state);
-        let flow = random >> 33 & FLOW_MASK.load();
-        let vip = (random >> 17 & VIP_MASK.load()) as u16;
-        let port = random >> 13 & PORT_MASK.load();
-        third = (flow & 0xffff) << 32;
-        fourth = flow >> 16 << 16 | u64::from(vip.to_be()) | port << 40;
-    }
+    let (third, fourth) = words4(state);
     let prepared = turn::<WORDS4>(&context, |place| match place {
         3 => third,
         4 => fourth,
@@ -196,4 +204,27 @@ fn prepare6(context: XdpContext) -> u32 {
         _ => 0,
     });
     call(&context, prepared)
+}
+
+/// An IPv4 frame that is sent: out of the interface that it is said to have come in on. Each frame has memory of its own, so
+/// that there is one place.
+#[xdp]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the macro hands the context over by value"
+)]
+fn generate4(context: XdpContext) -> u32 {
+    let Some(state) = next() else {
+        return xdp_action::XDP_ABORTED;
+    };
+    let (third, fourth) = words4(state);
+    let Some(frame) = place::<WORDS4>(context.data(), context.data_end()) else {
+        return xdp_action::XDP_ABORTED;
+    };
+    write(frame, |place| match place {
+        3 => third,
+        4 => fourth,
+        _ => 0,
+    });
+    xdp_action::XDP_TX
 }

@@ -1,62 +1,135 @@
 //! The suite of xdp-lb's benchmark; `cargo xtask bench` builds and runs it.
 
+mod alone;
+mod chart;
+mod controller;
+mod datapath;
+mod growth;
+mod live;
+mod peers;
+mod progress;
 mod rows;
 mod scenes;
 mod stage;
+mod targets;
 
-use anyhow::{Context as _, Result};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Error, Result, ensure};
 use clap::Parser;
-use lb_userspace::bench::measure::{Plan, measure};
+use lb_userspace::bench::{
+    machine::Machine,
+    measure::Plan,
+    results::{Outcome, Report},
+    table::table,
+};
 
-/// Nanoseconds per packet of the data path, against the least that a balancer must do.
+/// Nanoseconds per packet of the data path, against the least that a balancer must do; and what the controller takes.
 #[derive(Debug, Parser)]
-#[command(name = "cargo xtask bench")]
+#[command(name = "cargo xtask bench", bin_name = "cargo xtask bench")]
 struct Arguments {
     /// A few short bursts: to see that everything works; the figures mean little
     #[arg(long)]
     quick: bool,
-    /// Bursts of each program
-    #[arg(long)]
+    /// Bursts of each program, of 31 laps of 8,192 packets
+    #[arg(long, value_name = "N")]
     bursts: Option<u32>,
+    /// Write bench.json and bench.svg into this directory
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Show what has changed since this bench.json was written
+    #[arg(long, value_name = "FILE")]
+    compare: Option<PathBuf>,
     /// Only the rows whose name contains one of these
     rows: Vec<String>,
 }
 
+impl Arguments {
+    fn wants(&self, name: &str) -> bool {
+        self.rows.is_empty() || self.rows.iter().any(|part| name.contains(part.as_str()))
+    }
+
+    fn plan(&self) -> Plan {
+        let plan = if self.quick { Plan::QUICK } else { Plan::FULL };
+        Plan {
+            bursts: self.bursts.unwrap_or(plan.bursts).max(1),
+            ..plan
+        }
+    }
+}
+
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let mut plan = if arguments.quick {
-        Plan::QUICK
-    } else {
-        Plan::FULL
-    };
-    plan.bursts = arguments.bursts.unwrap_or(plan.bursts);
-    let wanted = |name: &str| {
-        arguments.rows.is_empty()
-            || arguments
-                .rows
-                .iter()
-                .any(|part| name.contains(part.as_str()))
-    };
-    let mut rows = rows::rows(wanted)?;
-    let samples = measure(&mut rows.rows, plan, |_| Ok(()))?;
-    let floor = samples
-        .iter()
-        .find(|sample| sample.name == rows::FLOOR)
-        .and_then(|sample| sample.net())
-        .context("the floor was not measured")?;
-    for sample in &samples {
-        let Some(net) = sample.net() else {
-            continue;
-        };
-        println!(
-            "{:20} base {:6.2}/{:6.2} net {:6.2}/{:6.2} ratio {:5.2}",
-            sample.name,
-            sample.base.min().unwrap_or_default(),
-            sample.base.median().unwrap_or_default(),
-            net.min,
-            net.median,
-            net.ratio(&floor).unwrap_or_default()
-        );
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "the benchmark loads BPF programs, which needs root: run it with sudo, or by `cargo xtask bench`, which does"
+    );
+    let before = arguments.compare.as_deref().map(read).transpose()?;
+    let (report, failed) = measure(&arguments)?;
+    let before = before.as_ref().map(|report| report.results.as_slice());
+    println!("{}\n", report.machine.line());
+    println!(
+        "{}",
+        table(&report.results, before, console::colors_enabled())
+    );
+    for warning in report.machine.warnings() {
+        eprintln!("warning: {warning}");
     }
+    if let Some(directory) = &arguments.out {
+        write(directory, &report)?;
+    }
+    for error in &failed {
+        eprintln!("error: {error:#}");
+    }
+    ensure!(failed.is_empty(), "not every row could be measured");
     Ok(())
+}
+
+/// What could be measured, and why the rest could not.
+fn measure(arguments: &Arguments) -> Result<(Report, Vec<Error>)> {
+    let mut machine = Machine::read();
+    let wanted = |name: &str| arguments.wants(name);
+    let plan = arguments.plan();
+    let mut results: Vec<Outcome> = Vec::new();
+
+    let mut rows = rows::rows(wanted)?;
+    growth::add(&mut rows, wanted)?;
+    let samples = datapath::run("data path", &mut rows, plan)?;
+    drop(rows);
+    machine.note(&samples);
+    results.extend(datapath::outcomes(&samples)?);
+
+    let mut failed = Vec::new();
+    let mut take = |part: Result<Vec<Outcome>>| match part {
+        Ok(outcomes) => results.extend(outcomes),
+        Err(error) => failed.push(error),
+    };
+    take(live::run(wanted, plan.bursts));
+    take(controller::run(wanted, arguments.quick));
+    Ok((Report { machine, results }, failed))
+}
+
+fn read(path: &Path) -> Result<Report> {
+    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    serde_json::from_str(&text)
+        .with_context(|| format!("{} is no bench.json of this benchmark", path.display()))
+}
+
+fn write(directory: &Path, report: &Report) -> Result<()> {
+    fs::create_dir_all(directory)
+        .with_context(|| format!("making the directory {}", directory.display()))?;
+    let put = |name: &str, text: String| {
+        let path = directory.join(name);
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+        eprintln!("wrote {}", path.display());
+        anyhow::Ok(())
+    };
+    put("bench.json", serde_json::to_string_pretty(report)? + "\n")?;
+    put(
+        "bench.svg",
+        chart::svg(&report.results, &report.machine.line())?,
+    )
 }

@@ -3,7 +3,8 @@
 
 use std::net::IpAddr;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+use aya::Ebpf;
 use lb_userspace::{
     config::{Config, Unserved},
     control::{
@@ -16,7 +17,12 @@ use lb_userspace::{
         reconcile::{Scope, reconcile},
         startup::sizes,
     },
-    dataplane::{Instance, Maps, load, rig::Target},
+    dataplane::{
+        Instance, Maps,
+        live::{attach_datapath, detach_datapath},
+        load,
+        rig::Target,
+    },
     neighbour::{HostFacts, Interface, Link},
 };
 
@@ -35,6 +41,7 @@ const SEED: [u64; 2] = [0x0123_4567_89ab_cdef, 0x0f1e_2d3c_4b5a_6978];
 pub(crate) struct Stage {
     knowledge: Knowledge,
     executor: Executor,
+    object: Ebpf,
     /// The program.
     pub(crate) target: Target,
 }
@@ -81,6 +88,7 @@ impl Stage {
         let mut stage = Self {
             knowledge: Knowledge::new(config, Decisions::default(), vec![port], facts, false),
             executor: Executor::new(maps, actual),
+            object,
             target,
         };
         stage.resolve();
@@ -109,25 +117,51 @@ impl Stage {
         }
     }
 
-    /// Drains the first backends of every service.
-    pub(crate) fn drain(&mut self, backends: usize) -> Result<()> {
+    /// Drains backends, the first ones first, until this share of the slots is in transition: that of a drained backend, and
+    /// what a Maglev table moves besides.
+    pub(crate) fn drain(&mut self, percent: u64) -> Result<()> {
         let decision = Decision {
             drained: true,
             ..Decision::default()
         };
         let services = self.knowledge.config().services.clone();
-        for service in &services {
-            for backend in service.backends.iter().take(backends) {
-                self.knowledge
-                    .decisions
-                    .set(&service.name, &backend.name, decision.clone());
+        let most = services.iter().map(|s| s.backends.len()).max().unwrap_or(0);
+        let (mut unsettled, all) = self.in_transition();
+        for backend in 0..most {
+            if 100 * unsettled >= percent * all {
+                break;
             }
+            for service in &services {
+                if let Some(backend) = service.backends.get(backend) {
+                    self.knowledge
+                        .decisions
+                        .set(&service.name, &backend.name, decision);
+                }
+            }
+            self.apply()?;
+            (unsettled, _) = self.in_transition();
         }
-        self.apply()
+        ensure!(
+            unsettled.abs_diff(all * percent / 100) <= all / 50,
+            "{unsettled} of {all} slots are in transition instead of {percent} %: the row would be of something else"
+        );
+        Ok(())
+    }
+
+    /// Runs `work` while the program is attached to an interface of this thread's namespace.
+    pub(crate) fn attached<T>(
+        &mut self,
+        ifindex: u32,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let id = attach_datapath(&mut self.object, ifindex)?;
+        let result = work();
+        detach_datapath(&mut self.object, id)?;
+        result
     }
 
     /// How many of all slots are in transition, and how many slots there are.
-    pub(crate) fn in_transition(&self) -> (u64, u64) {
+    fn in_transition(&self) -> (u64, u64) {
         let actual = &self.executor.actual;
         let slots = actual.services().values().map(|s| s.slots.len() as u64);
         let unsettled = actual

@@ -5,6 +5,8 @@ pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod control;
+#[cfg(test)]
+mod counting;
 pub mod dataplane;
 pub mod health;
 pub mod maglev;

@@ -92,13 +92,64 @@ pub fn build(members: &[Member<'_>], bits: u8) -> Vec<u16> {
 
     let block_bits = bits.min(MIN_BITS);
     let mut table = Blocks::new(block_bits, bits);
-    let mut racers: Vec<Racer> = members
+    let weights: Vec<u32> = members.iter().map(|member| member.weight).collect();
+    let racers = members
         .iter()
-        .zip(quotas(&members, 1 << bits))
-        .filter(|&(_, quota)| quota > 0)
-        .map(|(member, quota)| Racer::new(member, quota, block_bits))
+        .zip(quotas(&weights, 1 << bits))
+        .map(|(member, quota)| Racer::new(member, quota))
         .collect();
+    race(racers, &mut table, block_bits);
+    table.slots
+}
 
+/// Doubles a table: slot i becomes slots 2i and 2i+1. The index of a slot is the hash's top bits, so
+/// every hash finds in the new table what it found in the old one.
+#[must_use]
+pub fn grow<T: Copy>(table: &[T]) -> Vec<T> {
+    table.iter().flat_map(|&slot| [slot, slot]).collect()
+}
+
+/// How many of `slots` each member gets: its share rounded down, and one more for those with the
+/// largest remainders until all are given away. Nobody gets any where all weights are 0.
+fn quotas(weights: &[u32], slots: u64) -> Vec<u32> {
+    let total: u64 = weights.iter().copied().map(u64::from).sum();
+    if total == 0 {
+        return vec![0; weights.len()];
+    }
+    // 2^18 slots times a weight below 2^32 stays far below 2^64.
+    let shares = weights.iter().map(|weight| slots * u64::from(*weight));
+    let mut quotas = Vec::with_capacity(weights.len());
+    let mut remainders: Vec<(Reverse<u64>, usize)> = Vec::with_capacity(weights.len());
+    for (index, share) in shares.enumerate() {
+        quotas.push(u32::try_from(share / total).expect("no more than all slots"));
+        remainders.push((Reverse(share % total), index));
+    }
+    let given: u64 = quotas.iter().copied().map(u64::from).sum();
+    // Fewer are left than there are remainders; who is among the largest counts, not their order.
+    let left = (slots - given) as usize;
+    if left > 0 {
+        remainders.select_nth_unstable(left - 1);
+        for &(_, index) in &remainders[..left] {
+            quotas[index] += 1;
+        }
+    }
+    quotas
+}
+
+/// The time that a backend of weight 1 takes per try. Large enough that the heaviest weight's step
+/// still has 16 bits, small enough that 2^11 steps stay far below 2^64.
+const SLOWEST_STEP: u64 = 1 << 48;
+
+/// The end of the round after `now`: a quarter try per block, on average.
+fn round_end(now: u64, racers: &[Racer], block_bits: u8) -> u64 {
+    let speed: u64 = racers.iter().map(|racer| racer.speed).sum();
+    let length = (u128::from(SLOWEST_STEP) << block_bits) / (4 * u128::from(speed));
+    now.saturating_add(u64::try_from(length).unwrap_or(u64::MAX).max(1))
+}
+
+/// Lets the racers race until all slots have an owner. Those without a quota take no part.
+fn race(mut racers: Vec<Racer>, table: &mut Blocks, block_bits: u8) {
+    racers.retain(|racer| racer.quota > 0);
     let mut now = 0;
     let mut tries = Vec::new();
     while racers.len() > 1 {
@@ -106,7 +157,7 @@ pub fn build(members: &[Member<'_>], bits: u8) -> Vec<u16> {
         now = round_end(now, &racers, block_bits);
         tries.clear();
         for (order, racer) in (0_u32..).zip(&mut racers) {
-            while let Some((time, block)) = racer.next_try(now) {
+            while let Some((time, block)) = racer.next_try(now, block_bits) {
                 if !table.is_full(block) {
                     tries.push((time, order, block));
                 }
@@ -122,47 +173,6 @@ pub fn build(members: &[Member<'_>], bits: u8) -> Vec<u16> {
     if let [last] = &racers[..] {
         table.claim_rest(last.number);
     }
-    table.slots
-}
-
-/// Doubles a table: slot i becomes slots 2i and 2i+1. The index of a slot is the hash's top bits, so
-/// every hash finds in the new table what it found in the old one.
-#[must_use]
-pub fn grow<T: Copy>(table: &[T]) -> Vec<T> {
-    table.iter().flat_map(|&slot| [slot, slot]).collect()
-}
-
-/// How many of `slots` each member gets: its share rounded down, and one more for those with the
-/// largest remainders until all are given away.
-fn quotas(members: &[&Member<'_>], slots: u64) -> Vec<u32> {
-    let total: u64 = members.iter().map(|member| u64::from(member.weight)).sum();
-    if total == 0 {
-        return Vec::new();
-    }
-    // 2^18 slots times a weight below 2^32 stays far below 2^64.
-    let share = |member: &Member<'_>| slots * u64::from(member.weight);
-    let mut quotas: Vec<u32> = members
-        .iter()
-        .map(|member| u32::try_from(share(member) / total).expect("no more than all slots"))
-        .collect();
-    let given: u64 = quotas.iter().copied().map(u64::from).sum();
-    let mut by_remainder: Vec<usize> = (0..members.len()).collect();
-    by_remainder.sort_unstable_by_key(|&index| (Reverse(share(members[index]) % total), index));
-    for index in by_remainder.into_iter().take((slots - given) as usize) {
-        quotas[index] += 1;
-    }
-    quotas
-}
-
-/// The time that a backend of weight 1 takes per try. Large enough that the heaviest weight's step
-/// still has 16 bits, small enough that 2^11 steps stay far below 2^64.
-const SLOWEST_STEP: u64 = 1 << 48;
-
-/// The end of the round after `now`: a quarter try per block, on average.
-fn round_end(now: u64, racers: &[Racer], block_bits: u8) -> u64 {
-    let speed: u64 = racers.iter().map(|racer| SLOWEST_STEP / racer.step).sum();
-    let length = (u128::from(SLOWEST_STEP) << block_bits) / (4 * u128::from(speed));
-    now.saturating_add(u64::try_from(length).unwrap_or(u64::MAX).max(1))
 }
 
 /// A backend on its way through the blocks. When it tries which block depends on nothing but its
@@ -174,6 +184,8 @@ struct Racer {
     quota: u32,
     /// Time between two tries, inversely proportional to the weight.
     step: u64,
+    /// Tries within [`SLOWEST_STEP`].
+    speed: u64,
     /// Time of the next try.
     time: u64,
     /// Tries made.
@@ -181,27 +193,31 @@ struct Racer {
 }
 
 impl Racer {
-    fn new(member: &Member<'_>, quota: u32, block_bits: u8) -> Self {
+    fn new(member: &Member<'_>, quota: u32) -> Self {
         let mut keys = Keys::of(member.identity);
         let step = SLOWEST_STEP / u64::from(member.weight);
         // Backends of equal weight would otherwise all try at the same instant.
         let phase = (u128::from(step) * u128::from(keys.next())) >> 64;
         Self {
-            permutation: Permutation::new(&mut keys, block_bits),
+            permutation: Permutation::new(&mut keys),
             number: member.number,
             quota,
             step,
+            speed: SLOWEST_STEP / step,
             time: phase as u64,
             tried: 0,
         }
     }
 
-    /// The next try before `end`, as (time, block).
-    fn next_try(&mut self, end: u64) -> Option<(u64, u32)> {
-        if self.time >= end || self.tried > self.permutation.mask {
+    /// The next try before `end`, as (time, block), of 2^`block_bits` blocks.
+    #[inline]
+    fn next_try(&mut self, end: u64, block_bits: u8) -> Option<(u64, u32)> {
+        if self.time >= end || self.tried >> block_bits != 0 {
             return None;
         }
-        let tried = (self.time, self.permutation.at(self.tried));
+        #[cfg(test)]
+        tests::TRIES.set(tests::TRIES.get() + 1);
+        let tried = (self.time, self.permutation.at(self.tried, block_bits));
         self.time += self.step;
         self.tried += 1;
         Some(tried)
@@ -251,16 +267,12 @@ impl Blocks {
 /// too, but its low bits repeat with a short period, and backends with similar skips then follow each
 /// other through the table: removing one of ten moved up to 7 % of the other nine's slots.
 struct Permutation {
-    mask: u32,
-    shift: u32,
     rounds: [(u32, u32); 3],
 }
 
 impl Permutation {
-    fn new(keys: &mut Keys, bits: u8) -> Self {
+    fn new(keys: &mut Keys) -> Self {
         Self {
-            mask: (1 << bits) - 1,
-            shift: u32::from(bits).div_ceil(2).max(1),
             rounds: std::array::from_fn(|_| {
                 let key = keys.next();
                 // An odd factor has an inverse modulo a power of two.
@@ -269,12 +281,15 @@ impl Permutation {
         }
     }
 
-    /// Each step (adding, multiplying by an odd number, xor with a right shift) can be undone, so the
-    /// whole can.
-    fn at(&self, index: u32) -> u32 {
+    /// Where the number `index` below 2^`bits` goes. Each step (adding, multiplying by an odd number, xor with a right shift)
+    /// can be undone, so the whole can.
+    #[inline]
+    fn at(&self, index: u32, bits: u8) -> u32 {
+        let mask = (1 << bits) - 1;
+        let shift = u32::from(bits).div_ceil(2).max(1);
         self.rounds.iter().fold(index, |x, &(summand, factor)| {
-            let x = x.wrapping_add(summand).wrapping_mul(factor) & self.mask;
-            x ^ (x >> self.shift)
+            let x = x.wrapping_add(summand).wrapping_mul(factor) & mask;
+            x ^ (x >> shift)
         })
     }
 }
@@ -302,17 +317,58 @@ impl Keys {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
+
+    thread_local! {
+        /// Tries of this thread so far.
+        pub(super) static TRIES: Cell<u64> = const { Cell::new(0) };
+    }
+
+    /// A guard without a clock: nearly all the time that a table takes goes into tries.
+    #[test]
+    fn a_table_takes_a_bounded_number_of_tries() {
+        for (count, bits, at_most) in [
+            (2, 11, 5_000),
+            (16, 11, 15_000),
+            (100, 15, 25_000),
+            (1000, 16, 35_000),
+            (1000, 17, 35_000),
+            (4000, 18, 65_000),
+            (65_535, 18, 700_000),
+        ] {
+            let names: Vec<String> = (0..count).map(|index| format!("b{index}")).collect();
+            let mut keys = Keys(7);
+            let members: Vec<Member<'_>> = names
+                .iter()
+                .zip(1..=u16::MAX)
+                .map(|(identity, number)| Member {
+                    identity,
+                    weight: 50 + keys.next() as u32 % 101,
+                    number,
+                })
+                .collect();
+            let before = TRIES.get();
+            assert!(!build(&members, bits).contains(&NO_BACKEND));
+            let tries = TRIES.get() - before;
+            assert!(
+                tries <= at_most,
+                "{count} backends, 2^{bits}: {tries} tries"
+            );
+            assert!(tries >= 1 << MIN_BITS, "they are counted");
+        }
+    }
 
     #[test]
     fn a_permutation_names_every_block_once() {
         for bits in 0..=MIN_BITS {
             for backend in 0..20 {
                 let mut keys = Keys::of(&format!("backend {backend}"));
-                let permutation = Permutation::new(&mut keys, bits);
+                let permutation = Permutation::new(&mut keys);
                 let mut seen = vec![false; 1 << bits];
                 for index in 0..1 << bits {
-                    let block = permutation.at(index) as usize;
+                    let block = permutation.at(index, bits) as usize;
                     assert!(!seen[block], "{bits} bits: block {block} came twice");
                     seen[block] = true;
                 }
@@ -346,16 +402,16 @@ mod tests {
                 })
                 .collect();
             let block_bits = bits.min(MIN_BITS);
-            let sorted: Vec<&Member<'_>> = members.iter().collect();
-            let quotas = quotas(&sorted, 1 << bits);
+            let weights: Vec<u32> = members.iter().map(|member| member.weight).collect();
+            let quotas = quotas(&weights, 1 << bits);
             let mut racers: Vec<Racer> = members
                 .iter()
                 .zip(quotas)
-                .map(|(member, quota)| Racer::new(member, quota, block_bits))
+                .map(|(member, quota)| Racer::new(member, quota))
                 .collect();
             let mut tries = Vec::new();
             for (order, racer) in racers.iter_mut().enumerate() {
-                while let Some((time, block)) = racer.next_try(u64::MAX) {
+                while let Some((time, block)) = racer.next_try(u64::MAX, block_bits) {
                     tries.push((time, order, block));
                 }
             }

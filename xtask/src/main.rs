@@ -1,8 +1,9 @@
-//! The tasks of xdp-lb: `cargo xtask setup|build|test|demo`.
+//! The tasks of xdp-lb: `cargo xtask setup|build|test|demo|bench`.
 //!
 //! Each one starts from a machine with nothing but a Rust toolchain and installs what it lacks. All that xtask
 //! itself has to say goes to standard error; standard output belongs to what a task runs.
 
+mod bench;
 mod build;
 mod demo;
 mod leftovers;
@@ -19,7 +20,7 @@ use clap::{Parser, Subcommand};
 
 use crate::{setup::Needs, workspace::Workspace};
 
-/// The build, test and demo tasks of xdp-lb.
+/// The build, test, demo and benchmark tasks of xdp-lb.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Arguments {
@@ -40,6 +41,8 @@ enum Task {
     },
     /// Watch xdp-lb spread, fail over and drain real requests in a network of namespaces
     Demo(demo::Arguments),
+    /// Measure nanoseconds per packet against the least that a balancer must do
+    Bench(bench::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Task::Build => build::run(&workspace),
         Task::Test { name_filter } => test::run(&workspace, name_filter.as_deref()),
         Task::Demo(arguments) => demo::run(&workspace, &arguments),
+        Task::Bench(arguments) => bench::run(&workspace, &arguments),
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -22,6 +22,8 @@ use serde::{Deserialize, Serialize};
 pub enum Request {
     /// The state of everything.
     Status,
+    /// Whether anybody is there: nothing is done, and no change is the answer.
+    Ping,
     /// Planned maintenance: no new flow to the backend, its flows stay.
     Drain {
         /// Which backend.

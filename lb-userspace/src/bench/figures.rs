@@ -10,6 +10,11 @@ impl Series {
         self.0.extend(laps);
     }
 
+    /// The laps of another series of the same program.
+    pub fn append(&mut self, other: &Self) {
+        self.0.extend_from_slice(&other.0);
+    }
+
     /// How many laps there are.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -86,7 +91,7 @@ mod tests {
     use super::*;
 
     fn series<const N: usize>(bursts: [f64; N]) -> Series {
-        laps.into_iter().collect()
+        bursts.into_iter().collect()
     }
 
     #[test]

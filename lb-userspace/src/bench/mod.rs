@@ -6,4 +6,8 @@
 
 pub mod figures;
 pub mod frame;
+pub mod machine;
 pub mod measure;
+pub mod results;
+pub mod running;
+pub mod table;

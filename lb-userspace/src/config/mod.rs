@@ -12,6 +12,8 @@ mod model;
 mod ports;
 mod raw;
 mod reader;
+#[cfg(test)]
+pub(crate) mod samples;
 mod sections;
 mod service;
 mod source;

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
+    sync::Arc,
     time::Duration,
 };
 
@@ -23,6 +24,10 @@ use super::{
 /// Milliseconds of a clock that only goes forward.
 pub type Millis = u64;
 
+/// For whom a table is built: identity, weight and number of the active backends, in their order. An identity stays where it
+/// is as long as the backend does, so that a failure of one among a thousand copies no names.
+pub type BuiltFor = Vec<(Arc<str>, u32, u16)>;
+
 /// Everything the maps hold.
 ///
 /// Changed by [`Actual::apply`] alone, which keeps the indexes in step: a failure is applied in a time that does not depend
@@ -33,12 +38,14 @@ pub struct Actual {
     backends: BTreeMap<u16, ActualBackend>,
     /// Service name -> id.
     ids: HashMap<String, u16>,
-    /// Service id -> backend name -> numbers: several where an address changed and the old one is leaving.
-    members: BTreeMap<u16, BTreeMap<String, Vec<u16>>>,
+    /// Service id -> backend name -> addresses and numbers: several where an address changed and the old one is leaving.
+    members: HashMap<u16, HashMap<String, Vec<(IpAddr, u16)>>>,
     /// Service id -> how many of its slots are in transition, where there are any.
     unsettled: BTreeMap<u16, u32>,
     /// Backend number -> how many slots name it.
     named: Vec<Named>,
+    /// Backend number -> whether its entry says that it has failed.
+    failed: Vec<bool>,
     /// Backends that drain or leave.
     ending: BTreeSet<u16>,
     retired: Retired,
@@ -106,9 +113,8 @@ pub struct ActualService {
     pub slots: Vec<Slot>,
     /// When each slot last changed; only means something for a slot in transition.
     pub changed: Vec<Millis>,
-    /// For whom the table was built: identity, weight and number of the active backends, in their order. `None` where that
-    /// is not known, as after adoption.
-    pub built_for: Option<Vec<(String, u32, u16)>>,
+    /// For whom the table was built. `None` where that is not known, as after adoption.
+    pub built_for: Option<BuiltFor>,
 }
 
 impl ActualService {
@@ -168,7 +174,7 @@ pub enum Op {
         /// Index in the table, and what it holds from now on.
         changes: Vec<(u32, Slot)>,
         /// For whom the table is built then; `None` where the slots only settle.
-        built_for: Option<Vec<(String, u32, u16)>>,
+        built_for: Option<BuiltFor>,
     },
     /// A service is new, or has another table, or anything of it changes.
     Service {
@@ -211,9 +217,10 @@ impl Actual {
             services: BTreeMap::new(),
             backends: BTreeMap::new(),
             ids: HashMap::new(),
-            members: BTreeMap::new(),
+            members: HashMap::new(),
             unsettled: BTreeMap::new(),
             named: vec![Named::default(); 1 << 16],
+            failed: vec![false; 1 << 16],
             ending: BTreeSet::new(),
             retired: Retired::default(),
             hot: BTreeMap::new(),
@@ -260,6 +267,12 @@ impl Actual {
     #[must_use]
     pub fn is_named(&self, number: u16) -> bool {
         self.named(number) != Named::default()
+    }
+
+    /// Whether a backend's entry says that it has failed; not so where nobody has the number.
+    #[must_use]
+    pub fn has_failed(&self, number: u16) -> bool {
+        self.failed[usize::from(number)]
     }
 
     /// The backends that drain or leave, by number.
@@ -311,8 +324,8 @@ impl Actual {
             .get(&service)?
             .get(name)?
             .iter()
-            .find(|number| self.backends[*number].address == address)
-            .copied()
+            .find(|(known, _)| *known == address)
+            .map(|(_, number)| *number)
     }
 
     /// The backends of a service, those that are leaving among them, by number.
@@ -322,9 +335,9 @@ impl Actual {
             .members
             .get(&service)
             .into_iter()
-            .flat_map(BTreeMap::values)
+            .flat_map(HashMap::values)
             .flatten()
-            .map(|number| (*number, &self.backends[number]))
+            .map(|(_, number)| (*number, &self.backends[number]))
             .collect();
         found.sort_unstable_by_key(|(number, _)| *number);
         found
@@ -479,19 +492,28 @@ impl Actual {
     }
 
     pub(super) fn insert_backend(&mut self, number: u16, backend: ActualBackend) {
-        self.forget_backend(number);
-        self.members
-            .entry(backend.service)
-            .or_default()
-            .entry(backend.name.clone())
-            .or_default()
-            .push(number);
+        let same = self.backends.get(&number).is_some_and(|old| {
+            (old.service, &old.name, old.address)
+                == (backend.service, &backend.name, backend.address)
+        });
+        if !same {
+            self.forget_backend(number);
+            self.members
+                .entry(backend.service)
+                .or_default()
+                .entry(backend.name.clone())
+                .or_default()
+                .push((backend.address, number));
+        }
         if matches!(
             backend.state,
             BackendState::Draining | BackendState::Leaving
         ) {
             self.ending.insert(number);
+        } else {
+            self.ending.remove(&number);
         }
+        self.failed[usize::from(number)] = backend.entry.failed();
         self.backends.insert(number, backend);
     }
 
@@ -500,11 +522,12 @@ impl Actual {
             return;
         };
         self.ending.remove(&number);
+        self.failed[usize::from(number)] = false;
         let Some(names) = self.members.get_mut(&old.service) else {
             return;
         };
         if let Some(numbers) = names.get_mut(&old.name) {
-            numbers.retain(|other| *other != number);
+            numbers.retain(|(_, other)| *other != number);
             if numbers.is_empty() {
                 names.remove(&old.name);
             }

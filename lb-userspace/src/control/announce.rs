@@ -1,9 +1,13 @@
 //! What changes, told to people: in the log, and to whoever ordered it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use lb_common::abi::BackendState;
-use tracing::{info, warn};
+use tracing::{
+    info,
+    subscriber::{NoSubscriber, with_default},
+    warn,
+};
 
 use super::{
     actual::{Actual, Op},
@@ -34,6 +38,27 @@ pub fn announce_hot(actual: &Actual, op: &Op) {
     );
 }
 
+/// So many operations that come at once are logged each; of more the log tells how many there were. A start with 65,535
+/// backends would else fill it, and wait for it.
+const TOLD_EACH: usize = 256;
+
+/// Logs every change of a backend with its reason, or how many there are of very many, and gives each as a line. To be called
+/// before the operations are done: `actual` is what they change.
+pub fn announce_all(actual: &Actual, ops: &[Op]) -> Vec<String> {
+    let told = |op: &&Op| !matches!(op, Op::Slots { .. } | Op::SwapDirectory { .. });
+    if ops.iter().filter(told).count() <= TOLD_EACH {
+        return announce(actual, ops);
+    }
+    let lines = with_default(NoSubscriber::default(), || announce(actual, ops));
+    if !lines.is_empty() {
+        info!(
+            changes = lines.len(),
+            "many changes at once: `xdp-lb status` tells how everything is now"
+        );
+    }
+    lines
+}
+
 /// Logs every change of a backend with its reason, and gives the same as lines. To be called before the operations are
 /// done: `actual` is what they change.
 pub fn announce(actual: &Actual, ops: &[Op]) -> Vec<String> {
@@ -52,9 +77,16 @@ pub fn announce(actual: &Actual, ops: &[Op]) -> Vec<String> {
             .or_else(|| added.get(&id).copied())
             .unwrap_or_default()
     };
+    let priorities: HashMap<u16, u32> = ops
+        .iter()
+        .filter_map(|op| match op {
+            Op::Backend { number, backend } => Some((*number, backend.priority)),
+            _ => None,
+        })
+        .collect();
     let mut lines = Vec::new();
     for op in ops {
-        if let Some((id, from, to)) = other_priority(actual, ops, op) {
+        if let Some((id, from, to)) = other_priority(actual, &priorities, op) {
             let service = name_of(id);
             if to < from {
                 info!(service, from, to, "new flows go back to a better priority");
@@ -171,8 +203,13 @@ pub fn announce(actual: &Actual, ops: &[Op]) -> Vec<String> {
     lines
 }
 
-/// Service, and the priorities before and after, where an operation gives the new flows to backends of another priority.
-fn other_priority(actual: &Actual, ops: &[Op], op: &Op) -> Option<(u16, u32, u32)> {
+/// Service, and the priorities before and after, where an operation gives the new flows to backends of another priority;
+/// `changed` are the priorities, by backend number, that come with it.
+fn other_priority(
+    actual: &Actual,
+    changed: &HashMap<u16, u32>,
+    op: &Op,
+) -> Option<(u16, u32, u32)> {
     let (id, after) = match op {
         Op::Slots {
             service, built_for, ..
@@ -185,13 +222,10 @@ fn other_priority(actual: &Actual, ops: &[Op], op: &Op) -> Option<(u16, u32, u32
     let (_, _, first_before) = before.first()?;
     let (_, _, first_after) = after.first()?;
     let from = actual.backends().get(first_before)?.priority;
-    let changed = ops.iter().find_map(|op| match op {
-        Op::Backend { number, backend } if number == first_after => Some(backend),
-        _ => None,
-    });
-    let to = changed
-        .or_else(|| actual.backends().get(first_after))?
-        .priority;
+    let to = match changed.get(first_after) {
+        Some(priority) => *priority,
+        None => actual.backends().get(first_after)?.priority,
+    };
     (from != to).then_some((id, from, to))
 }
 

@@ -20,20 +20,22 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot},
     task::yield_now,
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, sleep_until},
 };
 use tracing::{error, info, warn};
 
 use self::follow::Follow;
 use super::{
     actual::{Millis, Op},
-    announce::announce,
+    announce::announce_all,
     decisions::Decisions,
     execute::Done,
     features,
     hot::watch::Watch,
     knowledge::Knowledge,
-    orders, probe_routes,
+    orders,
+    prepared::Prepared,
+    probe_routes,
     reconcile::{Scope, reconcile},
     report::{self, Report},
     startup::{self, Running},
@@ -114,6 +116,8 @@ pub async fn run(options: Options) -> Result<()> {
         sweeper: Sweeper::default(),
         fragments_swept: Instant::now(),
         followed: Follow::default(),
+        opening: Opening::default(),
+        prepared: Prepared::default(),
         reports: VecDeque::new(),
         started,
         started_at: SystemTime::now(),
@@ -213,6 +217,22 @@ impl Cause {
     }
 }
 
+/// What a fresh start has learned and not acted upon. Nobody is served yet, so only what probes need is done: a probe through
+/// the VIP is aimed at the MAC address in the maps. Neighbours of thousands of services answer one by one, and each answer
+/// may be about all of them; between two looks at them it rests as long as a look takes.
+#[derive(Default)]
+struct Opening {
+    services: BTreeSet<String>,
+    not_before: Option<Instant>,
+}
+
+impl Opening {
+    fn is_due(&self) -> bool {
+        let now = Instant::now();
+        !self.services.is_empty() && self.not_before.is_none_or(|begin| begin <= now)
+    }
+}
+
 struct Daemon {
     options: Options,
     running: Running,
@@ -223,6 +243,8 @@ struct Daemon {
     sweeper: Sweeper,
     fragments_swept: Instant,
     followed: Follow,
+    opening: Opening,
+    prepared: Prepared,
     watch: Watch,
     /// Each status that is being put together, and for whom.
     reports: VecDeque<(Report, oneshot::Sender<Response>)>,
@@ -273,8 +295,11 @@ impl Daemon {
                     self.watch_sources()?;
                     self.begin_sweep();
                 }
+                () = sleep_until(self.opening.not_before.unwrap_or(self.started).into()),
+                    if !self.opening.services.is_empty() => {}
                 // Last: whatever else has happened comes first. Yielding lets the tasks of probes and clients go on as well.
-                () = yield_now(), if self.sweeper.is_active() || !self.reports.is_empty() => {
+                () = yield_now(), if self.has_work() => {
+                    self.prepared.prepare(&self.running.executor.actual);
                     self.tell_piece()?;
                     if self.sweeper.is_active() {
                         self.sweep_piece(Budget::PIECE)?;
@@ -284,6 +309,11 @@ impl Daemon {
             self.end_opening()?;
             self.end_drains()?;
         }
+    }
+
+    /// Whether there is work that waits until nothing else has happened.
+    fn has_work(&self) -> bool {
+        self.sweeper.is_active() || !self.reports.is_empty() || self.prepared.is_wanted()
     }
 
     /// What the kernel's network must have for the VIPs: the probes' ways, and the groups that IPv6 ones are looked for in.
@@ -329,13 +359,22 @@ impl Daemon {
 
     /// After a fresh start: builds the first tables when every backend has been judged once, or time is up.
     fn end_opening(&mut self) -> Result<()> {
-        if self.knowledge.opening
-            && (self.started.elapsed() > OPENING
-                || self.knowledge.all_judged(&self.running.executor.actual))
+        if !self.knowledge.opening {
+            return Ok(());
+        }
+        if self.started.elapsed() > OPENING
+            || self.knowledge.all_judged(&self.running.executor.actual)
         {
             self.knowledge.opening = false;
+            self.opening = Opening::default();
             let cause = Cause::new(ApplyKind::Start, "the first answers");
             self.change(&cause, Touched::All)?;
+        } else if self.opening.is_due() {
+            let services = std::mem::take(&mut self.opening.services);
+            let begun = Instant::now();
+            let cause = Cause::new(ApplyKind::Start, "neighbours");
+            self.change(&cause, Touched::Only(&services))?;
+            self.opening.not_before = Some(Instant::now() + begun.elapsed());
         }
         Ok(())
     }
@@ -409,7 +448,7 @@ impl Daemon {
         if ops.is_empty() {
             return Ok(Vec::new());
         }
-        let lines = announce(&self.running.executor.actual, ops);
+        let lines = announce_all(&self.running.executor.actual, ops);
         let done = self.execute(ops, now)?;
         if done.slots > 0 || !lines.is_empty() {
             self.applied(cause, &done);

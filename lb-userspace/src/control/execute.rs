@@ -1,9 +1,13 @@
 //! Operations done: first the stores that packets see, then what people and the next controller read.
 
-use std::{collections::BTreeSet, net::IpAddr, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Instant,
+};
 
 use lb_common::{
-    abi::{self, BackendInfo, HotInfo, ServiceInfo},
+    abi::{self, BackendInfo, Counter, HotInfo, ServiceInfo},
     flow::{FlowLine, Way},
     hot::{HotWord, digest},
     pick::Backend,
@@ -36,6 +40,9 @@ struct GivenUp {
     grace: Grace,
     backends: Vec<u16>,
 }
+
+/// So many counters are read with one system call.
+const COUNTERS_AT_ONCE: u16 = 2048;
 
 /// Whether an operation may write what was given up before it.
 fn reuses(op: &Op, actual: &Actual) -> bool {
@@ -76,7 +83,8 @@ impl<M: Memory> Executor<M> {
             grace.wait();
             for number in backends {
                 if !self.actual.backends().contains_key(&number) {
-                    self.maps.set_backend(number, Backend::default());
+                    // The records that still name it are taken for those of a failed one: their flows move.
+                    self.maps.set_backend(number, Backend::new(0, 0, true));
                 }
             }
         }
@@ -102,6 +110,7 @@ impl<M: Memory> Executor<M> {
         if ops.iter().any(|op| reuses(op, &self.actual)) {
             self.end_grace();
         }
+        let bases = self.bases(ops)?;
         let mut done = Done::default();
         let mut backends = BTreeSet::new();
         let mut services = BTreeSet::new();
@@ -112,16 +121,18 @@ impl<M: Memory> Executor<M> {
                 Op::Backend { number, backend } => {
                     self.maps.set_backend(*number, backend.entry);
                     done.stores += 1;
+                    done.stored = Some(Instant::now());
                     let mut backend = backend.clone();
-                    if !self.actual.backends().contains_key(number) {
+                    if self.actual.backends().contains_key(number) {
+                        backends.insert(*number);
+                    } else {
                         // Counters are never set back: a new owner starts from what it shows.
-                        let base = self.maps.counter(*number)?;
+                        let base = bases.get(number).copied().unwrap_or_default();
                         (backend.base_packets, backend.base_bytes) = (base.packets, base.bytes);
                         // A controller killed in the middle of this leaves no slot that names a backend nobody knows.
                         self.maps
                             .set_backend_info(*number, backend_info(&backend))?;
                     }
-                    backends.insert(*number);
                     self.actual.apply(
                         &Op::Backend {
                             number: *number,
@@ -138,6 +149,7 @@ impl<M: Memory> Executor<M> {
                         for (index, slot) in changes {
                             self.maps.set_slot(table.offset + index, *slot);
                         }
+                        done.stored = Some(Instant::now());
                         done.slots += changes.len() as u64;
                     }
                 }
@@ -148,11 +160,13 @@ impl<M: Memory> Executor<M> {
                             done.slots += 1;
                         }
                     }
-                    if !self.actual.services().contains_key(id) {
+                    done.stored = Some(Instant::now());
+                    if self.actual.services().contains_key(id) {
+                        services.insert(*id);
+                    } else {
                         self.maps
                             .set_service_info(*id, service_info(*id, service))?;
                     }
-                    services.insert(*id);
                 }
                 Op::RemoveService { id } => {
                     services.insert(*id);
@@ -160,6 +174,7 @@ impl<M: Memory> Executor<M> {
                 Op::SwapDirectory { layout } => {
                     self.swap_directory(layout);
                     done.stores += 1;
+                    done.stored = Some(Instant::now());
                     taken_away = true;
                 }
                 Op::RemoveBackend { number } => {
@@ -182,14 +197,18 @@ impl<M: Memory> Executor<M> {
                         self.maps.set_hot(place, HotWord::default());
                     }
                     done.stores += 1;
+                    done.stored = Some(Instant::now());
                     places.extend(place);
                 }
-                Op::Release(_) => {}
+                Op::Release(released) => {
+                    for number in &released.backends {
+                        self.maps.set_backend(*number, Backend::default());
+                    }
+                }
             }
             self.actual.apply(op, began);
         }
         done.stores += done.slots;
-        done.stored = Some(Instant::now());
         let ended = clock();
         for op in ops {
             self.actual.redate(op, began, ended);
@@ -227,6 +246,31 @@ impl<M: Memory> Executor<M> {
         let generation = &self.maps.control().generation;
         generation.set(generation.get() + 1);
         Ok(done)
+    }
+
+    /// What the counters of those show that are new: many at once, where their numbers follow each other.
+    fn bases(&self, ops: &[Op]) -> Result<BTreeMap<u16, Counter>, DataplaneError> {
+        let new: BTreeSet<u16> = ops
+            .iter()
+            .filter_map(|op| match op {
+                Op::Backend { number, .. } => Some(*number),
+                _ => None,
+            })
+            .filter(|number| !self.actual.backends().contains_key(number))
+            .collect();
+        let mut bases = BTreeMap::new();
+        let mut new = new.into_iter().peekable();
+        while let Some(first) = new.next() {
+            let mut count = 1;
+            while count < COUNTERS_AT_ONCE
+                && let Some(next) = first.checked_add(count)
+                && new.next_if_eq(&next).is_some()
+            {
+                count += 1;
+            }
+            bases.extend((first..=u16::MAX).zip(self.maps.counters(first, count)?));
+        }
+        Ok(bases)
     }
 
     /// Clears the records of flows that have ended, unless a packet renewed them meanwhile.
@@ -324,13 +368,45 @@ fn service_info(id: u16, service: &ActualService) -> ServiceInfo {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::abi::BackendState;
+    use std::collections::BTreeSet;
+
+    use lb_common::{abi::BackendState, pick::Backend};
 
     use crate::control::{
+        actual::{Op, Retired},
         failure::{Failed, fail},
         memory::Memory as _,
-        samples::{Bench, backend, service},
+        prepared::Prepared,
+        samples::{Bench, backend, in_state, service},
     };
+
+    /// A record that still names it would else send its flow to a backend without a MAC address, until the next sweep.
+    #[test]
+    fn a_removed_backend_counts_as_failed_until_no_record_names_it() {
+        let mut bench = Bench::new();
+        bench.bring(&[service(
+            "web",
+            10,
+            &[backend("a"), in_state("b", BackendState::Failed)],
+        )]);
+        let (number, now) = (bench.number("web", "b"), bench.now);
+        bench.bring(&[service("web", 10, &[backend("a")])]);
+        let entry = |bench: &Bench| bench.executor.maps.backend(number).unwrap();
+        let removal = [Op::RemoveBackend { number }];
+        bench.executor.execute(&removal, now, || now).unwrap();
+        bench.executor.end_grace();
+        assert!(entry(&bench).failed());
+        assert_eq!(entry(&bench).mac(), 0);
+        let released = Retired {
+            services: BTreeSet::new(),
+            backends: [number].into(),
+        };
+        bench
+            .executor
+            .execute(&[Op::Release(released)], now, || now)
+            .unwrap();
+        assert_eq!(entry(&bench), Backend::default());
+    }
 
     #[test]
     fn only_what_may_write_what_was_given_up_waits_for_the_packets_on_their_way() {
@@ -354,7 +430,7 @@ mod tests {
             without_mac: false,
         };
         let id = bench.actual().service_id("web").unwrap();
-        let failure = fail(bench.actual(), id, &[failed], 0).unwrap();
+        let failure = fail(bench.actual(), id, &[failed], 0, &mut Prepared::default()).unwrap();
         bench.executor.execute(&failure, now, || now).unwrap();
         assert_eq!(bench.state("web", "a"), BackendState::Down);
         assert!(waits(&bench), "a failure does not wait for it");
@@ -362,11 +438,8 @@ mod tests {
         let wider = service("dns", 12, &[backend("y")]);
         let addition = bench.plan(&[web, wider]).unwrap();
         bench.executor.execute(&addition, now, || now).unwrap();
-        assert_eq!(
-            bench.executor.maps.backend(given_up).unwrap().0,
-            0,
-            "over by now"
-        );
+        let left = bench.executor.maps.backend(given_up).unwrap();
+        assert_eq!(left, Backend::new(0, 0, true), "over by now");
         bench.executor.end_grace();
         assert!(!waits(&bench));
     }

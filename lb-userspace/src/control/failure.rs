@@ -6,14 +6,12 @@
 
 use std::collections::BTreeSet;
 
-use lb_common::{
-    abi::BackendState,
-    pick::{Backend, Slot},
-};
+use lb_common::{abi::BackendState, pick::Backend};
 
 use super::{
-    actual::{Actual, ActualBackend, Op},
-    reconcile::target,
+    actual::{Actual, ActualBackend, BuiltFor, Op},
+    prepared::Prepared,
+    reconcile::changes,
 };
 
 /// A backend that was found down.
@@ -31,9 +29,15 @@ pub struct Failed {
 
 /// The operations that follow when these backends of one service have failed; entries before slots. `None` where more has to
 /// be considered: a backend that the operator failed or that is down already, one that leaves, a service of which nobody of
-/// this priority is left or that this controller has not reconciled yet.
+/// this priority is left or that this controller has not reconciled yet. Tables come from what is `prepared`.
 #[must_use]
-pub fn fail(actual: &Actual, service_id: u16, failed: &[Failed], unix_ms: u64) -> Option<Vec<Op>> {
+pub fn fail(
+    actual: &Actual,
+    service_id: u16,
+    failed: &[Failed],
+    unix_ms: u64,
+    prepared: &mut Prepared,
+) -> Option<Vec<Op>> {
     let service = actual.services().get(&service_id)?;
     let built_for = service.built_for.as_ref()?;
     let mut ops = Vec::with_capacity(failed.len() + 1);
@@ -60,7 +64,7 @@ pub fn fail(actual: &Actual, service_id: u16, failed: &[Failed], unix_ms: u64) -
             },
         });
     }
-    let left: Vec<(String, u32, u16)> = built_for
+    let left: BuiltFor = built_for
         .iter()
         .filter(|(_, _, number)| !numbers.contains(number))
         .cloned()
@@ -69,31 +73,12 @@ pub fn fail(actual: &Actual, service_id: u16, failed: &[Failed], unix_ms: u64) -
         // The next priority serves, or nobody does.
         return None;
     }
-    let has_failed = |number: u16| {
-        numbers.contains(&number)
-            || actual
-                .backends()
-                .get(&number)
-                .is_some_and(|backend| backend.entry.failed())
-    };
+    let has_failed = |number: u16| numbers.contains(&number) || actual.has_failed(number);
     if left.len() == built_for.len() && !numbers.iter().any(|number| actual.is_named(*number)) {
         return Some(ops);
     }
-    let changes: Vec<(u32, Slot)> = (0..)
-        .zip(
-            target(
-                &service.slots,
-                &left,
-                service.bits,
-                service.track,
-                has_failed,
-            )
-            .into_iter()
-            .zip(&service.slots),
-        )
-        .filter(|(_, (new, old))| new != *old)
-        .map(|(index, (new, _))| (index, new))
-        .collect();
+    let table = prepared.table(&left, service.bits);
+    let changes = changes(&service.slots, &table, service.track, has_failed);
     if !changes.is_empty() || left.len() != built_for.len() {
         ops.push(Op::Slots {
             service: service_id,
@@ -123,6 +108,15 @@ mod tests {
             healthy: false,
             without_mac: false,
         }
+    }
+
+    fn fail_unprepared(
+        actual: &Actual,
+        service: u16,
+        failed: &[Failed],
+        unix_ms: u64,
+    ) -> Option<Vec<Op>> {
+        fail(actual, service, failed, unix_ms, &mut Prepared::default())
     }
 
     /// As [`down`] makes it.
@@ -159,7 +153,7 @@ mod tests {
         let named = u64::from(bench.actual().named(number).current);
 
         bench.executor.maps.touched.take();
-        let ops = fail(bench.actual(), id, &[down(number)], unix_ms(&bench)).unwrap();
+        let ops = fail_unprepared(bench.actual(), id, &[down(number)], unix_ms(&bench)).unwrap();
         assert_eq!(ops.len(), 2, "one backend, one service");
         assert_eq!(
             bench.executor.maps.touched.take(),
@@ -197,7 +191,7 @@ mod tests {
         ]);
         let fails = |service: &str, failed: &[Failed]| {
             let id = bench.actual().service_id(service).unwrap();
-            fail(bench.actual(), id, failed, 1).is_some()
+            fail_unprepared(bench.actual(), id, failed, 1).is_some()
         };
         let of = |service, backend| down(bench.number(service, backend));
         assert!(!fails("web", &[of("web", "a")]), "the next priority serves");
@@ -217,7 +211,7 @@ mod tests {
         bench.bring(&with(in_state("b", BackendState::Draining)));
         let number = bench.number("web", "b");
         assert!(bench.actual().named(number).previous > 0);
-        let ops = fail(bench.actual(), 0, &[down(number)], unix_ms(&bench)).unwrap();
+        let ops = fail_unprepared(bench.actual(), 0, &[down(number)], unix_ms(&bench)).unwrap();
         bench.execute(&ops);
         assert_eq!(bench.actual().named(number).previous, 0);
         assert_eq!(bench.state("web", "b"), BackendState::Down);
@@ -277,7 +271,7 @@ mod tests {
                     .map(|(backend, _)| down(bench.number("web", &backend.name)))
                     .collect();
                 let id = bench.actual().service_id("web").unwrap();
-                let short = fail(bench.actual(), id, &failed, unix_ms(&bench));
+                let short = fail_unprepared(bench.actual(), id, &failed, unix_ms(&bench));
                 for (backend, fails) in wanted.iter_mut().zip(round) {
                     if *fails && backend.state != BackendState::Down {
                         *backend = refused(backend);

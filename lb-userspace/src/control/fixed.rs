@@ -155,26 +155,7 @@ pub fn fixed_while_running(old: &Config, new: &Config, held: &Held) -> Option<St
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn config(limits: &str) -> Config {
-        let text = format!(
-            r#"
-            [node]
-            name = "lb1"
-            interfaces = ["eth0"]
-            [limits]
-            {limits}
-            [[service]]
-            name = "web"
-            vip = "192.0.2.10"
-            protocol = "tcp"
-            ports = [80]
-            backend = [{{ name = "one", address = "198.51.100.1" }}, {{ name = "two", address = "198.51.100.2" }}]
-            "#
-        );
-        Config::parse("test.toml", &text)
-            .unwrap_or_else(|errors| panic!("{}", errors.render(false)))
-    }
+    use crate::config::samples::with_limits as config;
 
     fn held(config: &Config) -> Held {
         Held {

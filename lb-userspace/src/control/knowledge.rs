@@ -23,7 +23,7 @@ use super::{
     ports::{PortState, subnet_towards},
 };
 use crate::{
-    config::{Config, Service},
+    config::{Backend, Config, Service},
     health::Health,
     neighbour::{HostFacts, Mac, Target},
 };
@@ -56,6 +56,8 @@ pub struct Knowledge {
     pub facts: HostFacts,
     /// Whether this is a fresh start, and the first answers are still awaited: see [`Self::all_judged`].
     pub opening: bool,
+    /// Of which service and which of its backends it has not been seen yet that they are judged: see [`Self::all_judged`].
+    judged: (usize, usize),
 }
 
 /// Where things are in the configuration: an event about one of 65,535 backends looks at its own services only.
@@ -103,6 +105,7 @@ impl Knowledge {
             ports,
             facts,
             opening,
+            judged: (0, 0),
         }
     }
 
@@ -114,6 +117,7 @@ impl Knowledge {
 
     fn set_config(&mut self, config: Config) -> Config {
         self.places = Places::of(&config);
+        self.judged = (0, 0);
         std::mem::replace(&mut self.config, config)
     }
 
@@ -182,35 +186,49 @@ impl Knowledge {
     ///
     /// Until then a fresh start serves nobody. If it served as soon as the first backend answers, every slot would name
     /// that one first, and be in transition for `flow_idle` as the others come; a client waits a moment instead.
+    ///
+    /// Whoever has been judged is not looked at again: while 65,535 of them answer, each answer asks this.
     #[must_use]
-    pub fn all_judged(&self, actual: &Actual) -> bool {
-        self.config.services.iter().all(|service| {
-            service.backends.iter().all(|backend| {
-                if !self.is_local(backend.address) {
-                    let Some(port) = self.port_towards(backend.address) else {
-                        return true;
-                    };
-                    let target = Target {
-                        address: backend.address,
-                        ifindex: port.ifindex,
-                    };
-                    let Some(neighbour) = self.neighbours.get(&target) else {
-                        return false;
-                    };
-                    if neighbour.mac.is_none() {
-                        return true;
-                    }
+    pub fn all_judged(&mut self, actual: &Actual) -> bool {
+        let (mut place, mut backend) = self.judged;
+        while let Some(service) = self.config.services.get(place) {
+            while let Some(one) = service.backends.get(backend) {
+                if !self.is_judged(service, one, actual) {
+                    self.judged = (place, backend);
+                    return false;
                 }
-                if service.probe.is_none() {
-                    return true;
-                }
-                actual
-                    .service_id(&service.name)
-                    .and_then(|id| actual.backend_number(id, &backend.name, backend.address))
-                    .and_then(|number| self.health.get(&number))
-                    .is_some_and(Health::is_probed)
-            })
-        })
+                backend += 1;
+            }
+            (place, backend) = (place + 1, 0);
+        }
+        self.judged = (place, backend);
+        true
+    }
+
+    fn is_judged(&self, service: &Service, backend: &Backend, actual: &Actual) -> bool {
+        if !self.is_local(backend.address) {
+            let Some(port) = self.port_towards(backend.address) else {
+                return true;
+            };
+            let target = Target {
+                address: backend.address,
+                ifindex: port.ifindex,
+            };
+            let Some(neighbour) = self.neighbours.get(&target) else {
+                return false;
+            };
+            if neighbour.mac.is_none() {
+                return true;
+            }
+        }
+        if service.probe.is_none() {
+            return true;
+        }
+        actual
+            .service_id(&service.name)
+            .and_then(|id| actual.backend_number(id, &backend.name, backend.address))
+            .and_then(|number| self.health.get(&number))
+            .is_some_and(Health::is_probed)
     }
 
     /// The addresses of all backends, those that are leaving among them.

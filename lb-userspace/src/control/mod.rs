@@ -22,6 +22,7 @@ pub mod knowledge;
 pub mod memory;
 pub mod orders;
 pub mod ports;
+pub mod prepared;
 pub mod probe_routes;
 pub mod reconcile;
 pub mod regions;
@@ -32,6 +33,8 @@ pub mod sweep;
 pub mod sweeper;
 pub mod vip_groups;
 
+#[cfg(test)]
+mod guards;
 #[cfg(test)]
 mod samples;
 #[cfg(test)]

@@ -2,7 +2,8 @@
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
 };
 
 use lb_common::{
@@ -12,7 +13,7 @@ use lb_common::{
 };
 
 use super::{
-    actual::{Actual, ActualBackend, ActualService, Millis, Op},
+    actual::{Actual, ActualBackend, ActualService, BuiltFor, Millis, Op},
     desired::{DesiredBackend, DesiredService},
     directory::{self, DirectoryFull},
     regions::Regions,
@@ -238,14 +239,20 @@ impl Plan<'_> {
         let old = self.actual.services().get(&id);
         // A table never shrinks while it is in use: that would tear slots in transition together.
         let bits = maglev::table_bits(&weights).max(old.map_or(0, |old| old.bits));
-        let built_for: Vec<(String, u32, u16)> = desired
+        // Who had its number before is the same backend: its identity need not be put into words again.
+        let known: HashMap<u16, &Arc<str>> = old
+            .iter()
+            .flat_map(|old| old.built_for.iter().flatten())
+            .map(|(identity, _, number)| (*number, identity))
+            .collect();
+        let built_for: BuiltFor = desired
             .active()
             .map(|b| {
-                (
-                    b.identity(),
-                    b.weight,
-                    numbers[&(b.name.as_str(), b.address)],
-                )
+                let number = numbers[&(b.name.as_str(), b.address)];
+                let identity = known
+                    .get(&number)
+                    .map_or_else(|| b.identity().into(), |known| Arc::clone(known));
+                (identity, b.weight, number)
             })
             .collect();
 
@@ -279,11 +286,7 @@ impl Plan<'_> {
             }
         };
         let table_is_new = old.is_none_or(|old| old.bits != bits);
-        let names_failed = || {
-            before
-                .iter()
-                .any(|slot| is_failed(slot.current()) || is_failed(slot.previous()))
-        };
+        let names_failed = || failed.iter().any(|number| self.actual.is_named(*number));
         let stale = table_is_new
             // Where nothing is tracked any more, nothing stays in transition.
             || old.is_some_and(|old| old.track != desired.track)
@@ -518,13 +521,43 @@ impl Plan<'_> {
 }
 
 /// The table after the change.
-pub(super) fn target(
+fn target(
     before: &[Slot],
-    built_for: &[(String, u32, u16)],
+    built_for: &BuiltFor,
     bits: u8,
     track: Track,
     failed: impl Fn(u16) -> bool,
 ) -> Vec<Slot> {
+    before
+        .iter()
+        .zip(table(built_for, bits))
+        .map(|(slot, target)| retarget(*slot, target, track, &failed))
+        .collect()
+}
+
+/// The slots that the change to the backends in `table` changes, by their index.
+pub(super) fn changes(
+    before: &[Slot],
+    table: &[u16],
+    track: Track,
+    failed: impl Fn(u16) -> bool,
+) -> Vec<(u32, Slot)> {
+    let mut changes = Vec::new();
+    for ((index, slot), target) in (0..).zip(before).zip(table) {
+        // Nearly all of them: settled on the backend that they go on with.
+        if *slot == Slot::settled(*target) {
+            continue;
+        }
+        let new = retarget(*slot, *target, track, &failed);
+        if new != *slot {
+            changes.push((index, new));
+        }
+    }
+    changes
+}
+
+/// The backend of each of 2^`bits` slots.
+pub(super) fn table(built_for: &BuiltFor, bits: u8) -> Vec<u16> {
     let members: Vec<maglev::Member<'_>> = built_for
         .iter()
         .map(|(identity, weight, number)| maglev::Member {
@@ -533,12 +566,7 @@ pub(super) fn target(
             number: *number,
         })
         .collect();
-    let table = maglev::build(&members, bits);
-    before
-        .iter()
-        .zip(table)
-        .map(|(slot, target)| retarget(*slot, target, track, &failed))
-        .collect()
+    maglev::build(&members, bits)
 }
 
 #[cfg(test)]

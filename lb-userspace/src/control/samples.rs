@@ -72,6 +72,7 @@ impl PlainMemory {
                 slots,
                 backends,
                 flow_buckets: 1 << 10,
+                flow6_buckets: 1 << 10,
                 services: u32::from(services),
                 ..Capacity::default()
             },

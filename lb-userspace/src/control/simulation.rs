@@ -5,13 +5,13 @@
 use std::{
     collections::BTreeSet,
     io::Write as _,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::IpAddr,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
 use lb_common::{
-    abi::BackendState,
+    abi::{BackendState, InfoTrack},
     address::{Address, Ipv6},
     flow::{FlowKey, FlowState, Key as _, Phase, TICK_NS, find},
     forward::{place_of, process},
@@ -24,7 +24,6 @@ use lb_common::{
 };
 use proptest::{
     collection::vec,
-    prelude::*,
     test_runner::{Config, TestRunner},
 };
 
@@ -33,12 +32,19 @@ use super::{
     decisions::{Decision, Decisions},
     desired::{DesiredBackend, DesiredService, Knowledge, state},
     directory::Entries,
+    following::Following,
     hot::{Source, turn},
     orders::end_drains,
     samples::{Bench, PlainMemory, SEED, service},
     sweep::{Budget, CLOSING_SILENCE, Sweep},
     sweeper::Sweeper,
 };
+
+mod packets;
+mod steps;
+
+use packets::{client, frame, ports, source_of, vip};
+use steps::{Change, Step, step};
 
 const SERVICES: usize = 2;
 const BACKENDS: usize = 5;
@@ -49,63 +55,11 @@ const SOURCES: usize = 12;
 /// Fewer than all services and backends with all their addresses need: numbers are used again soon.
 const NUMBERS: u32 = 18;
 const WEIGHTS: [u32; 4] = [0, 5, 50, 100];
+/// The `affinity_timeout` of the first service, while it has one: longer than its `flow_idle`.
+const AFFINITY_TIMEOUT: Duration = Duration::from_secs(14);
 
 static STEPS: AtomicU64 = AtomicU64::new(0);
 static PACKETS: AtomicU64 = AtomicU64::new(0);
-
-/// What may happen next. Numbers are taken modulo what there is.
-#[derive(Clone, Debug)]
-enum Step {
-    /// SYNs of that many flows from this one on.
-    Open(usize, usize),
-    /// Packets in the middle of that many flows from this one on.
-    Send(usize, usize),
-    /// FINs, likewise.
-    Close(usize, usize),
-    /// RSTs, likewise.
-    Reset(usize, usize),
-    /// Something about one backend, and the controller acts on it.
-    Change(usize, usize, Change),
-    /// The same, but the controller is killed after that many writes; packets come; another controller takes over.
-    Killed(usize, usize, Change, u32),
-    /// A service is taken out of the configuration, or put back.
-    ToggleService(usize),
-    /// A source of the second service is found hot, or calm again.
-    Turn(usize, bool),
-    /// The same, but the controller is killed after that many writes.
-    KilledTurn(usize, bool, u32),
-    /// The configuration of the second service ceases to spread hot sources, or begins to.
-    ToggleSpread,
-    /// Time passes, in milliseconds, without a sweep.
-    Pass(u64),
-    /// The controller sweeps.
-    Sweep,
-    /// So many pieces of a sweep.
-    SweepPieces(usize),
-    /// Time passes in steps of a sweep.
-    Wait(u64),
-    /// Another controller takes over what is in the maps.
-    Restart,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Change {
-    ToggleDrain,
-    /// The time of its drain is up, if it is drained.
-    TimeUp,
-    /// `failback = "auto"` becomes `"manual"` and the other way round, for its service.
-    ToggleFailback,
-    /// The operator lets its service's new flows go back.
-    Failback,
-    ToggleFail,
-    ToggleProbe,
-    ToggleMac,
-    OtherMac,
-    ToggleListed,
-    OtherAddress,
-    Weight(usize),
-    Priority(u32),
-}
 
 /// A real server: service, backend, and which of its addresses.
 type Server = (usize, usize, u8);
@@ -129,6 +83,7 @@ struct ModelBackend {
 struct ModelService {
     listed: bool,
     spreads: bool,
+    following: Following,
     /// `failback = "manual"`.
     manual: bool,
     /// The priority that new flows are held on.
@@ -145,10 +100,16 @@ struct Life {
     closing: bool,
     /// Somebody has sent RST: what still comes may go anywhere.
     ended: bool,
+    /// Its client opened it while clients were recorded, and its backend has taken new flows ever since: the client's next
+    /// one goes there as well.
+    client_kept: bool,
     /// Its backend failed since its last packet, or its drain's time was up: it may move, once.
     homeless: bool,
     /// It sent while its slot was in transition, so that it can be counted.
     recorded: bool,
+    /// Its slot, or its source, has settled since, and no whole pass over the flow table yet: its record may still be there,
+    /// true but for its phase, and counts again where the slot is in transition anew.
+    outlived: bool,
     /// A backend has got more of it than its opening.
     spoke: bool,
     /// It had been silent for longer than a slot waits, and woke up during a sweep that may have looked for it already: its
@@ -164,10 +125,6 @@ struct World {
     lost: BTreeSet<Server>,
     /// A controller was killed, and no other has started yet: drains and failures may be done in part.
     headless: bool,
-    /// Pieces of a sweep were made, and no pass since has found everything clean.
-    in_pieces: bool,
-    /// A hot source has settled in the last pass: its flows' records are still there.
-    outlived: bool,
 }
 
 fn idle(service: usize) -> Duration {
@@ -181,14 +138,6 @@ fn patience(life: &Life) -> Duration {
         CLOSING_SILENCE.min(idle)
     } else {
         idle
-    }
-}
-
-/// The first service is IPv4, the second IPv6.
-fn vip(service: usize) -> IpAddr {
-    match service {
-        0 => IpAddr::from([192, 0, 2, 10]),
-        _ => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x11]),
     }
 }
 
@@ -238,6 +187,7 @@ impl World {
                 ModelService {
                     listed: true,
                     spreads: true,
+                    following: Following::default(),
                     manual: false,
                     held: None,
                     backends,
@@ -247,8 +197,6 @@ impl World {
             lives: vec![None; FLOWS],
             lost: BTreeSet::new(),
             headless: false,
-            in_pieces: false,
-            outlived: false,
         };
         // A primary, a pool of two and a last resort, which new flows leave only when the operator says so.
         let standby = &mut world.model[1];
@@ -346,6 +294,7 @@ impl World {
                     held: self.model[s].held,
                     flow_idle: idle(s),
                     spreads: self.spreads(s),
+                    following: self.model[s].following,
                     entries: Entries {
                         vip: vip(s),
                         ..sample.entries
@@ -389,6 +338,15 @@ impl World {
             .or_else(|| open.first().copied())
     }
 
+    /// Who may get a new flow of a client that is known, or may be.
+    fn takers(&self, service: usize) -> BTreeSet<Server> {
+        let backends = &self.model[service].backends;
+        (0..BACKENDS)
+            .filter(|b| takes(&backends[*b]))
+            .map(|b| self.server(service, b))
+            .collect()
+    }
+
     /// Who may get a new flow.
     fn may_open(&self, service: usize) -> BTreeSet<Server> {
         let priority = self.priority(service);
@@ -418,6 +376,25 @@ impl World {
         self.bench
             .actual()
             .backend_number(id, &backend.name, backend.address)
+    }
+
+    /// Whether a packet of the flow is recorded, as the maps are.
+    fn is_recorded(&self, flow: usize) -> bool {
+        let service = Self::service_of(flow);
+        let actual = self.bench.actual();
+        let id = actual.service_id(&service_name(service));
+        let always = id.is_some_and(|id| actual.services()[&id].records_always());
+        always || self.in_transition(flow)
+    }
+
+    /// Whether the service has an `affinity_timeout`, as the maps are.
+    fn records_clients(&self, service: usize) -> bool {
+        let actual = self.bench.actual();
+        let id = actual.service_id(&service_name(service));
+        id.is_some_and(|id| {
+            let following = actual.services()[&id].following;
+            following.affinity_timeout.is_some()
+        })
     }
 
     /// Whether the flow's slot is in transition, as packets find it.
@@ -471,7 +448,7 @@ impl World {
         find(tables, key, key.hash(SEED))
     }
 
-    /// Who has the flow recorded as being opened, if its slot is in transition: a SYN sent again stays there.
+    /// Who has the flow recorded as being opened: a SYN sent again stays there.
     fn opening(&self, flow: usize) -> Option<Server> {
         let tables = &self.bench.executor.maps.tables;
         let state = match (vip(Self::service_of(flow)), client(flow)) {
@@ -483,10 +460,11 @@ impl World {
             }
             families => unreachable!("{families:?}"),
         };
-        if state.phase() != Phase::Opening || !self.in_transition(flow) {
+        if state.phase() != Phase::Opening || !self.is_recorded(flow) {
             return None;
         }
-        let spoke = self.lives[flow].is_some_and(|life| life.spoke && !life.homeless);
+        let spoke =
+            self.lives[flow].is_some_and(|life| life.spoke && !life.homeless && !life.outlived);
         assert!(!spoke, "{flow} has sent more than its opening");
         let backend = tables.backend(state.backend())?;
         let [_, service, number, address, ..] = mac_bytes(backend.mac());
@@ -496,15 +474,31 @@ impl World {
 
     fn open(&mut self, flow: usize) {
         let service = Self::service_of(flow);
-        let recorded = self.in_transition(flow);
+        let recorded = self.is_recorded(flow);
         let opening = self.opening(flow);
+        let clients = self.records_clients(service);
+        let anybody = clients && self.in_transition(flow);
         let got = self.send(flow, TCP_SYN);
         if !self.headless {
             if !self.model[service].listed {
                 assert_eq!(got, Err(Verdict::NotOurs));
                 return;
             }
-            let may = self.may_open(service);
+            let may = if anybody {
+                self.takers(service)
+            } else {
+                self.may_open(service)
+            };
+            if let Some(life) = self.lives[flow].filter(|life| clients && life.client_kept) {
+                let silent = Duration::from_millis(self.bench.now - life.last);
+                assert!(
+                    silent >= AFFINITY_TIMEOUT
+                        || got == Ok(life.home)
+                        || opening.is_some_and(|opening| got == Ok(opening)),
+                    "the client of {flow} went from {:?} to {got:?} after {silent:?}, {life:?}",
+                    life.home
+                );
+            }
             match got {
                 Ok(server) => assert!(
                     may.contains(&server) || opening == Some(server),
@@ -524,7 +518,13 @@ impl World {
                 closing: false,
                 ended: false,
                 homeless: self.has_failed(home),
+                client_kept: clients
+                    && self.takers(service).contains(&home)
+                    // The same attempt again records nobody.
+                    && (opening.is_none()
+                        || self.lives[flow].is_some_and(|life| life.client_kept)),
                 recorded,
+                outlived: self.lives[flow].is_some_and(|life| life.outlived),
                 spoke: false,
                 excused: false,
             });
@@ -535,7 +535,7 @@ impl World {
     /// that was silent all the while.
     fn go_on(&mut self, flow: usize, flags: u8) {
         let now = self.bench.now;
-        let recorded = self.in_transition(flow);
+        let recorded = self.is_recorded(flow);
         let got = self.send(flow, flags);
         let before = self.lives[flow];
         let sweeping = self.bench.sweeper.is_active();
@@ -568,6 +568,8 @@ impl World {
                 excused,
                 homeless: self.has_failed(home),
                 recorded,
+                client_kept: before.is_some_and(|life| life.client_kept && life.home == home),
+                outlived: before.is_some_and(|life| life.outlived),
                 spoke: true,
             }),
             // It was allowed to lose its home, and has found none yet.
@@ -578,13 +580,18 @@ impl World {
         };
     }
 
-    /// A change of the model that is not done because the maps are too small is taken back.
-    fn reconcile(&mut self, before: Vec<ModelService>, writes: Option<u32>) {
-        let desired = self.desired();
+    /// As the daemon does before it looks at what a change is to come to: hot sources settle meanwhile.
+    fn finish_sweeps(&mut self) {
         if self.bench.sweeper.must_finish() {
             self.bench.sweep_until_clean();
             self.forget_settled();
         }
+    }
+
+    /// A change of the model that is not done because the maps are too small is taken back.
+    fn reconcile(&mut self, before: Vec<ModelService>, writes: Option<u32>) {
+        self.finish_sweeps();
+        let desired = self.desired();
         let Ok(ops) = self.bench.plan(&desired) else {
             self.model = before;
             return;
@@ -598,16 +605,20 @@ impl World {
             };
             if !self.model[life.home.0].listed {
                 self.lives[flow] = None;
-            } else if self.has_failed(life.home) {
-                self.lives[flow] = Some(Life {
-                    homeless: true,
-                    ..life
-                });
+                continue;
             }
+            self.lives[flow] = Some(Life {
+                homeless: life.homeless || self.has_failed(life.home),
+                client_kept: life.client_kept
+                    && self.model[life.home.0].following.affinity_timeout.is_some()
+                    && self.takers(life.home.0).contains(&life.home),
+                ..life
+            });
         }
         match writes {
             None => {
                 self.bench.execute(&ops);
+                self.forget_settled();
                 assert_eq!(self.bench.plan(&desired).unwrap(), [], "a second time");
                 let held = self.desired();
                 assert_eq!(self.bench.plan(&held).unwrap(), [], "what is held");
@@ -616,6 +627,7 @@ impl World {
             Some(_) => {
                 self.bench.executor.maps.writes_left.set(writes);
                 self.bench.execute(&ops);
+                self.forget_settled();
                 self.headless = true;
             }
         }
@@ -623,6 +635,7 @@ impl World {
 
     /// A source is spread from now on, or no more.
     fn turn(&mut self, source: usize, spread: bool, writes: Option<u32>) {
+        self.finish_sweeps();
         let Some(id) = self.bench.actual().service_id(&service_name(HOT_SERVICE)) else {
             return;
         };
@@ -788,17 +801,12 @@ impl World {
         self.bench.check();
     }
 
-    fn sources_in_transition(&self) -> usize {
-        let sources = self.bench.actual().hot().values();
-        sources.filter(|hot| hot.state.in_transition()).count()
-    }
-
     fn sweep(&mut self) -> Sweep {
         while self.bench.sweeper.is_active() {
             self.bench.sweep_piece(Budget::ALL);
         }
         self.forget_settled();
-        let moving = self.sources_in_transition();
+        let settled: Vec<usize> = (0..FLOWS).filter(|f| !self.in_transition(*f)).collect();
         let found = self.bench.sweep();
         let now = self.bench.now;
         // Flows that have sent since the change are counted exactly, give or take the coarse time's last unit.
@@ -819,10 +827,8 @@ impl World {
             let surely = lives()
                 .filter(|life| life.recorded && !life.ended && silent(life) < patience(life))
                 .count() as u64;
-            // A record that outlived its slot's transition, because it was made after the look at its bucket, or its
-            // source's, counts while it is true.
             let perhaps = lives()
-                .filter(|life| life.recorded || self.in_pieces || self.outlived)
+                .filter(|life| life.recorded || life.outlived)
                 .filter(|life| silent(life) < idle(life.home.0) + slack)
                 .count() as u64;
             assert!(
@@ -834,20 +840,24 @@ impl World {
                 assert_eq!(surely, 0, "{} is drained", backend.name);
             }
         }
-        // The records of a source that has settled go with the next pass.
-        self.outlived = self.sources_in_transition() < moving;
-        self.in_pieces = found.settled > 0 && self.in_pieces;
+        for flow in settled {
+            if !self.in_transition(flow)
+                && let Some(life) = &mut self.lives[flow]
+            {
+                life.outlived = false;
+            }
+        }
         self.forget_settled();
         found
     }
 
-    /// Flows in slots that have settled are not recorded any more.
+    /// Flows in slots that have settled are not recorded any more; what was recorded goes with the next pass.
     fn forget_settled(&mut self) {
         for flow in 0..FLOWS {
-            if !self.in_transition(flow)
+            if !self.is_recorded(flow)
                 && let Some(life) = &mut self.lives[flow]
             {
-                life.recorded = false;
+                life.outlived |= std::mem::take(&mut life.recorded);
             }
         }
     }
@@ -858,7 +868,6 @@ impl World {
             buckets: 100,
             slots: 300,
         };
-        self.in_pieces = true;
         for _ in 0..pieces {
             self.bench.sweep_piece(budget);
         }
@@ -918,6 +927,21 @@ impl World {
                 *listed = !*listed;
                 self.reconcile(before, None);
             }
+            Step::Follow(service, always, clients) => {
+                let before = self.model.clone();
+                let service = service % SERVICES;
+                self.model[service].following = Following {
+                    track: if always {
+                        InfoTrack::Always
+                    } else {
+                        InfoTrack::Changes
+                    },
+                    // Not together with hot sources.
+                    affinity_timeout: (clients && service != HOT_SERVICE)
+                        .then_some(AFFINITY_TIMEOUT),
+                };
+                self.reconcile(before, None);
+            }
             Step::Pass(ms) => self.bench.now += ms,
             Step::Sweep => {
                 self.sweep();
@@ -932,7 +956,7 @@ impl World {
 
     /// Nobody sends any more: everything comes to rest.
     fn rest(&mut self) {
-        self.wait(25_000);
+        self.wait(60_000);
         let actual = self.bench.actual();
         assert_eq!(actual.unsettled().count(), 0, "settled");
         assert!(actual.retired().is_empty(), "{:?}", actual.retired());
@@ -949,97 +973,9 @@ impl World {
         }
         let spread = actual.hot().values().all(|hot| !hot.state.in_transition());
         assert!(spread, "{:?}", actual.hot());
-        assert!(self.bench.sweep().quiet);
+        let always = actual.services().values().any(|s| s.records_always());
+        assert_eq!(self.bench.sweep().quiet, !always);
     }
-}
-
-/// A source of the second service, in the family of its VIP.
-fn source_of(source: usize) -> IpAddr {
-    let source = (source % SOURCES) as u16;
-    match vip(HOT_SERVICE) {
-        IpAddr::V4(_) => {
-            Ipv4Addr::from_bits(Ipv4Addr::new(203, 0, 200, 0).to_bits() + u32::from(source)).into()
-        }
-        IpAddr::V6(_) => Ipv6Addr::new(0x2001, 0xdb8, 3, source, 0, 0, 0, 1).into(),
-    }
-}
-
-/// Its client's address, in the family of its service. Clients of the second service share a few.
-fn client(flow: usize) -> IpAddr {
-    if World::service_of(flow) == HOT_SERVICE {
-        return source_of(flow / SERVICES);
-    }
-    match vip(World::service_of(flow)) {
-        IpAddr::V4(_) => {
-            Ipv4Addr::from_bits(Ipv4Addr::new(203, 0, 113, 0).to_bits() + flow as u32).into()
-        }
-        IpAddr::V6(_) => Ipv6Addr::new(0x2001, 0xdb8, 2, flow as u16, 0, 0, 0, 1).into(),
-    }
-}
-
-fn ports(flow: usize) -> u32 {
-    (20_000 + flow as u32) << 16 | 80
-}
-
-/// A TCP segment without payload.
-fn frame(flow: usize, flags: u8) -> Vec<u8> {
-    let mut frame = lb_common::wire::mac_bytes(super::samples::OWN_MAC).to_vec();
-    frame.extend([2, 9, 9, 9, 9, 9]);
-    match (client(flow), vip(World::service_of(flow))) {
-        (IpAddr::V4(client), IpAddr::V4(vip)) => {
-            frame.extend([0x08, 0x00, 0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0]);
-            frame.extend(client.octets());
-            frame.extend(vip.octets());
-        }
-        (IpAddr::V6(client), IpAddr::V6(vip)) => {
-            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 20, 6, 64]);
-            frame.extend(client.octets());
-            frame.extend(vip.octets());
-        }
-        families => unreachable!("{families:?}"),
-    }
-    frame.extend(ports(flow).to_be_bytes());
-    frame.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
-    frame
-}
-
-fn change() -> impl Strategy<Value = Change> {
-    prop_oneof![
-        4 => Just(Change::ToggleDrain),
-        2 => Just(Change::TimeUp),
-        1 => Just(Change::ToggleFailback),
-        1 => Just(Change::Failback),
-        1 => Just(Change::ToggleFail),
-        3 => Just(Change::ToggleProbe),
-        1 => Just(Change::ToggleMac),
-        1 => Just(Change::OtherMac),
-        3 => Just(Change::ToggleListed),
-        1 => Just(Change::OtherAddress),
-        2 => (0..WEIGHTS.len()).prop_map(Change::Weight),
-        1 => (0u32..3).prop_map(Change::Priority),
-    ]
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    let some = || (0..FLOWS, 1..FLOWS);
-    prop_oneof![
-        4 => some().prop_map(|(first, count)| Step::Open(first, count)),
-        8 => some().prop_map(|(first, count)| Step::Send(first, count)),
-        1 => some().prop_map(|(first, count)| Step::Close(first, count / 8)),
-        1 => some().prop_map(|(first, count)| Step::Reset(first, count / 8)),
-        9 => (0..SERVICES, 0..BACKENDS, change()).prop_map(|(s, b, c)| Step::Change(s, b, c)),
-        2 => (0..SERVICES, 0..BACKENDS, change(), prop_oneof![0u32..12, 0u32..3000])
-            .prop_map(|(s, b, c, writes)| Step::Killed(s, b, c, writes)),
-        5 => (0..SOURCES, any::<bool>()).prop_map(|(s, spread)| Step::Turn(s, spread)),
-        1 => (0..SOURCES, any::<bool>(), 0u32..4).prop_map(|(s, spread, w)| Step::KilledTurn(s, spread, w)),
-        1 => Just(Step::ToggleSpread),
-        1 => (0..SERVICES).prop_map(Step::ToggleService),
-        2 => (0u64..4000).prop_map(Step::Pass),
-        3 => Just(Step::Sweep),
-        4 => (1usize..16).prop_map(Step::SweepPieces),
-        2 => (0u64..9000).prop_map(Step::Wait),
-        1 => Just(Step::Restart),
-    ]
 }
 
 fn live(steps: &[Step]) {
@@ -1086,6 +1022,22 @@ fn the_last_backend_is_drained_after_a_restart() {
         Step::Change(1, 2, Change::ToggleDrain),
         Step::Change(1, 3, Change::ToggleDrain),
         Step::Killed(1, 0, Change::ToggleDrain, 0),
+    ]);
+}
+
+/// The last hot source of a service that spreads none any more settles in the sweeps that a change waits for: the change
+/// must be planned for what is left after them.
+#[test]
+fn a_hot_source_settles_while_a_change_waits_for_the_sweep() {
+    live(&[
+        Step::ToggleService(1),
+        Step::ToggleService(1),
+        Step::Turn(0, true),
+        Step::ToggleSpread,
+        Step::Pass(3000),
+        Step::SweepPieces(1),
+        Step::Change(0, 0, Change::ToggleFail),
+        Step::Change(0, 0, Change::ToggleDrain),
     ]);
 }
 

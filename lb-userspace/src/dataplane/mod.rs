@@ -6,6 +6,7 @@ pub mod bpffs;
 pub mod clock;
 pub mod explain;
 pub mod layout;
+pub mod live;
 pub mod load;
 pub mod mapped;
 pub mod maps;

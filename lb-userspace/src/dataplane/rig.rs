@@ -14,18 +14,18 @@ use lb_common::{verdict::Action, wire::mac_word};
 use super::{BENCH_OBJECT, DataplaneError, attach, layout::processors};
 
 /// Names in the benchmark's object (`lb-bench-ebpf`).
-mod name {
-    pub(super) const TARGET: &str = "TARGET";
-    pub(super) const STATE: &str = "STATE";
-    pub(super) const TIMES: &str = "TIMES";
-    pub(super) const FLOOR: &str = "FLOOR";
-    pub(super) const FRAME: &str = "FRAME";
-    pub(super) const FLOW_MASK: &str = "FLOW_MASK";
-    pub(super) const VIP_MASK: &str = "VIP_MASK";
-    pub(super) const PORT_MASK: &str = "PORT_MASK";
-    pub(super) const FLOOR_MAC: &str = "FLOOR_MAC";
-    pub(super) const PREPARE4: &str = "prepare4";
-    pub(super) const PREPARE6: &str = "prepare6";
+pub(super) mod name {
+    pub(in crate::dataplane) const TARGET: &str = "TARGET";
+    pub(in crate::dataplane) const STATE: &str = "STATE";
+    pub(in crate::dataplane) const TIMES: &str = "TIMES";
+    pub(in crate::dataplane) const FLOOR: &str = "FLOOR";
+    pub(in crate::dataplane) const FRAME: &str = "FRAME";
+    pub(in crate::dataplane) const FLOW_MASK: &str = "FLOW_MASK";
+    pub(in crate::dataplane) const VIP_MASK: &str = "VIP_MASK";
+    pub(in crate::dataplane) const PORT_MASK: &str = "PORT_MASK";
+    pub(in crate::dataplane) const FLOOR_MAC: &str = "FLOOR_MAC";
+    pub(in crate::dataplane) const PREPARE4: &str = "prepare4";
+    pub(in crate::dataplane) const PREPARE6: &str = "prepare6";
 }
 
 /// 64-bit words of the longest frame that is prepared.
@@ -33,6 +33,9 @@ pub const FRAME_WORDS: usize = 10;
 
 /// Bytes from one place of a frame to the other in the packet that the preparing programs are given.
 const STRIDE: usize = 128;
+
+/// The source address of what the floor program sends.
+pub(super) const FLOOR_SOURCE: u64 = mac_word([0x02, 0, 0, 0, 0, 0xfe]);
 
 /// What a preparing program writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,6 +131,7 @@ impl Target {
 /// One preparing program, and the stands.
 pub struct Rig {
     object: Ebpf,
+    recipe: Recipe,
     target: ProgramArray<MapData>,
     state: PerCpuArray<MapData, State>,
     times: PerCpuArray<MapData, u64>,
@@ -149,14 +153,14 @@ impl std::fmt::Debug for Rig {
 /// Packets of a lap.
 pub const LAP: u32 = 1 << 13;
 /// Most laps of a burst, plus one.
-const LAPS: u32 = 64;
+pub(super) const LAPS: u32 = 64;
 
 /// Where a burst has come to, on one processor: as `lb-bench-ebpf/src/prepare.rs` has it.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-struct State {
-    random: u64,
-    left: u64,
+pub(super) struct State {
+    pub(super) random: u64,
+    pub(super) left: u64,
 }
 
 // SAFETY: repr(C), two words.
@@ -178,14 +182,13 @@ impl Rig {
     /// [`DataplaneError::Privileges`] without root, [`DataplaneError::Load`] and [`DataplaneError::Program`] with the
     /// kernel's words.
     pub fn load(recipe: &Recipe) -> Result<Self, DataplaneError> {
-        let own = mac_word([0x02, 0, 0, 0, 0, 0xfe]);
         let mut loader = EbpfLoader::new();
         loader
             .override_global(name::FRAME, &recipe.frame, true)
             .override_global(name::FLOW_MASK, &recipe.flow_mask, true)
             .override_global(name::VIP_MASK, &recipe.vip_mask, true)
             .override_global(name::PORT_MASK, &recipe.port_mask, true)
-            .override_global(name::FLOOR_MAC, &own, true);
+            .override_global(name::FLOOR_MAC, &FLOOR_SOURCE, true);
         let mut object = loader.load(BENCH_OBJECT).map_err(|error| {
             if nix::unistd::geteuid().is_root() {
                 DataplaneError::Load(Box::new(error))
@@ -221,17 +224,14 @@ impl Rig {
             .ok_or_else(|| foreign(name::TIMES))?;
         let times =
             PerCpuArray::try_from(times).map_err(|e| DataplaneError::map(name::TIMES, e))?;
-        let words = if recipe.ipv6 { 10 } else { 8 };
-        let frame: Vec<u8> = recipe.frame[..words]
-            .iter()
-            .flat_map(|word| word.to_ne_bytes())
-            .collect();
+        let frame = bytes_of(recipe);
         // The same frame in both places.
         let mut packet = frame.clone();
         packet.resize(STRIDE, 0);
         packet.extend(frame);
         Ok(Self {
             object,
+            recipe: *recipe,
             target,
             state,
             times,
@@ -242,14 +242,17 @@ impl Rig {
         })
     }
 
-    /// One of the benchmark's own programs.
-    ///
-    /// # Panics
-    /// Never: all of them were loaded.
+    /// Which instructions prepare the packets: equal for recipes that differ in the bytes they write alone.
     #[must_use]
-    pub fn stand(&self, wanted: Stand) -> &Target {
-        let found = self.stands.iter().find(|(stand, _)| *stand == wanted);
-        &found.expect("every stand is loaded").1
+    pub fn kind(&self) -> Recipe {
+        let random = self.recipe.flow_mask | self.recipe.vip_mask | self.recipe.port_mask != 0;
+        Recipe {
+            frame: [0; FRAME_WORDS],
+            flow_mask: random.into(),
+            vip_mask: 0,
+            port_mask: 0,
+            ..self.recipe
+        }
     }
 
     /// Prepares a packet and runs `target` over it, [`LAP`] times for each of so many `laps`, at most 63.
@@ -343,8 +346,15 @@ impl Rig {
     }
 }
 
+/// The first frame.
+pub(super) fn bytes_of(recipe: &Recipe) -> Vec<u8> {
+    let words = if recipe.ipv6 { 10 } else { 8 };
+    let words = recipe.frame[..words].iter();
+    words.flat_map(|word| word.to_ne_bytes()).collect()
+}
+
 /// Gives every entry of the floor's array an address, so that none is a page of zeros.
-fn fill_floor(object: &mut Ebpf) -> Result<(), DataplaneError> {
+pub(super) fn fill_floor(object: &mut Ebpf) -> Result<(), DataplaneError> {
     let map = object
         .map_mut(name::FLOOR)
         .ok_or_else(|| foreign(name::FLOOR))?;
@@ -360,14 +370,20 @@ fn fill_floor(object: &mut Ebpf) -> Result<(), DataplaneError> {
     Ok(())
 }
 
-fn load<'a>(object: &'a mut Ebpf, program: &'static str) -> Result<&'a mut Xdp, DataplaneError> {
+pub(super) fn load<'a>(
+    object: &'a mut Ebpf,
+    program: &'static str,
+) -> Result<&'a mut Xdp, DataplaneError> {
     let xdp = xdp(object, program)?;
     xdp.load()
         .map_err(|e| failed(&format!("loading the program {program}"), e))?;
     Ok(xdp)
 }
 
-fn xdp<'a>(object: &'a mut Ebpf, program: &'static str) -> Result<&'a mut Xdp, DataplaneError> {
+pub(super) fn xdp<'a>(
+    object: &'a mut Ebpf,
+    program: &'static str,
+) -> Result<&'a mut Xdp, DataplaneError> {
     object
         .program_mut(program)
         .ok_or_else(|| foreign(program))?
@@ -382,14 +398,14 @@ fn clone_of(xdp: &Xdp) -> Result<Target, DataplaneError> {
         .map_err(|e| DataplaneError::io("keeping the loaded program", e))
 }
 
-fn failed(what: &str, source: ProgramError) -> DataplaneError {
+pub(super) fn failed(what: &str, source: ProgramError) -> DataplaneError {
     DataplaneError::Program {
         what: what.into(),
         source: Box::new(source),
     }
 }
 
-fn foreign(name: &'static str) -> DataplaneError {
+pub(super) fn foreign(name: &'static str) -> DataplaneError {
     DataplaneError::Foreign {
         path: name.into(),
         what: "the benchmark's object does not have it".into(),

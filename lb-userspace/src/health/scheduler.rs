@@ -1,7 +1,7 @@
 //! Probes at an interval: one small task per backend.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -41,8 +41,25 @@ struct Running {
     task: AbortHandle,
 }
 
+/// Probes of an interval of a second or more begin in step with a clock that ticks so often. A thousand backends that are
+/// probed each second would wake the process a thousand times a second; so it is fifty times, for twenty probes each, which
+/// takes half the processor time.
+const STEP: Duration = Duration::from_millis(20);
+
+/// As often a shorter interval is divided.
+const STEPS: u32 = 50;
+
+/// The first moment of the clock, from `due` on, both since the clock began.
+fn in_step(due: Duration, interval: Duration) -> Duration {
+    let step = (interval / STEPS).clamp(Duration::from_millis(1), STEP);
+    let steps = due.as_nanos().div_ceil(step.as_nanos());
+    step.saturating_mul(u32::try_from(steps).unwrap_or(u32::MAX))
+}
+
 /// Probes a set of backends, each at its own interval; never twice at once. Dropped, it stops.
 pub struct Prober {
+    /// When the clock of all probes began.
+    clock: Instant,
     reports: mpsc::Sender<ProbeReport>,
     running: HashMap<ProbeId, Running>,
     generation: u64,
@@ -53,6 +70,7 @@ impl Prober {
     #[must_use]
     pub fn new(reports: mpsc::Sender<ProbeReport>) -> Self {
         Self {
+            clock: Instant::now(),
             reports,
             running: HashMap::new(),
             generation: 0,
@@ -109,7 +127,8 @@ impl Prober {
         self.stop(backend);
         self.generation += 1;
         let generation = self.generation;
-        let task = tokio::spawn(run(backend, spec.clone(), generation, self.reports.clone()));
+        let reports = self.reports.clone();
+        let task = tokio::spawn(run(backend, spec.clone(), generation, self.clock, reports));
         self.running.insert(
             backend,
             Running {
@@ -158,13 +177,15 @@ async fn run(
     backend: ProbeId,
     spec: ProbeSpec,
     generation: u64,
+    clock: Instant,
     reports: mpsc::Sender<ProbeReport>,
 ) {
     let mut pace = Pace::new(u64::from(backend.0), spec.interval);
     let start = Instant::now();
     let mut due = pace.first();
     loop {
-        tokio::time::sleep_until((start + due).into()).await;
+        let begin = clock + in_step(start.saturating_duration_since(clock) + due, spec.interval);
+        tokio::time::sleep_until(begin.into()).await;
         let result = super::probe(&spec).await;
         let report = ProbeReport {
             backend,
@@ -178,5 +199,40 @@ async fn run(
             return;
         }
         due = pace.after(start.elapsed());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn probes_of_many_backends_begin_at_few_moments() {
+        for (interval, moments) in [
+            (Duration::from_millis(100), 50),
+            (Duration::from_secs(1), 50),
+            (Duration::from_secs(30), 50),
+        ] {
+            let begun: std::collections::BTreeSet<Duration> = (0..10_000)
+                .map(|backend| Pace::new(backend, interval).first())
+                .map(|due| in_step(due, interval))
+                .collect();
+            assert!(begun.len() <= moments + 1, "{interval:?}: {}", begun.len());
+        }
+    }
+
+    #[test]
+    fn a_probe_is_never_early_and_late_by_less_than_a_step() {
+        for interval in [100, 250, 999, 1000, 60_000].map(Duration::from_millis) {
+            for due in (0..5_000_000_000_u64).step_by(7_654_321) {
+                let due = Duration::from_nanos(due);
+                let late = in_step(due, interval).checked_sub(due);
+                let step = (interval / STEPS).min(STEP);
+                assert!(
+                    late.is_some_and(|late| late < step),
+                    "{interval:?}, {due:?}"
+                );
+            }
+        }
     }
 }

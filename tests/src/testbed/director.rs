@@ -69,6 +69,13 @@ impl XdpLb {
         &self.binary
     }
 
+    /// How often a daemon has said that it runs, on this testbed.
+    #[must_use]
+    pub fn times_running(&self) -> usize {
+        let log = fs::read_to_string(self.log_path()).unwrap_or_default();
+        log.matches("INFO running version=").count()
+    }
+
     /// The file with all the daemon has logged.
     #[must_use]
     pub fn log_path(&self) -> PathBuf {

@@ -18,6 +18,7 @@ mod director;
 mod download;
 mod echo;
 mod error;
+mod farm;
 mod flood;
 mod host;
 mod http;
@@ -37,6 +38,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod transfers;
+mod usage;
 mod xdp;
 
 use std::net::IpAddr;
@@ -46,6 +48,7 @@ pub use director::{DEADLINE, XdpLb};
 pub use download::{Download, DownloadReport};
 pub use echo::{UdpClient, UdpEcho};
 pub use error::{Error, Result};
+pub use farm::{Farm, MAX_ADDRESSES};
 pub use flood::SynFlood;
 pub use host::Host;
 pub use http::{Response, get};
@@ -61,6 +64,7 @@ pub use second::{SECOND_INTERFACE, SecondSegment};
 pub use sniffer::{Reply, ReplySniffer};
 pub use status::StatusExt;
 pub use transfers::Transfers;
+pub use usage::{Resident, processor_time};
 pub use xdp::XdpProgram;
 
 use error::IoContext as _;

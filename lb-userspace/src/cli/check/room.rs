@@ -121,27 +121,8 @@ fn in_maps(config: &Config, facts: &[MapFacts], held: &Held) -> (Vec<Check>, Opt
 #[cfg(test)]
 mod tests {
     use super::{super::Grade, *};
+    use crate::config::samples::with_limits as config;
     use crate::dataplane::Sizes;
-
-    fn config(limits: &str) -> Config {
-        let text = format!(
-            r#"
-            [node]
-            name = "lb1"
-            interfaces = ["eth0"]
-            [limits]
-            {limits}
-            [[service]]
-            name = "web"
-            vip = "192.0.2.10"
-            protocol = "tcp"
-            ports = [80]
-            backend = [{{ name = "one", address = "198.51.100.1" }}, {{ name = "two", address = "198.51.100.2" }}]
-            "#
-        );
-        Config::parse("test.toml", &text)
-            .unwrap_or_else(|errors| panic!("{}", errors.render(false)))
-    }
 
     #[test]
     fn every_map_and_their_sum_are_stated() {

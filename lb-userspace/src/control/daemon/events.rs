@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     api::ApplyKind,
-    health::ProbeReport,
+    health::{HealthState, ProbeReport},
     neighbour::{self, NetworkEvent, Target as NeighbourTarget},
 };
 
@@ -61,9 +61,17 @@ impl Daemon {
         let actual = &self.running.executor.actual;
         let backend = actual.backends().get(&number)?;
         let health = self.knowledge.health.get_mut(&number)?;
+        if report.result.is_ok() && health.state() == HealthState::Up {
+            // Nearly every report: it goes on answering.
+            health.observe(&report.result, report.at);
+            return None;
+        }
         let before = (health.state(), health.reason().to_owned());
         health.observe(&report.result, report.at);
         let changed = before.0 != health.state() || before.1 != health.reason();
+        if report.result.is_err() && health.state() == HealthState::Up {
+            self.prepared.suspect(actual, number);
+        }
         if report.result.is_err()
             && let Some(port) = self.knowledge.port_towards(backend.address)
         {
@@ -92,6 +100,10 @@ impl Daemon {
 
     /// Acts on what changed: failures first and by the short way, the rest by what should be.
     fn act(&mut self, cause: &Cause, concerned: Concerned) -> Result<()> {
+        if self.knowledge.opening {
+            self.remember(cause, &concerned);
+            return Ok(());
+        }
         let mut others = BTreeSet::new();
         let mut failures = Done::default();
         for (id, numbers) in concerned {
@@ -102,7 +114,7 @@ impl Daemon {
                 .collect();
             let ops = failed
                 .filter(|_| !self.sweeper.must_finish())
-                .and_then(|failed| fail(actual, id, &failed, unix_ms()));
+                .and_then(|failed| fail(actual, id, &failed, unix_ms(), &mut self.prepared));
             let Some(ops) = ops else {
                 if let Some(service) = actual.services().get(&id) {
                     others.insert(service.name.clone());
@@ -133,6 +145,22 @@ impl Daemon {
             self.change(cause, Touched::Only(&others))?;
         }
         Ok(())
+    }
+
+    /// While the first answers are awaited: what a probe found counts when all are there; a MAC address is what probes need.
+    fn remember(&mut self, cause: &Cause, concerned: &Concerned) {
+        if cause.kind == ApplyKind::Probe {
+            return;
+        }
+        let actual = &self.running.executor.actual;
+        let names = concerned
+            .keys()
+            .filter_map(|id| Some(&actual.services().get(id)?.name))
+            .filter(|name| {
+                let service = self.knowledge.service(name);
+                service.is_some_and(|service| service.probe.is_some())
+            });
+        self.opening.services.extend(names.cloned());
     }
 
     fn tell_failures(&self, ops: &[Op], before: &[&str]) {

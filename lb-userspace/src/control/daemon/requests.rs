@@ -33,6 +33,9 @@ impl Daemon {
     ) -> Result<()> {
         let response = match request {
             Request::Status => return self.begin_status(answer),
+            Request::Ping => Ok(Response::Done {
+                changes: Vec::new(),
+            }),
             Request::Drain {
                 backend,
                 force,

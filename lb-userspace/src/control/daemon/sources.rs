@@ -37,15 +37,16 @@ impl Daemon {
             share_ppm,
             spread,
         } = *judgement;
+        // Sweeps may settle the source, or give its place away: what is to be done is told after them.
+        while self.sweeper.must_finish() {
+            self.sweep_all()?;
+        }
         let executor = &mut self.running.executor;
         executor.set_share(source, share_ppm)?;
         let seed = executor.maps.control().seed();
         match turn(&executor.actual, source, spread, share_ppm, seed, unix_ms()) {
             Ok(None) => {}
             Ok(Some(op)) => {
-                while self.sweeper.must_finish() {
-                    self.sweep_all()?;
-                }
                 announce_hot(&self.running.executor.actual, &op);
                 let now = self.now();
                 self.execute(&[op], now)?;

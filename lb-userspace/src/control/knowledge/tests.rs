@@ -7,7 +7,7 @@ use lb_common::abi::BackendState;
 use super::*;
 use crate::{
     config::ConfigFile,
-    control::{actual::Op, samples::Bench},
+    control::{actual::Op, prepared::Prepared, samples::Bench},
     neighbour::{Interface, Link},
 };
 
@@ -217,7 +217,14 @@ fn the_short_way_of_a_failure_leaves_nothing_to_do() {
         assert_eq!(failed.without_mac, without_mac);
         let service = bench.actual().backends()[&number].service;
         let unix_ms = 1_700_000_000_000 + bench.now;
-        let ops = fail(bench.actual(), service, &[failed], unix_ms).unwrap();
+        let ops = fail(
+            bench.actual(),
+            service,
+            &[failed],
+            unix_ms,
+            &mut Prepared::default(),
+        )
+        .unwrap();
         bench.execute(&ops);
         bench.check();
         assert_eq!(
@@ -232,7 +239,14 @@ fn the_short_way_of_a_failure_leaves_nothing_to_do() {
     let number = bench.number("web", "two");
     let failed = knowledge.failure(number, bench.actual()).unwrap();
     let service = bench.actual().backends()[&number].service;
-    assert_eq!(fail(bench.actual(), service, &[failed], 0), None);
+    let ops = fail(
+        bench.actual(),
+        service,
+        &[failed],
+        0,
+        &mut Prepared::default(),
+    );
+    assert_eq!(ops, None);
 }
 
 #[test]

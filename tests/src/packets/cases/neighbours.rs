@@ -10,7 +10,7 @@ use lb_common::{
 use super::{blank, town6};
 use crate::packets::{
     case::{Case, case},
-    frame::{Packet, advertisement, extension, link_layer_option, solicitation},
+    frame::{Frame, Packet, advertisement, extension, link_layer_option, solicitation},
     network::{
         CLIENT6, DIRECTOR_MAC, MULTICAST_MAC, NEIGHBOUR_MAC, NEIGHBOUR6, NO_VIP6, ROUTER_MAC, VIP6,
         VIP6_ANY,
@@ -42,6 +42,23 @@ fn told(target: Ipv6Addr) -> Packet {
 /// Duplicate address detection: from nobody.
 fn detection(options: &[u8]) -> Packet {
     solicitation(VIP6, options).from(Ipv6Addr::UNSPECIFIED, 0)
+}
+
+/// With the checksum that its changed bytes ask for (RFC 4443 section 2.3).
+fn intact(frame: Frame) -> Frame {
+    let ip = &frame.0[ETH_LEN..];
+    let length = usize::from(u16::from_be_bytes([ip[4], ip[5]]));
+    let mut covered = [&ip[8..40], &[0, 0, ip[4], ip[5], 0, 0, 0, 58]].concat();
+    covered.extend(&ip[40..40 + length]);
+    covered[42..44].fill(0);
+    covered.resize(covered.len().next_multiple_of(2), 0);
+    let words = covered
+        .chunks_exact(2)
+        .map(|w| u32::from(u16::from_be_bytes([w[0], w[1]])));
+    let sum: u32 = words.sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let checksum = !(sum as u16 + (sum >> 16) as u16);
+    frame.with(ETH_LEN + 42, &checksum.to_be_bytes())
 }
 
 fn answered() -> Vec<Case> {
@@ -92,6 +109,12 @@ fn answered() -> Vec<Case> {
                 &[&link_layer_option(1, NEIGHBOUR_MAC)[..], &NONCE].concat(),
             )
             .build(),
+        )
+        .advertised(told(VIP6).build()),
+        case(
+            "as many options as are looked into",
+            &town,
+            solicitation(VIP6, &[NONCE; 4].concat()).build(),
         )
         .advertised(told(VIP6).build()),
         case(
@@ -173,7 +196,52 @@ fn left_to_the_host() -> Vec<Case> {
         case(
             "a solicitation with a code",
             &town,
-            asks(VIP6).build().with(ETH_LEN + 41, &[1]),
+            intact(asks(VIP6).build().with(ETH_LEN + 41, &[1])),
+        ),
+        case(
+            "a solicitation that was damaged on its way",
+            &town,
+            asks(VIP6).build().with(ETH_LEN + 44, &[1]),
+        ),
+        case(
+            "a solicitation whose last option was damaged on its way",
+            &town,
+            solicitation(VIP6, &[NONCE; 4].concat())
+                .build()
+                .with(ETH_LEN + 95, &[7]),
+        ),
+        case(
+            "a solicitation with more options than are looked into",
+            &town,
+            solicitation(VIP6, &[NONCE; 5].concat()).build(),
+        ),
+        case(
+            "an option of no length",
+            &town,
+            solicitation(VIP6, &[14, 0, 1, 2, 3, 4, 5, 6]).build(),
+        ),
+        case(
+            "half an option",
+            &town,
+            solicitation(VIP6, &NONCE[..4]).build(),
+        ),
+        case(
+            "duplicate address detection asks no single host",
+            &town,
+            detection(&[]).to(VIP6, 0).to_mac(DIRECTOR_MAC).build(),
+        ),
+        case(
+            "nor all nodes",
+            &town,
+            detection(&[])
+                .to(EVERYBODY.0, 0)
+                .to_mac(EVERYBODY.1)
+                .build(),
+        ),
+        case(
+            "and names nobody",
+            &town,
+            detection(&link_layer_option(1, NEIGHBOUR_MAC)).build(),
         ),
         case(
             "a solicitation behind extension headers",
@@ -188,7 +256,7 @@ fn left_to_the_host() -> Vec<Case> {
         case(
             "a solicitation that ends within the target",
             &town,
-            asks(VIP6).build().with(ETH_LEN + 4, &[0, 23]),
+            intact(asks(VIP6).build().with(ETH_LEN + 4, &[0, 23])),
         ),
         case(
             "before the controller has written anything there is no VIP to ask for",

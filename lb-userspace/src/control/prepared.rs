@@ -1,0 +1,195 @@
+//! Tables that are needed at once if a backend fails that has begun to: built while there is time.
+//!
+//! A table for a thousand backends takes a large part of a millisecond. Between the first probe that fails and the one that
+//! decides, mostly a second or more passes in which nothing else is to be done. What is prepared is the very table that would
+//! be built then, or it is not used.
+
+use std::collections::VecDeque;
+
+use super::{
+    actual::{Actual, BuiltFor},
+    reconcile::table,
+};
+
+/// Tables for fewer backends are built quickly enough.
+const MEMBERS: usize = 128;
+/// So many are kept, half a mebibyte each at the most. Where more backends of large services have trouble at once, their
+/// tables are built when they fail.
+const KEPT: usize = 8;
+
+/// Tables without one backend each.
+#[derive(Debug, Default)]
+pub struct Prepared {
+    /// Backends that may fail soon.
+    suspects: VecDeque<u16>,
+    /// The newest last.
+    tables: VecDeque<Table>,
+    built: u64,
+}
+
+#[derive(Debug)]
+struct Table {
+    bits: u8,
+    built_for: BuiltFor,
+    slots: Vec<u16>,
+}
+
+impl Prepared {
+    /// A probe of this backend has failed, but its service still counts on it.
+    pub fn suspect(&mut self, actual: &Actual, number: u16) {
+        if self.without(actual, number).is_some() && !self.suspects.contains(&number) {
+            self.suspects.push_back(number);
+            if self.suspects.len() > KEPT {
+                self.suspects.pop_front();
+            }
+        }
+    }
+
+    /// Whether there is anything to prepare.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        !self.suspects.is_empty()
+    }
+
+    /// Prepares one table.
+    pub fn prepare(&mut self, actual: &Actual) {
+        let suspect = self.suspects.pop_front();
+        let Some((bits, built_for)) = suspect.and_then(|number| self.without(actual, number))
+        else {
+            return;
+        };
+        let slots = table(&built_for, bits);
+        self.built += 1;
+        self.tables.push_back(Table {
+            bits,
+            built_for,
+            slots,
+        });
+        if self.tables.len() > KEPT {
+            self.tables.pop_front();
+        }
+    }
+
+    /// The table of 2^`bits` slots for these: prepared, or built now.
+    pub(super) fn table(&mut self, built_for: &BuiltFor, bits: u8) -> Vec<u16> {
+        let same = |table: &Table| table.bits == bits && table.built_for == *built_for;
+        match self.tables.iter().position(same) {
+            Some(place) => self
+                .tables
+                .remove(place)
+                .map_or_else(Vec::new, |table| table.slots),
+            None => {
+                self.built += 1;
+                table(built_for, bits)
+            }
+        }
+    }
+
+    /// How many tables have been built so far.
+    #[must_use]
+    pub const fn built(&self) -> u64 {
+        self.built
+    }
+
+    /// What a large table without this backend is built for, unless it is prepared already.
+    fn without(&self, actual: &Actual, number: u16) -> Option<(u8, BuiltFor)> {
+        let backend = actual.backends().get(&number)?;
+        let service = actual.services().get(&backend.service)?;
+        let all = service.built_for.as_ref()?;
+        let takes_part = all.iter().any(|(_, _, member)| *member == number);
+        if all.len() < MEMBERS || !takes_part {
+            return None;
+        }
+        let left: BuiltFor = all
+            .iter()
+            .filter(|(_, _, member)| *member != number)
+            .cloned()
+            .collect();
+        let known = |table: &Table| table.bits == service.bits && table.built_for == left;
+        (!self.tables.iter().any(known)).then_some((service.bits, left))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::{
+        desired::DesiredBackend,
+        failure::{Failed, fail},
+        samples::{Bench, backend, service},
+    };
+
+    fn bench(backends: usize) -> Bench {
+        let backends: Vec<DesiredBackend> =
+            (0..backends).map(|n| backend(&format!("b{n}"))).collect();
+        let mut bench = Bench::sized(1 << 18, 8, 2048);
+        bench.bring(&[service("web", 10, &backends)]);
+        bench
+    }
+
+    fn down(number: u16) -> Failed {
+        Failed {
+            number,
+            reason: "connection refused".into(),
+            healthy: false,
+            without_mac: false,
+        }
+    }
+
+    #[test]
+    fn a_failure_that_was_foreseen_builds_no_table() {
+        let bench = bench(300);
+        let number = bench.number("web", "b7");
+        let mut prepared = Prepared::default();
+        let unprepared = fail(bench.actual(), 0, &[down(number)], 1, &mut prepared).unwrap();
+        assert_eq!(prepared.built(), 1);
+
+        prepared.suspect(bench.actual(), number);
+        assert!(prepared.is_wanted());
+        prepared.prepare(bench.actual());
+        assert_eq!((prepared.is_wanted(), prepared.built()), (false, 2));
+        // It is suspected with each probe that fails.
+        prepared.suspect(bench.actual(), number);
+        assert!(!prepared.is_wanted());
+
+        let ops = fail(bench.actual(), 0, &[down(number)], 1, &mut prepared).unwrap();
+        assert_eq!(prepared.built(), 2);
+        assert_eq!(ops, unprepared);
+    }
+
+    #[test]
+    fn what_was_prepared_before_a_change_is_not_used_after_it() {
+        let mut bench = bench(300);
+        let [first, second] = ["b7", "b8"].map(|name| bench.number("web", name));
+        let mut prepared = Prepared::default();
+        prepared.suspect(bench.actual(), second);
+        prepared.prepare(bench.actual());
+        let ops = fail(bench.actual(), 0, &[down(first)], 1, &mut prepared).unwrap();
+        bench.execute(&ops);
+        let built = prepared.built();
+        let ops = fail(bench.actual(), 0, &[down(second)], 1, &mut prepared).unwrap();
+        assert_eq!(prepared.built(), built + 1);
+        bench.execute(&ops);
+        bench.check();
+        assert_eq!(bench.actual().named(second).current, 0);
+    }
+
+    #[test]
+    fn little_is_kept_and_nothing_of_small_services() {
+        let small = bench(20);
+        let mut prepared = Prepared::default();
+        prepared.suspect(small.actual(), small.number("web", "b7"));
+        assert!(!prepared.is_wanted());
+
+        let large = bench(300);
+        for n in 0..100 {
+            prepared.suspect(large.actual(), large.number("web", &format!("b{n}")));
+            assert!(prepared.suspects.len() <= KEPT);
+            if n % 3 == 0 {
+                prepared.prepare(large.actual());
+            }
+            assert!(prepared.tables.len() <= KEPT);
+        }
+        prepared.suspect(large.actual(), 2000);
+    }
+}
