@@ -160,3 +160,22 @@ fn what_changes_nothing_writes_nothing() {
     assert_eq!(bench.executor.maps.touched.take(), Touched::default());
     assert_eq!(bench.executor.maps.slot_capacity(), 1 << 21);
 }
+
+#[test]
+fn where_nothing_is_in_transition_the_flow_table_is_not_looked_at() {
+    let (mut bench, services) = bench_of(5);
+    let sweeps = (1..10).find(|_| bench.sweep().quiet);
+    assert!(sweeps.is_some());
+    for _ in 0..100 {
+        bench.now += 60_000;
+        let now = bench.now;
+        bench.sweeper.begin(&bench.executor.actual, now);
+        assert!(!bench.sweeper.is_active());
+    }
+    let mut drained = services;
+    drained[0].backends[0].state = BackendState::Draining;
+    bench.bring(&drained);
+    let now = bench.now;
+    bench.sweeper.begin(&bench.executor.actual, now);
+    assert!(bench.sweeper.is_active());
+}
