@@ -4,7 +4,7 @@ use anyhow::Result;
 use lb_userspace::bench::frame::{Destination, Flows, Kind};
 
 use crate::{
-    rows::{Rows, Traffic, WARM_UP, one4},
+    rows::{MANY, Rows, Traffic, WARM_UP, one4},
     scenes::{FIRST_VIP, PORT, Scene, VIP4},
     stage::{DIRECTOR_MAC, Stage},
 };
@@ -79,13 +79,13 @@ fn flows(rows: &mut Rows, wanted: &impl Fn(&str) -> bool) -> Result<()> {
     Ok(())
 }
 
-/// One backend of a hundred that drains puts one percent of the slots in transition, and so on.
+/// With a hundred backends, of which some drain.
 fn transition(rows: &mut Rows, wanted: &impl Fn(&str) -> bool) -> Result<()> {
     for percent in [0, 1, 10, 50] {
         let name = format!("{PREFIX}transition_{percent}pct");
         if wanted(&name) {
             let scene = Scene {
-                backends: 100,
+                backends: MANY,
                 flows: Some(1 << 20),
                 ..Scene::one(VIP4.into())
             };

@@ -153,7 +153,7 @@ impl Wire {
         let far = self.far;
         let live = &mut self.live;
         match way {
-            Way::Floor => live.with(Other::Floor, far, |live| counted(live)),
+            Way::Floor => live.with(Other::Floor, far, counted),
             Way::DataPath => self.stage.attached(far, || counted(live)),
             // The peers are in the network stack; without a program at this end the veth takes no frame.
             Way::Peer(peer) => live.with(Other::Pass, far, |live| {

@@ -19,6 +19,8 @@ use crate::{
 pub(crate) const FLOOR: &str = "floor";
 /// Laps until nearly each of a million flows has been seen: eight times as many packets as flows leave one in three thousand.
 pub(crate) const WARM_UP: u32 = 1024;
+/// Backends of a service, so many that any share of the slots can be put in transition.
+pub(crate) const MANY: u32 = 100;
 /// Flows that the stages which record them have room for.
 const ROOM: u32 = 1 << 20;
 
@@ -67,7 +69,7 @@ impl Rows {
             name: name.into(),
             rig: Rig::load(&recipe(kind, flows, &destination))?,
             contender: Contender::Program(stage.target.try_clone()?),
-            action,
+            action: Some(action),
             warm_up,
         });
         Ok(())
@@ -79,7 +81,7 @@ impl Rows {
             name: name.into(),
             rig: Rig::load(&recipe(Kind::Tcp, Flows::One, &one4()))?,
             contender: Contender::Stand(stand),
-            action: Action::Transmit,
+            action: Some(Action::Transmit),
             warm_up: 0,
         });
         Ok(())
@@ -169,13 +171,13 @@ fn others(rows: &mut Rows, wanted: &impl Fn(&str) -> bool) -> Result<()> {
     if wanted("transition_10pct") {
         let mut stage = Stage::new(
             &Scene {
+                backends: MANY,
                 flows: Some(ROOM),
                 ..one
             }
             .text(),
         )?;
-        // One of ten: its slots are a tenth of all.
-        stage.drain(1)?;
+        stage.drain(10)?;
         let traffic = Traffic {
             warm_up: WARM_UP,
             ..million(one4())

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use aya::Ebpf;
 use lb_userspace::{
     config::{Config, Unserved},
@@ -117,21 +117,35 @@ impl Stage {
         }
     }
 
-    /// Drains the first backends of every service.
-    pub(crate) fn drain(&mut self, backends: usize) -> Result<()> {
+    /// Drains backends, the first ones first, until this share of the slots is in transition: that of a drained backend, and
+    /// what a Maglev table moves besides.
+    pub(crate) fn drain(&mut self, percent: u64) -> Result<()> {
         let decision = Decision {
             drained: true,
             ..Decision::default()
         };
         let services = self.knowledge.config().services.clone();
-        for service in &services {
-            for backend in service.backends.iter().take(backends) {
-                self.knowledge
-                    .decisions
-                    .set(&service.name, &backend.name, decision.clone());
+        let most = services.iter().map(|s| s.backends.len()).max().unwrap_or(0);
+        let (mut unsettled, all) = self.in_transition();
+        for backend in 0..most {
+            if 100 * unsettled >= percent * all {
+                break;
             }
+            for service in &services {
+                if let Some(backend) = service.backends.get(backend) {
+                    self.knowledge
+                        .decisions
+                        .set(&service.name, &backend.name, decision);
+                }
+            }
+            self.apply()?;
+            (unsettled, _) = self.in_transition();
         }
-        self.apply()
+        ensure!(
+            unsettled.abs_diff(all * percent / 100) <= all / 50,
+            "{unsettled} of {all} slots are in transition instead of {percent} %: the row would be of something else"
+        );
+        Ok(())
     }
 
     /// Runs `work` while the program is attached to an interface of this thread's namespace.
@@ -147,7 +161,7 @@ impl Stage {
     }
 
     /// How many of all slots are in transition, and how many slots there are.
-    pub(crate) fn in_transition(&self) -> (u64, u64) {
+    fn in_transition(&self) -> (u64, u64) {
         let actual = &self.executor.actual;
         let slots = actual.services().values().map(|s| s.slots.len() as u64);
         let unsettled = actual

@@ -43,7 +43,7 @@ impl Features {
         "pick",
     ];
 
-    /// Whether `feature` is in the set.
+    /// Whether `feature`, or one of several, is in the set.
     #[inline(always)]
     #[must_use]
     pub const fn has(self, feature: Self) -> bool {

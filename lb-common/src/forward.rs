@@ -1,6 +1,6 @@
 //! The whole path of a packet: the same function in the kernel, in the tests and in `where`.
 
-use crate::abi::Control;
+use crate::abi::{Control, Port};
 use crate::address::{Address, Ipv6};
 use crate::features::Features;
 use crate::flow::FlowKey;
@@ -8,14 +8,14 @@ use crate::fragment::{self, FragmentKey};
 use crate::hot::{self, HotState};
 use crate::icmp::{self, Message};
 use crate::packet::Packet;
-use crate::parse::{self, Flow, Fragment, Frame, Icmp, Ip, Link, Part, Unfit};
+use crate::parse::{self, Flow, Fragment, Icmp, Ip, Link, Part, Unfit, ipv4, ipv6};
 use crate::pick::{self, Affinity, Backend, Slot};
 use crate::service::{Directory, ServiceValue, Track, lookup};
 use crate::tables::{Step, Tables};
 use crate::transition::{backend_of_flow, has_failed};
 use crate::verdict::Verdict;
-use crate::wire::{PROTO_TCP, PROTO_UDP};
-use crate::{arp, ndp, rewrite, vlan};
+use crate::wire::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTO_TCP, PROTO_UDP};
+use crate::{arp, ndp, rewrite, settled, vlan};
 
 /// What became of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +36,23 @@ struct Picked {
 /// Takes one packet the whole way and counts it once.
 #[inline(always)]
 pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Outcome {
-    let outcome = match forward(packet, tables) {
+    match settled::process(packet, tables) {
+        Some(outcome) => outcome,
+        None => process_any(packet, tables),
+    }
+}
+
+/// The same for a packet of any kind: what [`settled::process`] leaves, and what it would say of the others.
+#[inline(always)]
+pub fn process_any<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Outcome {
+    let outcome = forward(packet, tables);
+    counted(tables, outcome)
+}
+
+/// What became of a packet, counted.
+#[inline(always)]
+pub(crate) fn counted<T: Tables>(tables: &T, outcome: Result<Outcome, Verdict>) -> Outcome {
+    let outcome = match outcome {
         Ok(outcome) => outcome,
         Err(verdict) => Outcome { verdict, port: 0 },
     };
@@ -50,11 +66,14 @@ pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Outcome {
 /// What became of a packet for a backend, or why it goes to none.
 #[inline(always)]
 fn forward<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Outcome, Verdict> {
-    let frame = parse::parse(packet, tables.features())?;
+    let features = tables.features();
+    // One family after the other, instead of a frame that is one of many things: what has not been read of one kind of packet
+    // would still be carried along for the others, and the verifier takes no register that nobody has written.
+    let (link, ethertype) = parse::link(packet, features)?;
     let control = tables.control().ok_or(Verdict::Inconsistent)?;
-    let picked = match frame {
-        Frame::V4(ip) => {
-            let flow = match ip {
+    let picked = match ethertype {
+        ETHERTYPE_IPV4 => {
+            let flow = match ipv4::parse(packet, link)? {
                 Ip::Flow(flow) => flow,
                 Ip::Icmp(icmp) => about4(packet, tables, control, &icmp)?,
                 Ip::Fragment(later) => {
@@ -64,8 +83,8 @@ fn forward<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Outcome, 
             };
             pick(packet, tables, control, &flow)?
         }
-        Frame::V6(ip) => {
-            let flow = match ip {
+        ETHERTYPE_IPV6 if features.has(Features::IPV6) => {
+            let flow = match ipv6::parse(packet, link)? {
                 Ip::Flow(flow) => flow,
                 Ip::Icmp(icmp) => about6(packet, tables, control, &icmp)?,
                 Ip::Fragment(later) => {
@@ -75,8 +94,8 @@ fn forward<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Outcome, 
             };
             pick(packet, tables, control, &flow)?
         }
-        Frame::Arp(link) => return Err(arp::answer(packet, tables, &link)),
-        Frame::Other => return Err(Verdict::OtherEthertype),
+        ETHERTYPE_ARP => return Err(arp::answer(packet, tables, &link)),
+        _ => return Err(Verdict::OtherEthertype),
     };
     send_to(packet, tables, &picked)
 }
@@ -363,7 +382,7 @@ fn place_in_tables<A: Address, T: Tables>(
 
 /// The slot that a source picks.
 #[inline(always)]
-fn slot_of<A: Address, T: Tables>(
+pub(crate) fn slot_of<A: Address, T: Tables>(
     tables: &T,
     service: ServiceValue,
     affinity: Affinity,
@@ -544,26 +563,57 @@ fn send_to<P: Packet, T: Tables>(
     if backend.mac() == 0 {
         return Err(Verdict::NoNeighbour);
     }
-    let (source, device, tag) = if port == tables.own_port() {
-        (tables.own_mac(), port, 0)
-    } else {
-        let egress = tables.port(port).ok_or(Verdict::Inconsistent)?;
-        if egress.ifindex == 0 {
-            return Err(Verdict::Inconsistent);
-        }
-        (egress.mac, egress.device, egress.vlan)
-    };
+    let egress = egress_of(tables, port)?;
     if features.has(Features::VLAN) {
-        vlan::set(packet, &picked.link, tag)?;
+        vlan::set(packet, &picked.link, egress.vlan)?;
     }
-    rewrite::ethernet(packet, backend.mac(), source)?;
+    rewrite::ethernet(packet, backend.mac(), egress.mac)?;
     tables.count_backend(number, length);
-    Ok(Outcome {
+    Ok(sent(tables, egress.device))
+}
+
+/// The way out of the director.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Egress {
+    /// The source MAC address, as [`crate::wire::mac_word`].
+    pub(crate) mac: u64,
+    /// The port number of the interface.
+    pub(crate) device: u16,
+    /// The VLAN; 0 for none.
+    pub(crate) vlan: u16,
+}
+
+/// The way out through a port.
+#[inline(always)]
+pub(crate) fn egress_of<T: Tables>(tables: &T, port: u16) -> Result<Egress, Verdict> {
+    if port == tables.own_port() {
+        return Ok(Egress {
+            mac: tables.own_mac(),
+            device: port,
+            vlan: 0,
+        });
+    }
+    let Port {
+        mac,
+        ifindex,
+        vlan,
+        device,
+    } = tables.port(port).ok_or(Verdict::Inconsistent)?;
+    if ifindex == 0 {
+        return Err(Verdict::Inconsistent);
+    }
+    Ok(Egress { mac, device, vlan })
+}
+
+/// A packet that leaves through this interface.
+#[inline(always)]
+fn sent<T: Tables>(tables: &T, device: u16) -> Outcome {
+    Outcome {
         verdict: if device == tables.own_port() {
             Verdict::Forwarded
         } else {
             Verdict::Redirected
         },
         port: device,
-    })
+    }
 }

@@ -29,6 +29,7 @@ pub mod pick;
 pub mod plain;
 pub mod rewrite;
 pub mod service;
+pub mod settled;
 pub mod tables;
 pub mod transition;
 pub mod verdict;

@@ -1,7 +1,7 @@
 //! What a frame is: Ethernet with up to two VLAN tags, then IPv4 ([`ipv4`]) or IPv6 ([`ipv6`]), then TCP, UDP or ICMP.
 
-mod ipv4;
-mod ipv6;
+pub(crate) mod ipv4;
+pub(crate) mod ipv6;
 mod signal;
 
 pub use ipv6::{Chain, MAX_EXTENSION_BYTES, MAX_EXTENSIONS, walk};
@@ -147,23 +147,22 @@ pub enum Frame {
 /// # Errors
 /// [`Verdict::Truncated`] where the frame ends before its destination can be told. What is found out later comes as
 /// [`Ip::Unfit`], because it is nobody's business but the host's if the destination is no VIP.
-#[inline(always)]
 pub fn parse<P: Packet>(packet: &P, features: Features) -> Result<Frame, Verdict> {
-    // One bounds check for what nearly every packet is.
-    if let Some(flow) = ipv4::common(packet) {
-        return Ok(Frame::V4(Ip::Flow(flow)));
+    let (link, ethertype) = link(packet, features)?;
+    match ethertype {
+        ETHERTYPE_IPV4 => ipv4::parse(packet, link).map(Frame::V4),
+        ETHERTYPE_IPV6 if features.has(Features::IPV6) => ipv6::parse(packet, link).map(Frame::V6),
+        ETHERTYPE_ARP => Ok(Frame::Arp(link)),
+        _ => Ok(Frame::Other),
     }
-    if features.has(Features::IPV6)
-        && let Some(flow) = ipv6::common(packet)
-    {
-        return Ok(Frame::V6(Ip::Flow(flow)));
-    }
-    parse_rare(packet, features)
 }
 
-/// Everything else, with a check for each step.
+/// Reads the frame's own header and its tags; the EtherType of what is in it.
+///
+/// # Errors
+/// [`Verdict::Truncated`].
 #[inline(always)]
-fn parse_rare<P: Packet>(packet: &P, features: Features) -> Result<Frame, Verdict> {
+pub(crate) fn link<P: Packet>(packet: &P, features: Features) -> Result<(Link, u16), Verdict> {
     let eth = packet.bytes::<ETH_LEN>(0).ok_or(Verdict::Truncated)?;
     let destination = le64_at::<0, _>(eth) & crate::wire::MAC_MASK;
     let mut ethertype = be16_at::<ETH_TYPE, _>(eth);
@@ -176,13 +175,7 @@ fn parse_rare<P: Packet>(packet: &P, features: Features) -> Result<Frame, Verdic
             l3 = ETH_LEN + 2 * VLAN_LEN;
         }
     }
-    let link = Link { destination, l3 };
-    match ethertype {
-        ETHERTYPE_IPV4 => ipv4::parse(packet, link).map(Frame::V4),
-        ETHERTYPE_IPV6 if features.has(Features::IPV6) => ipv6::parse(packet, link).map(Frame::V6),
-        ETHERTYPE_ARP => Ok(Frame::Arp(link)),
-        _ => Ok(Frame::Other),
-    }
+    Ok((Link { destination, l3 }, ethertype))
 }
 
 #[inline(always)]

@@ -145,6 +145,12 @@ impl PlainTables {
         forward::process(packet, self)
     }
 
+    /// [`forward::process_any`] likewise: without the hot path of its own, whose answers must be the same.
+    #[inline(never)]
+    pub fn process_any(&self, packet: &mut Buffer<'_>) -> Outcome {
+        forward::process_any(packet, self)
+    }
+
     /// Sets the time, in units of [`crate::flow::TICK_NS`].
     pub fn set_now(&self, now: u16) {
         self.now.store(now, Ordering::Relaxed);

@@ -16,15 +16,26 @@ use crate::wire::{MAC_MASK, le64_at, mac_bytes};
 #[inline(always)]
 pub fn ethernet<P: Packet>(packet: &mut P, destination: u64, source: u64) -> Result<(), Verdict> {
     let addresses = packet.bytes_mut::<12>(0).ok_or(Verdict::Truncated)?;
+    addresses_in(addresses, destination, source);
+    Ok(())
+}
+
+/// The same, where a frame's first bytes are at hand.
+#[inline(always)]
+pub fn addresses_in(head: &mut [u8], destination: u64, source: u64) {
     // Two stores: eight bytes (destination and the source's first two), then four.
     let first = destination | source << 48;
     let rest = (source >> 16) as u32;
-    let [a, b, c, d, e, f, g, h] = first.to_le_bytes();
-    let [i, j, k, l] = rest.to_le_bytes();
-    *addresses = [a, b, c, d, e, f, g, h, i, j, k, l];
-    debug_assert_eq!(addresses[..6], mac_bytes(destination));
-    debug_assert_eq!(addresses[6..], mac_bytes(source));
-    Ok(())
+    let Some((eight, behind)) = head.split_first_chunk_mut() else {
+        return;
+    };
+    let Some(four) = behind.first_chunk_mut() else {
+        return;
+    };
+    *eight = first.to_le_bytes();
+    *four = rest.to_le_bytes();
+    debug_assert_eq!(head[..6], mac_bytes(destination));
+    debug_assert_eq!(head[6..12], mac_bytes(source));
 }
 
 /// Writes the destination alone, as [`crate::wire::mac_word`].

@@ -86,6 +86,18 @@ pub const fn mac_bytes(word: u64) -> [u8; 6] {
     [b[0], b[1], b[2], b[3], b[4], b[5]]
 }
 
+/// The `LEN` bytes at the constant offset `AT`: one load where there are as many as a word has. Byte by byte, the compiler
+/// would put together only those that are used, in up to three loads.
+#[inline(always)]
+#[must_use]
+const fn bytes_at<const AT: usize, const LEN: usize, const N: usize>(bytes: &[u8; N]) -> [u8; LEN] {
+    const { assert!(AT + LEN <= N, "offset outside the window") };
+    match bytes.split_at(AT).1.first_chunk() {
+        Some(found) => *found,
+        None => unreachable!(),
+    }
+}
+
 /// The byte at the constant offset `AT`.
 #[inline(always)]
 #[must_use]
@@ -98,43 +110,39 @@ pub const fn u8_at<const AT: usize, const N: usize>(bytes: &[u8; N]) -> u8 {
 #[inline(always)]
 #[must_use]
 pub const fn be16_at<const AT: usize, const N: usize>(bytes: &[u8; N]) -> u16 {
-    const { assert!(AT + 2 <= N, "offset outside the window") };
-    u16::from_be_bytes([bytes[AT], bytes[AT + 1]])
+    u16::from_be_bytes(bytes_at::<AT, 2, N>(bytes))
 }
 
 /// The four bytes at the constant offset `AT`, in network byte order.
 #[inline(always)]
 #[must_use]
 pub const fn be32_at<const AT: usize, const N: usize>(bytes: &[u8; N]) -> u32 {
-    const { assert!(AT + 4 <= N, "offset outside the window") };
-    u32::from_be_bytes([bytes[AT], bytes[AT + 1], bytes[AT + 2], bytes[AT + 3]])
+    u32::from_be_bytes(bytes_at::<AT, 4, N>(bytes))
 }
 
 /// The eight bytes at the constant offset `AT`, in network byte order.
 #[inline(always)]
 #[must_use]
 pub const fn be64_at<const AT: usize, const N: usize>(bytes: &[u8; N]) -> u64 {
-    le64_at::<AT, N>(bytes).swap_bytes()
+    u64::from_be_bytes(bytes_at::<AT, 8, N>(bytes))
 }
 
 /// The IPv6 address at the constant offset `AT`.
 #[inline(always)]
 #[must_use]
 pub const fn ipv6_at<const AT: usize, const N: usize>(bytes: &[u8; N]) -> Ipv6 {
-    const { assert!(AT + 16 <= N, "offset outside the window") };
-    let [a, b, c, d, e, f, g, h] = [
-        bytes[AT + 8],
-        bytes[AT + 9],
-        bytes[AT + 10],
-        bytes[AT + 11],
-        bytes[AT + 12],
-        bytes[AT + 13],
-        bytes[AT + 14],
-        bytes[AT + 15],
-    ];
+    let [high, low] = halves(bytes_at::<AT, 16, N>(bytes));
     Ipv6 {
-        high: be64_at::<AT, N>(bytes),
-        low: u64::from_be_bytes([a, b, c, d, e, f, g, h]),
+        high: u64::from_be_bytes(high),
+        low: u64::from_be_bytes(low),
+    }
+}
+
+#[inline(always)]
+const fn halves(bytes: [u8; 16]) -> [[u8; 8]; 2] {
+    match bytes.as_chunks() {
+        ([high, low], _) => [*high, *low],
+        _ => unreachable!(),
     }
 }
 
@@ -142,15 +150,5 @@ pub const fn ipv6_at<const AT: usize, const N: usize>(bytes: &[u8; N]) -> Ipv6 {
 #[inline(always)]
 #[must_use]
 pub const fn le64_at<const AT: usize, const N: usize>(bytes: &[u8; N]) -> u64 {
-    const { assert!(AT + 8 <= N, "offset outside the window") };
-    u64::from_le_bytes([
-        bytes[AT],
-        bytes[AT + 1],
-        bytes[AT + 2],
-        bytes[AT + 3],
-        bytes[AT + 4],
-        bytes[AT + 5],
-        bytes[AT + 6],
-        bytes[AT + 7],
-    ])
+    u64::from_le_bytes(bytes_at::<AT, 8, N>(bytes))
 }

@@ -4,15 +4,16 @@
 //!
 //! None is on the hot path of a settled slot.
 
+use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use lb_common::{
     address::Ipv6,
     flow::{FlowKey, FlowState, Owner, find_in_table, put_into_table},
-    forward::place_of_any,
+    forward::{self, place_of_any},
     fragment::FragmentKey,
     service::ServiceValue,
 };
 
-use crate::maps::KernelTables;
+use crate::{action, maps::KernelTables, packet::Frame};
 
 #[inline(always)]
 fn key4(endpoints: u64, owner: Owner) -> FlowKey<u32> {
@@ -32,6 +33,14 @@ fn key6(high: u64, low: u64, ports: u32, owner: Owner) -> FlowKey<Ipv6> {
         service: owner.service,
         udp: owner.udp,
     }
+}
+
+/// A packet of any kind: the action for it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn process_any(context: *mut xdp_md) -> u32 {
+    let context = XdpContext::new(context);
+    action(forward::process_any(&mut Frame(&context), &KernelTables))
 }
 
 /// The state of an IPv4 client's flow, 0 where it is not recorded.

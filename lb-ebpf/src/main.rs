@@ -2,7 +2,14 @@
 //! reached is in [`packet`] and [`maps`].
 #![no_std]
 #![no_main]
-#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch, core_intrinsics))]
+#![cfg_attr(
+    target_arch = "bpf",
+    expect(
+        internal_features,
+        reason = "whether an offset is a constant decides what the verifier must be told"
+    )
+)]
 
 mod functions;
 mod maps;
@@ -14,18 +21,27 @@ use aya_ebpf::{
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
-use lb_common::{forward, verdict::Action};
+use lb_common::{forward::Outcome, settled, verdict::Action};
 
 use crate::{maps::KernelTables, packet::Frame};
 
 /// One packet from the driver: balanced, answered, or left to the host.
 #[xdp]
+#[inline(always)]
 #[expect(
     clippy::needless_pass_by_value,
     reason = "the macro hands the context over by value"
 )]
 fn xdp_lb(context: XdpContext) -> u32 {
-    let outcome = forward::process(&mut Frame(&context), &KernelTables);
+    match settled::process(&mut Frame(&context), &KernelTables) {
+        Some(outcome) => action(outcome),
+        None => functions::process_any(context.ctx),
+    }
+}
+
+/// What the kernel does with a packet.
+#[inline(always)]
+fn action(outcome: Outcome) -> u32 {
     match outcome.verdict.action() {
         Action::Transmit => xdp_action::XDP_TX,
         Action::Redirect => maps::redirect(outcome.port),

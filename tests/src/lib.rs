@@ -4,3 +4,4 @@ pub mod controller;
 pub mod demo;
 pub mod packets;
 pub mod testbed;
+pub mod translated;

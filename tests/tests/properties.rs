@@ -41,10 +41,17 @@ fn any_packet_keeps_the_promises_over_buffers() -> anyhow::Result<()> {
     let fixtures = fixtures();
     for (name, fixture) in fixtures.iter().cycle().take(OVER_BUFFERS / BATCH) {
         let mut plain = Plain::new(&fixture.setup);
+        let mut hot = Plain::new(&fixture.setup).with_hot_path();
         plain.given(fixture, 7);
+        hot.given(fixture, 7);
         for _ in 0..BATCH {
             let frame = frames.frame();
             let (outcome, after) = plain.run(&frame.0);
+            let short = hot.run(&frame.0);
+            ensure!(
+                short == (outcome, after.clone()),
+                "in the fixture `{name}` the hot path does {short:?} instead of {outcome:?} with {frame:?}"
+            );
             check_change(
                 &frame,
                 outcome.verdict,
@@ -53,6 +60,7 @@ fn any_packet_keeps_the_promises_over_buffers() -> anyhow::Result<()> {
             .with_context(|| format!("in the fixture `{name}`: {frame:?}"))?;
         }
         plain.check_sum()?;
+        hot.check_sum()?;
     }
     Ok(())
 }

@@ -27,6 +27,7 @@ const END_TO_END_THREADS: &str = "--test-threads=1";
 /// without a target, all of the package. A test that needs root and is not named here fails for whoever is not root.
 const END_TO_END: &[(&str, Option<&str>)] = &[
     ("tests", None),
+    ("lb-bench", Some("suite")),
     ("lb-userspace", Some("commands")),
     ("lb-userspace", Some("neighbour")),
 ];

@@ -5,56 +5,41 @@ use crate::verdict::Verdict;
 use crate::wire::{
     ETH_LEN, ETH_TYPE, ETHERTYPE_IPV4, IPV4_FRAGMENT_MASK, IPV4_FRAGMENT_OFFSET, IPV4_LEN,
     IPV4_MORE_FRAGMENTS, PROTO_ICMP, PROTO_TCP, PROTO_UDP, TCP_LEN, UDP_LEN, be16_at, be32_at,
-    le64_at, u8_at,
+    u8_at,
 };
 
 use super::{Flow, Fragment, Icmp, Ip, Link, Part, Unfit};
 
 /// Bytes that hold everything the pick needs of a frame without tags and IPv4 options: up to the ports.
-const COMMON_LEN: usize = ETH_LEN + IPV4_LEN + UDP_LEN;
+pub(crate) const COMMON_LEN: usize = ETH_LEN + IPV4_LEN + UDP_LEN;
 /// The largest IP packet there is: a fragment that would end behind it is one of the attack called "ping of death".
 const MAX_PACKET: usize = 65_535;
 
-/// A whole TCP or UDP packet without tags and options, if it is one.
+/// The protocol of a whole TCP or UDP packet without tags and options, if it is one: the first bytes of a frame of `length`
+/// bytes.
 #[inline(always)]
-pub(super) fn common<P: Packet>(packet: &P) -> Option<Flow<u32>> {
-    let head = packet.bytes::<COMMON_LEN>(0)?;
-    if be16_at::<ETH_TYPE, _>(head) != ETHERTYPE_IPV4 || u8_at::<ETH_LEN, _>(head) != 0x45 {
+pub(crate) fn common(head: &[u8; COMMON_LEN], length: usize) -> Option<u8> {
+    // EtherType, version and header length in one comparison.
+    if be32_at::<ETH_TYPE, _>(head) >> 8 != (ETHERTYPE_IPV4 as u32) << 8 | 0x45 {
         return None;
     }
-    let protocol = u8_at::<{ ETH_LEN + 9 }, _>(head);
     let fragment = be16_at::<{ ETH_LEN + 6 }, _>(head) & IPV4_FRAGMENT_MASK;
     let total = be16_at::<{ ETH_LEN + 2 }, _>(head) as usize;
-    let least = if protocol == PROTO_TCP {
-        IPV4_LEN + TCP_LEN
-    } else {
-        IPV4_LEN + UDP_LEN
+    let protocol = u8_at::<{ ETH_LEN + 9 }, _>(head);
+    let least = match protocol {
+        PROTO_TCP => IPV4_LEN + TCP_LEN,
+        PROTO_UDP => IPV4_LEN + UDP_LEN,
+        _ => return None,
     };
-    if (protocol != PROTO_TCP && protocol != PROTO_UDP)
-        || fragment != 0
-        || total < least
-        || ETH_LEN + total > packet.len()
-    {
+    if fragment != 0 || total < least || ETH_LEN + total > length {
         return None;
     }
-    Some(Flow {
-        link: Link {
-            destination: le64_at::<0, _>(head) & crate::wire::MAC_MASK,
-            l3: ETH_LEN,
-        },
-        client: be32_at::<{ ETH_LEN + 12 }, _>(head),
-        destination: be32_at::<{ ETH_LEN + 16 }, _>(head),
-        ports: be32_at::<{ ETH_LEN + IPV4_LEN }, _>(head),
-        protocol,
-        transport: ETH_LEN + IPV4_LEN,
-        end: ETH_LEN + total,
-        part: Part::Whole,
-    })
+    Some(protocol)
 }
 
 /// Any IPv4 packet, with a check for each step.
 #[inline(always)]
-pub(super) fn parse<P: Packet>(packet: &P, link: Link) -> Result<Ip<u32>, Verdict> {
+pub(crate) fn parse<P: Packet>(packet: &P, link: Link) -> Result<Ip<u32>, Verdict> {
     let l3 = link.l3;
     let ip = packet.bytes::<IPV4_LEN>(l3).ok_or(Verdict::Truncated)?;
     let destination = be32_at::<16, _>(ip);

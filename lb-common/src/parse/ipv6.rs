@@ -6,50 +6,38 @@ use crate::verdict::Verdict;
 use crate::wire::{
     ETH_LEN, ETH_TYPE, ETHERTYPE_IPV6, IPV6_LEN, NEXT_DESTINATION, NEXT_FRAGMENT, NEXT_HOP_BY_HOP,
     NEXT_ROUTING, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, TCP_LEN, UDP_LEN, be16_at, be32_at, ipv6_at,
-    le64_at, u8_at,
+    u8_at,
 };
 
 use super::{Flow, Fragment, Icmp, Ip, Link, Part, Unfit};
 
 /// Bytes that hold everything the pick needs of a frame without tags and extension headers.
-const COMMON_LEN: usize = ETH_LEN + IPV6_LEN + UDP_LEN;
+pub(crate) const COMMON_LEN: usize = ETH_LEN + IPV6_LEN + UDP_LEN;
 /// So many extension headers are followed: each kind once, and the destination options that may stand in two places
 /// (RFC 8200 section 4.1), with one to spare.
 pub const MAX_EXTENSIONS: u32 = 6;
 /// So many bytes of extension headers are followed.
 pub const MAX_EXTENSION_BYTES: usize = 1024;
 
-/// A whole TCP or UDP packet without tags and extension headers, if it is one.
+/// The protocol of a whole TCP or UDP packet without tags and extension headers, if it is one: the first bytes of a frame of
+/// `length` bytes.
 #[inline(always)]
-pub(super) fn common<P: Packet>(packet: &P) -> Option<Flow<Ipv6>> {
-    let head = packet.bytes::<COMMON_LEN>(0)?;
-    if be16_at::<ETH_TYPE, _>(head) != ETHERTYPE_IPV6 || u8_at::<ETH_LEN, _>(head) >> 4 != 6 {
+pub(crate) fn common(head: &[u8; COMMON_LEN], length: usize) -> Option<u8> {
+    // EtherType and version in one comparison.
+    if be32_at::<ETH_TYPE, _>(head) >> 12 != (ETHERTYPE_IPV6 as u32) << 4 | 6 {
         return None;
     }
-    let protocol = u8_at::<{ ETH_LEN + 6 }, _>(head);
     let payload = be16_at::<{ ETH_LEN + 4 }, _>(head) as usize;
-    let least = if protocol == PROTO_TCP {
-        TCP_LEN
-    } else {
-        UDP_LEN
+    let protocol = u8_at::<{ ETH_LEN + 6 }, _>(head);
+    let least = match protocol {
+        PROTO_TCP => TCP_LEN,
+        PROTO_UDP => UDP_LEN,
+        _ => return None,
     };
-    let end = ETH_LEN + IPV6_LEN + payload;
-    if (protocol != PROTO_TCP && protocol != PROTO_UDP) || payload < least || end > packet.len() {
+    if payload < least || ETH_LEN + IPV6_LEN + payload > length {
         return None;
     }
-    Some(Flow {
-        link: Link {
-            destination: le64_at::<0, _>(head) & crate::wire::MAC_MASK,
-            l3: ETH_LEN,
-        },
-        client: ipv6_at::<{ ETH_LEN + 8 }, _>(head),
-        destination: ipv6_at::<{ ETH_LEN + 24 }, _>(head),
-        ports: be32_at::<{ ETH_LEN + IPV6_LEN }, _>(head),
-        protocol,
-        transport: ETH_LEN + IPV6_LEN,
-        end,
-        part: Part::Whole,
-    })
+    Some(protocol)
 }
 
 /// What stands behind the extension headers.
@@ -132,7 +120,7 @@ pub fn walk<P: Packet>(packet: &P, l3: usize, first: u8, end: usize) -> Result<C
 
 /// Any IPv6 packet, with a check for each step.
 #[inline(always)]
-pub(super) fn parse<P: Packet>(packet: &P, link: Link) -> Result<Ip<Ipv6>, Verdict> {
+pub(crate) fn parse<P: Packet>(packet: &P, link: Link) -> Result<Ip<Ipv6>, Verdict> {
     let l3 = link.l3;
     let ip = packet.bytes::<IPV6_LEN>(l3).ok_or(Verdict::Truncated)?;
     let client = ipv6_at::<8, _>(ip);

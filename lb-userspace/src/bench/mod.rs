@@ -9,4 +9,5 @@ pub mod frame;
 pub mod machine;
 pub mod measure;
 pub mod results;
+pub mod running;
 pub mod table;

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage. Results go to stdout, everything about them to stderr.
 
+mod bench;
 mod change;
 mod check;
 mod completions;
@@ -86,6 +87,8 @@ enum Command {
     Flows(flows::Args),
     /// Which backend a packet would go to, and each step that leads there
     Where(whereto::Args),
+    /// Nanoseconds per packet of the running program on this machine; nothing is sent
+    Bench(bench::Args),
     /// Prints the script that completes commands and names in a shell
     Completions(completions::Args),
     /// Writes the man pages
@@ -142,6 +145,7 @@ fn run(command: &Command, context: &Context) -> anyhow::Result<Exit> {
         Command::Maps(args) => maps::run(args, context),
         Command::Flows(args) => flows::run(args, context),
         Command::Where(args) => whereto::run(args, context),
+        Command::Bench(args) => bench::run(args, context),
         Command::Completions(args) => completions::run(args, context),
         Command::Man(args) => man::run(args, context),
     }

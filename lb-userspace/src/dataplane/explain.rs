@@ -1,4 +1,4 @@
-//! What the data path would do with a packet: `lb_common::forward::process`, the code of the kernel program, run over
+//! What the data path would do with a packet: `lb_common::forward::process_any`, the code of the kernel program, run over
 //! the pinned maps with a packet that is only thought of. Nothing is recorded and nothing is counted.
 
 use std::{
@@ -10,7 +10,7 @@ use lb_common::{
     abi::{Bucket, Control, HotLine, Port, SampleRing, Vip6},
     features::Features,
     flow::{FlowBucket, FlowBucket6},
-    forward::process,
+    forward::process_any,
     packet::{Buffer, HEADROOM},
     pick::{Backend, Slot},
     tables::{Event, Step, Tables},
@@ -120,7 +120,7 @@ pub fn explain(maps: &Maps, question: &Question) -> Result<Explained, DataplaneE
     let mut memory = vec![0; HEADROOM];
     memory.extend_from_slice(&thought_of);
     let mut packet = Buffer::with_room(&mut memory, HEADROOM, thought_of.len());
-    let outcome = process(&mut packet, &tables);
+    let outcome = process_any(&mut packet, &tables);
     let forwarded = outcome.verdict.reached_backend();
     let mac = |at: usize| -> Option<[u8; 6]> {
         let rest = packet.frame().get(at..)?;

@@ -86,16 +86,27 @@ pub struct Plain {
     tables: PlainTables,
     sent: u64,
     memory: Vec<u8>,
+    process: fn(&PlainTables, &mut Buffer<'_>) -> Outcome,
 }
 
 impl Plain {
-    /// Empty tables.
+    /// The same, going the hot path where that is a way of its own.
+    #[must_use]
+    pub fn with_hot_path(self) -> Self {
+        Self {
+            process: PlainTables::process,
+            ..self
+        }
+    }
+
+    /// Empty tables. Packets go the long way, so that the kernel's hot path has something to be compared with.
     #[must_use]
     pub fn new(setup: &Setup) -> Self {
         Self {
             tables: fixture::plain(setup),
             sent: 0,
             memory: Vec::new(),
+            process: PlainTables::process_any,
         }
     }
 
@@ -131,7 +142,7 @@ impl Plain {
             self.memory.clear();
             self.memory.extend_from_slice(&frame.0);
             let mut packet = Buffer::new(&mut self.memory);
-            let outcome = self.tables.process(&mut packet);
+            let outcome = (self.process)(&self.tables, &mut packet);
             (outcome, packet.frame().to_vec())
         };
         let added = self.counted().since(&before);
@@ -158,7 +169,7 @@ impl Plain {
         self.memory.extend_from_slice(frame);
         self.memory.resize(HEADROOM + frame.len() + TAILROOM, 0);
         let mut packet = Buffer::with_room(&mut self.memory, HEADROOM, frame.len());
-        let outcome = self.tables.process(&mut packet);
+        let outcome = (self.process)(&self.tables, &mut packet);
         (outcome, packet.frame().to_vec())
     }
 

@@ -1,5 +1,7 @@
 //! The loaded program, run by the kernel over a buffer (`BPF_PROG_TEST_RUN`).
 
+use std::os::fd::AsFd;
+
 use anyhow::{Context, bail};
 use aya::{
     Ebpf,
@@ -13,6 +15,7 @@ use super::{
     fixture::{CAPACITY, Setup},
     network::{DIRECTOR_MAC, OWN_PORT},
 };
+use crate::translated::dump::Translated;
 
 /// The shortest frame that the kernel runs a program over: an Ethernet header (`bpf_prog_test_run_xdp` in
 /// `net/bpf/test_run.c`).
@@ -104,16 +107,13 @@ impl Kernel {
         Ok((action, result.data_size_out as usize))
     }
 
-    /// How many instructions the verifier walked to prove the program.
+    /// What the kernel made of the program.
     ///
     /// # Errors
-    /// Where the kernel does not tell (before Linux 5.16).
-    pub fn verified_instructions(&mut self) -> anyhow::Result<u32> {
-        attach::xdp_program(&mut self.object)?
-            .info()
-            .context("reading what the kernel knows of the XDP program")?
-            .verified_instruction_count()
-            .context("the kernel does not say how many instructions it verified")
+    /// See [`Translated::read`].
+    pub fn translated(&mut self) -> anyhow::Result<Translated> {
+        let program = attach::xdp_program(&mut self.object)?.fd()?;
+        Translated::read(program.as_fd())
     }
 }
 
