@@ -50,7 +50,7 @@ fn draw(
 ) -> Result<(), Box<dyn std::error::Error>> {
     area.fill(&WHITE)?;
     let words = |size: i32| ("sans-serif", size).into_font().color(&BLACK);
-    let title = "Nanoseconds per packet, the program's own (minimum; logarithmic)";
+    let title = "Nanoseconds per packet, the program's own (minimum; logarithmic; red: at most)";
     area.draw(&Text::new(title, (12, 12), words(17)))?;
     area.draw(&Text::new(subtitle.to_owned(), (12, 34), words(11)))?;
     let most = rows

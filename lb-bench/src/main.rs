@@ -18,7 +18,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Error, Result, ensure};
 use clap::Parser;
 use lb_userspace::bench::{
     machine::Machine,
@@ -68,7 +68,7 @@ fn main() -> Result<()> {
         "the benchmark loads BPF programs, which needs root: run it with sudo, or by `cargo xtask bench`, which does"
     );
     let before = arguments.compare.as_deref().map(read).transpose()?;
-    let report = measure(&arguments)?;
+    let (report, failed) = measure(&arguments)?;
     let before = before.as_ref().map(|report| report.results.as_slice());
     println!("{}\n", report.machine.line());
     println!(
@@ -81,10 +81,15 @@ fn main() -> Result<()> {
     if let Some(directory) = &arguments.out {
         write(directory, &report)?;
     }
+    for error in &failed {
+        eprintln!("error: {error:#}");
+    }
+    ensure!(failed.is_empty(), "not every row could be measured");
     Ok(())
 }
 
-fn measure(arguments: &Arguments) -> Result<Report> {
+/// What could be measured, and why the rest could not.
+fn measure(arguments: &Arguments) -> Result<(Report, Vec<Error>)> {
     let mut machine = Machine::read();
     let wanted = |name: &str| arguments.wants(name);
     let plan = arguments.plan();
@@ -97,9 +102,14 @@ fn measure(arguments: &Arguments) -> Result<Report> {
     machine.note(&samples);
     results.extend(datapath::outcomes(&samples)?);
 
-    results.extend(live::run(wanted, plan.bursts)?);
-    results.extend(controller::run(wanted, arguments.quick)?);
-    Ok(Report { machine, results })
+    let mut failed = Vec::new();
+    let mut take = |part: Result<Vec<Outcome>>| match part {
+        Ok(outcomes) => results.extend(outcomes),
+        Err(error) => failed.push(error),
+    };
+    take(live::run(wanted, plan.bursts));
+    take(controller::run(wanted, arguments.quick));
+    Ok((Report { machine, results }, failed))
 }
 
 fn read(path: &Path) -> Result<Report> {

@@ -28,7 +28,7 @@
 use crate::memory::{Word32, Word64};
 
 /// Changes whenever the meaning of any byte in any map changes; a controller adopts pins of its own version only.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// First word of a pinned `CONTROL` map: tells our pins from anybody else's.
 pub const MAGIC: u32 = 0x7864_706c;
@@ -183,8 +183,8 @@ pub struct Control {
     pub generation: Word64,
     /// [`crate::features::Features`] of the programs that are attached, in the lower 32 bits: what `where` thinks with.
     pub features: Word64,
-    /// Not used.
-    pub reserved: Word64,
+    /// [`crate::service::NoVip`]: which IPv4 addresses are not looked up.
+    pub no_vip: Word64,
 }
 
 /// Ways in a bucket: 16 bytes each fill a cache line.

@@ -6,7 +6,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use crate::flow::{FlowKey, FlowLine, FlowState, FlowWay4, FlowWay6, Put, Way};
 use crate::hash::{Seed, fold};
 use crate::pick::Affinity;
-use crate::service::{Directory, ServiceKey, ServiceValue};
+use crate::service::{Directory, NoVip, ServiceKey, ServiceValue};
 use crate::tables::Tables;
 
 /// An IPv6 address as two words in host order: compared and hashed without touching bytes.
@@ -53,6 +53,8 @@ pub trait Address: Copy + Eq + Debug {
     fn service_key(self, directory: Directory, protocol: u8, port: u16) -> ServiceKey;
     /// Whether what was found under [`Self::service_key`] is this VIP's.
     fn is_vip_of<T: Tables>(self, tables: &T, found: ServiceValue) -> bool;
+    /// Whether this is certainly no VIP.
+    fn is_none_of(self, no_vip: NoVip) -> bool;
     /// Whether nobody can have this source address.
     fn is_martian(self) -> bool;
     /// A bucket of the family's flow table.
@@ -106,6 +108,11 @@ impl Address for u32 {
     fn is_vip_of<T: Tables>(self, _tables: &T, _found: ServiceValue) -> bool {
         // The key holds the whole address.
         true
+    }
+
+    #[inline(always)]
+    fn is_none_of(self, no_vip: NoVip) -> bool {
+        no_vip.has(self)
     }
 
     /// This network, loopback, multicast, reserved and broadcast (RFC 1122 section 3.2.1.3, RFC 6890).
@@ -220,6 +227,11 @@ impl Address for Ipv6 {
             Some(vip) => vip.high.get() == self.high && vip.low.get() == self.low,
             None => false,
         }
+    }
+
+    #[inline(always)]
+    fn is_none_of(self, _no_vip: NoVip) -> bool {
+        false
     }
 
     /// Unspecified, loopback, IPv4-mapped and multicast (RFC 4291 sections 2.5.2, 2.5.3, 2.5.5.2 and 2.7).

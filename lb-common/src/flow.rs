@@ -479,6 +479,11 @@ pub fn find<K: Key, T: Tables>(tables: &T, key: K, hash: u64) -> Option<FlowStat
 #[inline(always)]
 pub fn find_in_table<K: Key, T: Tables>(tables: &T, key: K, hash: u64) -> FlowState {
     let (first, second) = bucket_indices(hash, K::bits(tables));
+    // Both lines are fetched at once: waiting for the one, to find nothing there, would cost as much again for the other.
+    if let Some(bucket) = K::line(tables, second) {
+        let [way, ..] = &bucket.ways;
+        let _ = way.state().get();
+    }
     if let Some(bucket) = K::line(tables, first)
         && let Some(found) = find_in(bucket, key, hash)
     {

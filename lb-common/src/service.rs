@@ -288,6 +288,41 @@ impl Directory {
     }
 }
 
+/// Which IPv4 addresses are certainly no VIP: one bit for each of 64 classes that the addresses fall into, set where none of
+/// the class is one. What is on its way to such an address needs no lookup. All zeros says nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoVip(pub u64);
+
+impl NoVip {
+    /// Every class but those of these VIPs, in host order.
+    #[must_use]
+    pub fn but(vips: impl IntoIterator<Item = u32>) -> Self {
+        Self(
+            vips.into_iter()
+                .fold(u64::MAX, |word, vip| word & !(1 << Self::class(vip))),
+        )
+    }
+
+    /// What both say.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// Whether this address, in host order, is certainly no VIP.
+    #[inline(always)]
+    #[must_use]
+    pub const fn has(self, address: u32) -> bool {
+        self.0 >> Self::class(address) & 1 == 1
+    }
+
+    /// The upper six bits of a product with the golden ratio's bits: neighbours are far apart.
+    #[inline(always)]
+    const fn class(address: u32) -> u32 {
+        address.wrapping_mul(0x9e37_79b1) >> 26
+    }
+}
+
 /// The value of `key` in its bucket.
 #[inline(always)]
 pub fn find_in(bucket: &Bucket, key: ServiceKey) -> Option<ServiceValue> {
@@ -382,6 +417,29 @@ mod tests {
             .bits(),
             1
         );
+    }
+
+    #[test]
+    fn no_vip_is_denied() {
+        assert!(!NoVip(0).has(0xc000_020a), "nothing is known yet");
+        for count in [0u32, 1, 4, 16, 1000] {
+            let vips = || (0..count).map(|n| 0xc000_0200 + n * 3);
+            let none = NoVip::but(vips());
+            assert!(vips().all(|vip| !none.has(vip)));
+            let denied = (0..10_000)
+                .filter(|n| none.has(0x0a00_0000 + n * 7))
+                .count();
+            let at_least = match count {
+                0 => 10_000,
+                1 => 9_500,
+                4 => 9_000,
+                16 => 7_000,
+                _ => 0,
+            };
+            assert!(denied >= at_least, "{denied} of 10000 beside {count} VIPs");
+        }
+        let (one, other) = (NoVip::but([1]), NoVip::but([2]));
+        assert!(!one.and(other).has(1) && !one.and(other).has(2) && one.has(2));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::packet::Packet;
 use crate::parse::{ipv4, ipv6};
 use crate::pick::Backend;
 use crate::rewrite;
-use crate::service::{Directory, ServiceValue, Track, lookup};
+use crate::service::{Directory, NoVip, ServiceValue, Track, lookup};
 use crate::tables::Tables;
 use crate::verdict::Verdict;
 use crate::wire::{ETH_LEN, IPV4_LEN, IPV6_LEN, MAC_MASK, be32_at, ipv6_at, le64_at};
@@ -192,8 +192,11 @@ fn service_of<H: Head, T: Tables>(
     head: &H,
     protocol: u8,
 ) -> Result<ServiceValue, Verdict> {
-    let directory = Directory(control.directory.get());
     let vip = head.destination();
+    if vip.is_none_of(NoVip(control.no_vip.get())) {
+        return Err(Verdict::NotOurs);
+    }
+    let directory = Directory(control.directory.get());
     let port = head.ports() as u16;
     if port == 0 {
         return Err(Verdict::Unserved);

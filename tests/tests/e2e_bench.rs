@@ -1,6 +1,6 @@
 //! `xdp-lb bench` of a running daemon: it gives a table, and leaves nothing behind but counts.
 
-use lb_tests::testbed::Testbed;
+use lb_tests::testbed::{Testbed, XdpLb};
 use lb_tests::testbed::scene::{HTTP_PROBE, NO_PROBE, SEED, Scene, service, tcp_service};
 use serde_json::Value;
 
@@ -34,6 +34,13 @@ fn a_running_data_path_is_measured_and_left_as_it_was() {
     ]
     .concat();
     let config = testbed.node_config_with(SEED) + &services;
+    let early = XdpLb::prepare(&testbed, &config).unwrap();
+    let refused = early.cli(&["bench"]).unwrap();
+    let errors = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(errors.contains("no maps are pinned"), "{errors}");
+    drop(early);
+
     let mut scene = Scene::start(testbed, &[80], &config).unwrap();
     let settled = |status: &lb_userspace::api::Status| {
         status

@@ -8,7 +8,7 @@ use std::{
 use lb_common::{
     abi::{PROTO_TCP_UDP, WAYS},
     address::{Address, Ipv6},
-    service::{Directory, ServiceKey, ServiceValue},
+    service::{Directory, NoVip, ServiceKey, ServiceValue},
     wire::{PROTO_TCP, PROTO_UDP},
 };
 
@@ -21,6 +21,19 @@ pub struct Layout {
     pub buckets: Vec<[(u64, u64); WAYS]>,
     /// The whole address of each IPv6 service's VIP, by service id: the keys hold only a part of it.
     pub vips: BTreeMap<u16, Ipv6>,
+}
+
+impl Layout {
+    /// Which IPv4 addresses are certainly not in it.
+    #[must_use]
+    pub fn no_vip(&self) -> NoVip {
+        let keys = self.buckets.iter().flatten();
+        NoVip::but(
+            keys.map(|(key, _)| ServiceKey(*key))
+                .filter(|key| key.0 != 0 && !key.is_ipv6())
+                .map(ServiceKey::vip),
+        )
+    }
 }
 
 /// What an entry of the lookup is for. Its [`ServiceKey`] depends on the directory where the VIP is an IPv6 address.
@@ -393,6 +406,26 @@ mod tests {
             6,
             "a port, an own entry and one for fragments of each"
         );
+    }
+
+    /// What the data path does not look up is in no entry, port or VIP.
+    #[test]
+    fn no_vip_of_the_layout_is_denied() {
+        let service = |vip: [u8; 4]| Entries {
+            vip: vip.into(),
+            protocol: 6,
+            ports: vec![80..=80],
+        };
+        let (a, b) = (service([192, 0, 2, 1]), service([198, 51, 100, 7]));
+        let six = Entries {
+            vip: "2001:db8::1".parse().unwrap(),
+            ..service([0; 4])
+        };
+        let keys = entries([(&a, value(1)), (&b, value(2)), (&six, value(3))].into_iter());
+        let none = lay_out(&keys, BITS, true, 7).unwrap().no_vip();
+        assert_eq!(none, NoVip::but([0xc000_0201, 0xc633_6407]));
+        let nothing = lay_out(&entries(iter::empty()), BITS, true, 7).unwrap();
+        assert_eq!(nothing.no_vip(), NoVip(u64::MAX));
     }
 
     #[test]

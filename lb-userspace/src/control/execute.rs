@@ -316,7 +316,7 @@ impl<M: Memory> Executor<M> {
         for (id, vip) in &layout.vips {
             self.maps.set_vip(*id, *vip);
         }
-        self.maps.set_directory(layout.directory);
+        self.maps.set_directory(layout.directory, layout.no_vip());
     }
 }
 

@@ -8,7 +8,7 @@ use lb_common::{
     flow::{FlowBucket, FlowBucket6},
     hot::HotWord,
     pick::{Backend, Slot},
-    service::Directory,
+    service::{Directory, NoVip},
     tables::Event,
     verdict::Verdict,
 };
@@ -21,8 +21,8 @@ pub trait Memory {
     fn control(&self) -> &Control;
     /// The service lookup, both halves.
     fn service_buckets(&self) -> &[Bucket];
-    /// Swaps the halves with one store.
-    fn set_directory(&self, directory: Directory);
+    /// Swaps the halves with one store. `no_vip` belongs to the half that is then in use.
+    fn set_directory(&self, directory: Directory, no_vip: NoVip);
     /// The flow table.
     fn flow_buckets(&self) -> &[FlowBucket];
     /// The fragment table.
@@ -155,6 +155,14 @@ fn wait_for_packets() {
     }
 }
 
+/// One store swaps the halves; no VIP of either half is denied while that happens.
+pub(super) fn swap(control: &Control, directory: Directory, no_vip: NoVip) {
+    let before = NoVip(control.no_vip.get());
+    control.no_vip.set(before.and(no_vip).0);
+    control.directory.set(directory.0);
+    control.no_vip.set(no_vip.0);
+}
+
 impl Memory for Maps {
     fn control(&self) -> &Control {
         self.control()
@@ -164,8 +172,8 @@ impl Memory for Maps {
         self.service_buckets()
     }
 
-    fn set_directory(&self, directory: Directory) {
-        self.control().directory.set(directory.0);
+    fn set_directory(&self, directory: Directory, no_vip: NoVip) {
+        swap(self.control(), directory, no_vip);
     }
 
     fn flow_buckets(&self) -> &[FlowBucket] {

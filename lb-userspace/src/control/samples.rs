@@ -14,7 +14,7 @@ use lb_common::{
     memory::Word64,
     pick::{Affinity, Backend, Slot},
     plain::{Capacity, Instance, PlainTables},
-    service::Directory,
+    service::{Directory, NoVip},
     tables::{Event, Tables},
     verdict::Verdict,
 };
@@ -25,7 +25,7 @@ use super::{
     directory::Entries,
     execute::Executor,
     following::Following,
-    memory::{Grace, Memory},
+    memory::{Grace, Memory, swap},
     reconcile::{Scope, TooSmall, reconcile},
     retarget::Track,
     sweep::{Budget, Pass, Record, Sweep, View},
@@ -136,9 +136,9 @@ impl Memory for PlainMemory {
         &self.tables.services
     }
 
-    fn set_directory(&self, directory: Directory) {
+    fn set_directory(&self, directory: Directory, no_vip: NoVip) {
         if self.lives() {
-            self.tables.control.directory.set(directory.0);
+            swap(&self.tables.control, directory, no_vip);
         }
     }
 

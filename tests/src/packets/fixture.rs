@@ -15,7 +15,7 @@ use lb_common::{
     hot::{HotState, HotWord, digest, line_of},
     pick::{Affinity, Backend, Slot},
     plain::{Capacity, PlainTables},
-    service::{Directory, ServiceKey, ServiceValue, Track},
+    service::{Directory, NoVip, ServiceKey, ServiceValue, Track},
     tables::Tables,
     wire::mac_word,
 };
@@ -444,12 +444,21 @@ impl Fixture {
         let offsets = self.write_tables(store);
         if self.blank {
             control.directory.set(0);
+            control.no_vip.set(0);
         } else {
             // The second half is in use, so that a lookup that ignores which one is finds nothing, or what is stale.
             let nowhere = vec![0; self.stale.len()];
             fill_half(store.service_buckets(), &self.stale, &nowhere, false);
             let directory = fill_half(store.service_buckets(), &self.services, &offsets, true);
             control.directory.set(directory.0);
+            let vips = self
+                .services
+                .iter()
+                .filter_map(|service| match service.vip {
+                    IpAddr::V4(vip) => Some(vip.to_bits()),
+                    IpAddr::V6(_) => None,
+                });
+            control.no_vip.set(NoVip::but(vips).0);
         }
         for service in &self.services {
             if let IpAddr::V6(vip) = service.vip {

@@ -78,7 +78,9 @@ pub fn all() -> Vec<Path> {
     };
     let always = town.clone().track(Track::Always);
     let tagged = town.clone().every_slot(Slot::settled(TAGGED));
-    let not_ours = tcp().to(NO_VIP, 80).build();
+    let not_ours = tcp().to(NEIGHBOUR, 80).build();
+    // Of the same class as a VIP: `lb_common::service::NoVip`.
+    let like_ours = tcp().to(NO_VIP, 80).build();
     let not_ours6 = tcp6().to(NO_VIP6, 80).build();
     let any_port = tcp().to(VIP_ANY, 12_345).build();
     let unserved = tcp().to_port(81).build();
@@ -96,6 +98,13 @@ pub fn all() -> Vec<Path> {
             transmitted,
         ),
         path("tcp4, not ours", &town, PLAIN, not_ours, Action::Pass),
+        path(
+            "tcp4, not ours, looked up",
+            &town,
+            PLAIN,
+            like_ours,
+            Action::Pass,
+        ),
         path("tcp4 beside IPv6", &town, DUAL, tcp().build(), transmitted),
         path("tcp6", &town6, DUAL, tcp6().build(), transmitted),
         path("udp6", &town6, DUAL, udp6().build(), transmitted),

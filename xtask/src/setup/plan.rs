@@ -66,6 +66,11 @@ pub(crate) const RUNTIME_TOOLS: &[Tool] = &[
         why: "is the web server of the backends; the system's own nginx service is not started",
     },
     Tool {
+        program: "nft",
+        package: "nftables",
+        why: "is one of the benchmark's peers",
+    },
+    Tool {
         program: "curl",
         package: "curl",
         why: "asks a service by hand, as `demo --keep` shows",
