@@ -1,7 +1,7 @@
 //! `xdp-lb bench` of a running daemon: it gives a table, and leaves nothing behind but counts.
 
-use lb_tests::testbed::{Testbed, XdpLb};
 use lb_tests::testbed::scene::{HTTP_PROBE, NO_PROBE, SEED, Scene, service, tcp_service};
+use lb_tests::testbed::{Testbed, XdpLb};
 use serde_json::Value;
 
 fn names(report: &Value) -> Vec<&str> {

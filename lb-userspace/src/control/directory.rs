@@ -422,9 +422,9 @@ mod tests {
             ..service([0; 4])
         };
         let keys = entries([(&a, value(1)), (&b, value(2)), (&six, value(3))].into_iter());
-        let none = lay_out(&keys, BITS, true, 7).unwrap().no_vip();
+        let none = lay_out(&keys, 6, true, 7).unwrap().no_vip();
         assert_eq!(none, NoVip::but([0xc000_0201, 0xc633_6407]));
-        let nothing = lay_out(&entries(iter::empty()), BITS, true, 7).unwrap();
+        let nothing = lay_out(&entries(std::iter::empty()), 6, true, 7).unwrap();
         assert_eq!(nothing.no_vip(), NoVip(u64::MAX));
     }
 
