@@ -72,7 +72,7 @@ pub(crate) fn run(wanted: impl Fn(&str) -> bool, bursts: u32) -> Result<Vec<Outc
     thread::scope(|scope| {
         let thread = scope.spawn(|| {
             let mut wire = Wire::new()?;
-            let mut outcomes = wire.ways(&ways, bursts.div_ceil(3))?;
+            let mut outcomes = wire.ways(&ways, bursts)?;
             for (count, name) in &cores {
                 if let Some(outcome) = wire.cores(*count, name)? {
                     outcomes.push(outcome);
