@@ -7,18 +7,9 @@ use serde_json::Value;
 #[test]
 fn the_suite_has_every_row() {
     let directory = tempfile::tempdir().unwrap();
-    let output = Command::new(env!("CARGO"))
-        .args([
-            "run",
-            "--quiet",
-            "--package",
-            "lb-bench",
-            "--",
-            "--quick",
-            "--out",
-        ])
+    let output = Command::new(env!("CARGO_BIN_EXE_lb-bench"))
+        .args(["--quick", "--out"])
         .arg(directory.path())
-        .env("XDP_LB_BINARY", lb_tests::testbed::binary().unwrap())
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -437,7 +437,6 @@ fn same_as_the_kernel(site: &Site) {
                 Kind::TcpContinues
             },
             unserved_pass: false,
-            pick: false,
             arrival: Arrival::default(),
         };
         let told = explain(&maps, &question).expect("told");

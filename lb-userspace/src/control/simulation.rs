@@ -28,6 +28,7 @@ use proptest::{
 };
 
 use super::{
+    actual::ActualService,
     adopt::adopt,
     decisions::{Decision, Decisions},
     desired::{DesiredBackend, DesiredService, Knowledge, state},
@@ -806,7 +807,7 @@ impl World {
             self.bench.sweep_piece(Budget::ALL);
         }
         self.forget_settled();
-        let settled: Vec<usize> = (0..FLOWS).filter(|f| !self.in_transition(*f)).collect();
+        let settled: Vec<usize> = (0..FLOWS).filter(|f| !self.is_recorded(*f)).collect();
         let found = self.bench.sweep();
         let now = self.bench.now;
         // Flows that have sent since the change are counted exactly, give or take the coarse time's last unit.
@@ -841,7 +842,7 @@ impl World {
             }
         }
         for flow in settled {
-            if !self.in_transition(flow)
+            if !self.is_recorded(flow)
                 && let Some(life) = &mut self.lives[flow]
             {
                 life.outlived = false;
@@ -973,7 +974,10 @@ impl World {
         }
         let spread = actual.hot().values().all(|hot| !hot.state.in_transition());
         assert!(spread, "{:?}", actual.hot());
-        let always = actual.services().values().any(|s| s.records_always());
+        let always = actual
+            .services()
+            .values()
+            .any(ActualService::records_always);
         assert_eq!(self.bench.sweep().quiet, !always);
     }
 }
@@ -1072,5 +1076,16 @@ fn a_client_keeps_its_backend_when_its_slot_turns() {
         Step::Pass(2579),
         Step::Sweep,
         Step::Open(0, 7),
+    ]);
+}
+
+/// What was recorded before `track` ceased to be `"always"` counts again when it is once more, if no sweep has come between.
+#[test]
+fn always_and_not_and_always_again() {
+    live(&[
+        Step::Follow(0, true, false),
+        Step::Open(0, 1),
+        Step::Follow(0, false, false),
+        Step::Follow(0, true, false),
     ]);
 }
