@@ -268,6 +268,12 @@ impl FlowState {
         self.0 as u16
     }
 
+    /// The same of another backend.
+    #[must_use]
+    pub const fn on(self, backend: u16) -> Self {
+        Self(self.0 & !0xffff | backend as u64)
+    }
+
     /// The service's id.
     #[must_use]
     pub const fn service(self) -> u16 {

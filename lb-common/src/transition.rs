@@ -10,6 +10,7 @@
 
 use crate::abi::Control;
 use crate::address::Address;
+use crate::features::Features;
 use crate::flow::{self, FlowKey, Key, Phase};
 use crate::hash::Seed;
 use crate::parse::Signal;
@@ -60,9 +61,13 @@ pub fn backend_of_flow<A: Address, T: Tables>(
     if let Some(state) = found {
         let backend = state.backend();
         // What opens anew is a new flow, unless nothing but its opening has been seen: then it is the same attempt, sent
-        // again, and the backend may have answered the first.
-        if phase != Phase::Opening || state.phase() == Phase::Opening {
-            if !has_failed(tables, backend) {
+        // again, and the backend may have answered the first. Among the nodes of a cluster it is always a new one: the node it
+        // was for may have given the slot up by then, and have kept nothing of it.
+        let cluster = tables.features().has(Features::PICK);
+        let again = state.phase() == Phase::Opening && !cluster;
+        if phase != Phase::Opening || again {
+            // In a cluster a flow that was another node's is never this one's: a third may have taken it over.
+            if cluster || !has_failed(tables, backend) {
                 let flow = key.named();
                 tables.note(if phase == Phase::Opening {
                     Step::OpensAgain { flow, backend }
@@ -97,7 +102,9 @@ pub fn backend_of_flow<A: Address, T: Tables>(
             tables.note(Step::OlderThanChange { flow: key.named() });
             // The controller takes a failed backend out of both sides; this closes the moment until it has. A settled slot
             // has no previous: a service that tracks always has only just begun to, or has forgotten the flow.
-            if !slot.in_transition() || has_failed(tables, slot.previous()) {
+            let lost =
+                !tables.features().has(Features::PICK) && has_failed(tables, slot.previous());
+            if !slot.in_transition() || lost {
                 known(slot.current())?
             } else {
                 slot.previous()

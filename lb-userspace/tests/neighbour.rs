@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use lb_userspace::health::{ProbeFailure, ProbeKind, ProbeSpec, Via, probe};
-use lb_userspace::neighbour::groups::{self, Membership};
+use lb_userspace::neighbour::groups::{self, Membership as GroupMembership};
 use lb_userspace::neighbour::vip_route::{self, ProbeRoute, VipRouteError};
 use lb_userspace::neighbour::{
-    Mac, Netlink, NetworkEvent, Resolver, Target, host_facts, interface_towards,
+    Mac, Membership, Netlink, NetworkEvent, Resolver, Target, host_facts, interface_towards,
 };
 use nix::sched::{CloneFlags, setns};
 use tokio::sync::mpsc;
@@ -788,14 +788,14 @@ fn the_groups_of_ipv6_vips_are_joined_until_they_are_left() {
     network.on_director(async || {
         let ifindex = eth0().await;
         let netlink = Netlink::open().unwrap();
-        let membership = |group: &str| Membership {
+        let membership = |group: &str| GroupMembership {
             group: group.parse().unwrap(),
             ifindex,
         };
         let interfaces = BTreeSet::from([ifindex]);
         let both = BTreeSet::from([membership(one), membership(other)]);
         let only = BTreeSet::from([membership(one)]);
-        let ensure = async |wanted: &BTreeSet<Membership>| {
+        let ensure = async |wanted: &BTreeSet<GroupMembership>| {
             groups::ensure(&netlink, wanted, &interfaces).await.unwrap()
         };
         let facts = host_facts().await.unwrap();
@@ -852,4 +852,63 @@ fn the_way_of_ipv6_probes() {
         let routes = network.ip(&network.director, "-6 route show proto 88");
         assert!(routes.is_empty(), "{routes}");
     });
+}
+
+/// The interface takes in the cluster's frames, and a switch is told of the group; all of it outlives who made it.
+#[test]
+fn an_interface_takes_in_the_frames_of_a_cluster() {
+    let network = Network::new();
+    let director = &network.director;
+    let listed = || run(&format!("bridge -n {director} fdb show dev eth0"));
+    for (mac, text) in [
+        ([0x02, 0xbf, 10, 1, 0, 100], "02:bf:0a:01:00:64"),
+        ([0x03, 0xbf, 10, 1, 0, 100], "03:bf:0a:01:00:64"),
+    ] {
+        let membership = Membership { mac, group: None };
+        network.on_director(async || {
+            let netlink = Netlink::open().unwrap();
+            membership.ensure(&netlink, eth0().await).await.unwrap();
+            membership.ensure(&netlink, eth0().await).await.unwrap();
+        });
+        assert!(listed().contains(text), "{}", listed());
+        network.on_director(async || {
+            let (netlink, facts) = (Netlink::open().unwrap(), host_facts().await.unwrap());
+            for _ in 0..2 {
+                membership
+                    .remove(&netlink, &facts, eth0().await)
+                    .await
+                    .unwrap();
+            }
+        });
+        assert!(!listed().contains(text), "{}", listed());
+    }
+
+    let membership = Membership {
+        mac: [0x01, 0x00, 0x5e, 0x7f, 0, 100],
+        group: Some("239.255.0.100".parse().unwrap()),
+    };
+    network.on_director(async || {
+        let netlink = Netlink::open().unwrap();
+        membership.ensure(&netlink, eth0().await).await.unwrap();
+        membership.ensure(&netlink, eth0().await).await.unwrap();
+    });
+    let groups = || network.ip(director, "maddress show dev eth0");
+    assert!(groups().contains("inet  239.255.0.100"), "{}", groups());
+    assert!(groups().contains("01:00:5e:7f:00:64"), "{}", groups());
+    // It is nobody's source address.
+    let route = network.ip(director, "route get 10.1.0.11");
+    assert!(route.contains("src 10.1.0.2"), "{route}");
+    network.on_director(async || {
+        let (netlink, facts) = (Netlink::open().unwrap(), host_facts().await.unwrap());
+        membership
+            .remove(&netlink, &facts, eth0().await)
+            .await
+            .unwrap();
+        let facts = host_facts().await.unwrap();
+        membership
+            .remove(&netlink, &facts, eth0().await)
+            .await
+            .unwrap();
+    });
+    assert!(!groups().contains("239.255.0.100"), "{}", groups());
 }

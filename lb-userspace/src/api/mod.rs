@@ -10,8 +10,8 @@ pub mod server;
 mod status;
 
 pub use status::{
-    ApplyKind, BackendStatus, FlowTableStatus, HotSourceStatus, InterfaceStatus, LastApply,
-    NodeStatus, ServiceStatus, Status,
+    ApplyKind, BackendStatus, ClusterStatus, FlowTableStatus, HotSourceStatus, InterfaceStatus,
+    LastApply, NodeStatus, PeerStatus, ServiceStatus, Status,
 };
 
 use serde::{Deserialize, Serialize};

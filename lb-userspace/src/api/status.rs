@@ -45,6 +45,34 @@ pub struct NodeStatus {
     pub interfaces: Vec<InterfaceStatus>,
     /// The last change that was applied to the maps, if there was one since the daemon started.
     pub last_apply: Option<LastApply>,
+    /// The cluster that this node is of (`mode = "pick"`); `None` where packets are forwarded.
+    #[serde(default)]
+    pub cluster: Option<ClusterStatus>,
+}
+
+/// A cluster whose nodes all see every packet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// The MAC address that all nodes share.
+    pub mac: String,
+    /// The IP multicast group that the nodes have joined, where there is one.
+    pub group: Option<String>,
+    /// The other nodes, by name.
+    pub peers: Vec<PeerStatus>,
+}
+
+/// Another node of the cluster.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Its name.
+    pub name: String,
+    /// Its own address.
+    pub address: String,
+    /// Whether its daemon is heard.
+    pub heard: bool,
+    /// Whether it goes by the same tables as this node for all their services. While a node that serves does not, what
+    /// it has stays its own.
+    pub agrees: bool,
 }
 
 /// What the last change of the maps took.

@@ -103,6 +103,27 @@ fn node(text: &mut String, status: &Status, window: &Window) {
         human::rough(up),
         human::counted(node.generation, "change"),
     );
+    if let Some(cluster) = &node.cluster {
+        let peers: Vec<String> = cluster
+            .peers
+            .iter()
+            .map(|peer| match (peer.heard, peer.agrees) {
+                (false, _) => look.warning(&format!("{} not heard", peer.name)),
+                (true, false) => look.warning(&format!("{} by other tables", peer.name)),
+                (true, true) => format!("{} agrees", peer.name),
+            })
+            .collect();
+        put!(
+            text,
+            "  cluster  {}  {}",
+            cluster.mac,
+            if peers.is_empty() {
+                "alone".to_owned()
+            } else {
+                peers.join(", ")
+            }
+        );
+    }
     for interface in &node.interfaces {
         let slow = interface.mode == "generic";
         let mode = if slow {

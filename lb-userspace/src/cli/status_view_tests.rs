@@ -161,6 +161,7 @@ pub(crate) fn example() -> Status {
                 operations: 65,
                 slots: 64,
             }),
+            cluster: None,
         },
         services: vec![web, dns],
         verdicts: counts(&[

@@ -1,7 +1,7 @@
 //! The checks that compare one setting with another.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{BTreeMap, HashMap, hash_map::Entry},
     net::IpAddr,
     ops::Range,
 };
@@ -11,9 +11,9 @@ use toml::Spanned;
 use super::{
     capacity::{BACKENDS_MAX, PORTS_MAX, SERVICES_MAX, SLOTS_MAX, table_slots},
     error::{ConfigError, ErrorKind},
-    model::{Affinity, Ports, Protocol},
-    raw::{RawBackend, RawConfig, RawService},
-    reader::Sink,
+    model::{Affinity, Failback, Mode, Ports, Probe, Protocol, Rule, Track, Unserved, Via},
+    raw::{RawBackend, RawConfig, RawNode, RawService},
+    reader::{Sink, nearest},
 };
 
 /// Reports everything that is wrong between the settings of `config`.
@@ -40,6 +40,209 @@ pub(super) fn check(config: &RawConfig, sink: &Sink) {
     vip_or_backend(&config.services, sink);
     overlaps(&config.services, sink);
     sizes(config, sink);
+    for service in &config.services {
+        priorities(service, sink);
+    }
+    cluster(config, sink);
+}
+
+/// With `rule = "single"` it must be clear who the single one is.
+fn priorities(service: &RawService, sink: &Sink) {
+    let Some(rule) = &service.rule else { return };
+    if *rule.get_ref() != Rule::Single {
+        return;
+    }
+    let mut seen: HashMap<u32, &RawBackend> = HashMap::new();
+    for backend in &service.backends {
+        let Some(priority) = backend.priority else {
+            continue;
+        };
+        match seen.entry(priority) {
+            Entry::Vacant(first) => {
+                first.insert(backend);
+            }
+            Entry::Occupied(first) => sink.push(
+                ConfigError::new(
+                    ErrorKind::Conflict,
+                    format!("two backends of a service with `rule = \"single\"` have the same priority: found {priority} again"),
+                )
+                .at(backend.span.clone())
+                .expected("another `priority` for each backend; the lowest that is up serves")
+                .related(first.get().span.clone(), "the other backend"),
+            ),
+        }
+    }
+}
+
+/// What a cluster of nodes needs, and what means nothing without one.
+fn cluster(config: &RawConfig, sink: &Sink) {
+    let Some(RawNode {
+        node: Some(node),
+        places,
+        ..
+    }) = &config.node
+    else {
+        return;
+    };
+    if node.mode == Mode::Forward {
+        for (key, span) in &places.cluster {
+            sink.push(
+                ConfigError::new(
+                    ErrorKind::Conflict,
+                    format!("`{key}` has no meaning with `mode = \"forward\"`"),
+                )
+                .at(span.clone())
+                .expected("it only with `mode = \"pick\"`")
+                .help("remove it, or set `mode = \"pick\"`"),
+            );
+        }
+        return;
+    }
+    if node.seed.is_none() {
+        sink.push(
+            ConfigError::new(
+                ErrorKind::MissingKey,
+                "missing key `seed` in [node]: with `mode = \"pick\"` all nodes must pick alike",
+            )
+            .at(places.mode.clone())
+            .expected("the same `seed` in the file of every node")
+            .help("make one with `openssl rand -hex 16`"),
+        );
+    }
+    if node.unserved == Unserved::Pass {
+        sink.push(
+            ConfigError::new(
+                ErrorKind::Conflict,
+                "`unserved = \"pass\"` would have every node of the cluster answer",
+            )
+            .at(places.unserved.clone())
+            .expected("\"drop\" with `mode = \"pick\"`")
+            .help("give the port a service, with `rule = \"single\"` where one node alone shall serve it"),
+        );
+    }
+    let names = || {
+        config
+            .services
+            .iter()
+            .flat_map(|service| &service.backends)
+            .filter_map(|backend| Some(backend.name.as_ref()?.get_ref().as_str()))
+    };
+    if !config.services.is_empty() && !names().any(|name| name == node.name) {
+        let mut error = ConfigError::new(
+            ErrorKind::Conflict,
+            format!(
+                "this node is in no service: found the name \"{}\"",
+                node.name
+            ),
+        )
+        .at(places.name.clone())
+        .expected(
+            "the name of one of the backends: with `mode = \"pick\"` they are the cluster's nodes",
+        );
+        if let Some(meant) = nearest(&node.name, names()) {
+            error = error.help(format!("did you mean \"{meant}\"?"));
+        }
+        sink.push(error);
+    }
+    one_family(config, &places.mode, sink);
+    for service in &config.services {
+        service_of_a_cluster(service, sink);
+    }
+}
+
+/// The nodes hear each other at addresses of one family.
+fn one_family(config: &RawConfig, mode: &Range<usize>, sink: &Sink) {
+    let mut families: BTreeMap<&str, (bool, bool)> = BTreeMap::new();
+    let backends = config.services.iter().flat_map(|service| &service.backends);
+    for RawBackend { name, address, .. } in backends {
+        let (Some(name), Some(address)) = (name, address) else {
+            return;
+        };
+        let (four, six) = families.entry(name.get_ref()).or_default();
+        *four |= address.get_ref().is_ipv4();
+        *six |= address.get_ref().is_ipv6();
+    }
+    let without = |six: bool| {
+        let mut lacking = families
+            .iter()
+            .filter(|(_, has)| !if six { has.1 } else { has.0 });
+        lacking.next().map(|(name, _)| *name)
+    };
+    if let (Some(no_four), Some(no_six)) = (without(false), without(true)) {
+        sink.push(
+            ConfigError::new(
+                ErrorKind::Conflict,
+                format!(
+                    "the nodes have no family in common: node \"{no_four}\" has no IPv4 address here, node \"{no_six}\" no \
+                     IPv6 address"
+                ),
+            )
+            .at(mode.clone())
+            .expected("with `mode = \"pick\"` addresses of one family for all nodes, by which they hear each other")
+            .help("list every node in a service of each family, or all in services of one"),
+        );
+    }
+}
+
+/// What differs between the nodes for good, or is known to some of them alone, must not decide who keeps a packet.
+fn service_of_a_cluster(service: &RawService, sink: &Sink) {
+    let places = &service.places;
+    let refuse = |place: &Option<Range<usize>>, message: &str, expected: &str, help: &str| {
+        let place = place.clone().unwrap_or_else(|| service.span.clone());
+        let mut error = ConfigError::new(ErrorKind::Conflict, message)
+            .at(place)
+            .expected(expected);
+        if !help.is_empty() {
+            error = error.help(help);
+        }
+        sink.push(error);
+    };
+    if service.failback == Some(Failback::Manual) {
+        refuse(
+            &places.failback,
+            "`failback = \"manual\"` has no meaning with `mode = \"pick\"`: each node would remember another past",
+            "\"auto\", which is the default",
+            "to keep a node from taking over again by itself, drain it before it comes back",
+        );
+    }
+    if let Some(Some(Probe { via: Via::Vip, .. })) = &service.probe
+        && places.via.is_some()
+    {
+        refuse(
+            &places.via,
+            "`via = \"vip\"` has no meaning with `mode = \"pick\"`: a node keeps only what it picks itself for",
+            "\"address\", which is the default in this mode",
+            "",
+        );
+    }
+    if let Some(Some(share)) = &service.spread_hot_sources {
+        refuse(
+            &Some(share.span()),
+            "`spread_hot_sources` contradicts `mode = \"pick\"`: each node would find other sources hot, and at another time",
+            "it only with `mode = \"forward\"`",
+            "with `affinity = \"none\"` every source is spread by its ports",
+        );
+    }
+    if let Some(Some(_)) = service.affinity_timeout {
+        refuse(
+            &places.affinity_timeout,
+            "`affinity_timeout` contradicts `mode = \"pick\"`: a node that has joined since does not know the clients that the \
+             others have recorded",
+            "it only with `mode = \"forward\"`",
+            "without it a client leaves its node only where nodes come, go or are drained",
+        );
+    }
+    if service.track == Some(Track::Always)
+        && matches!(service.protocol, Some(Protocol::Udp | Protocol::TcpUdp))
+    {
+        refuse(
+            &places.track,
+            "`track = \"always\"` contradicts `mode = \"pick\"` where a service is UDP: a node that has joined since can't tell \
+             a flow that another has recorded from a new one",
+            "\"changes\", \"never\" or \"quic\"",
+            "",
+        );
+    }
 }
 
 /// Reports each value that was there before.

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use super::{
     error::{ConfigError, ConfigErrors, ErrorKind},
     load::ConfigFile,
+    model::{Backend, Mode},
     reader::nearest,
 };
 
@@ -49,8 +50,30 @@ pub fn check_host(file: &ConfigFile, facts: &HostFacts) -> Result<(), ConfigErro
     let complete = errors.is_empty();
     // One error for each VIP, however many services share it.
     let mut vips = HashSet::new();
+    let pick = file.config.node.mode == Mode::Pick;
     for (service, spans) in file.config.services.iter().zip(&file.source.services) {
-        if let Some(owner) = owner(service.vip, facts)
+        let owner_of_vip = owner(service.vip, facts);
+        let served_here = service
+            .backends
+            .iter()
+            .any(|backend| file.config.is_own(backend));
+        if pick && served_here && owner_of_vip.is_none() && vips.insert(service.vip) {
+            errors.push(
+                ConfigError::new(
+                    ErrorKind::Host,
+                    format!("this node does not have the VIP {}", service.vip),
+                )
+                .at(spans.vip.clone())
+                .expected("the VIP on the loopback of every node that serves it")
+                .help(format!(
+                    "add it: `ip address add {}/{} dev lo`",
+                    service.vip,
+                    host_prefix(service.vip)
+                )),
+            );
+        }
+        if let Some(owner) = owner_of_vip
+            && !pick
             && !is_backend_here(file, service.vip, owner, facts)
             && vips.insert(service.vip)
         {
@@ -94,8 +117,12 @@ pub fn check_host(file: &ConfigFile, facts: &HostFacts) -> Result<(), ConfigErro
             );
         }
         for (backend, span) in service.backends.iter().zip(&spans.addresses) {
+            let own = file.config.is_own(backend);
+            let owner = owner(backend.address, facts);
+            if pick && own != owner.is_some() {
+                errors.push(check_own(file, backend, span, owner));
             // A backend that is this very host is in reach of itself.
-            if complete && owner(backend.address, facts).is_none() {
+            } else if complete && owner.is_none() {
                 errors.extend(check_reach(
                     file,
                     &backend.name,
@@ -146,6 +173,40 @@ fn is_ours(file: &ConfigFile, interface: &InterfaceFacts, facts: &HostFacts) -> 
 
 fn host_prefix(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
+}
+
+/// A node of a cluster that is called otherwise than its address says.
+fn check_own(
+    file: &ConfigFile,
+    backend: &Backend,
+    span: &Range<usize>,
+    owner: Option<&InterfaceFacts>,
+) -> ConfigError {
+    match owner {
+        Some(owner) => ConfigError::new(
+            ErrorKind::Host,
+            format!(
+                "backend \"{}\" is this host: found {} on `{}`",
+                backend.name, backend.address, owner.name
+            ),
+        )
+        .at(span.clone())
+        .expected("another host's address")
+        .help(format!(
+            "this node calls itself \"{}\": set `name` in [node]",
+            file.config.node.name
+        )),
+        None => ConfigError::new(
+            ErrorKind::Host,
+            format!(
+                "backend \"{}\" is this node by its name, but {} is no address of this host",
+                backend.name, backend.address
+            ),
+        )
+        .at(span.clone())
+        .expected("an address of this host")
+        .help("set `name` in [node] to the backend that this host is"),
+    }
 }
 
 fn check_interface(name: &str, span: &Range<usize>, facts: &HostFacts) -> Option<ConfigError> {

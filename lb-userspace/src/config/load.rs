@@ -150,6 +150,7 @@ fn finish_service(raw: RawService) -> Option<Service> {
         affinity: raw.affinity?,
         spread_hot_sources: raw.spread_hot_sources?.map(toml::Spanned::into_inner),
         network_prefix: raw.network_prefix?,
+        rule: raw.rule?.into_inner(),
         flow_idle: raw.flow_idle?,
         track: raw.track?,
         affinity_timeout: raw.affinity_timeout?,

@@ -27,6 +27,6 @@ pub use error::{ConfigError, ConfigErrors, ErrorKind};
 pub use host::{HostFacts, InterfaceFacts, check_host};
 pub use load::ConfigFile;
 pub use model::{
-    Affinity, Backend, Config, Control, Failback, Limits, Node, Ports, Probe, ProbeKind, Protocol,
-    Service, Share, Track, Unserved, Via, XdpMode,
+    Affinity, Backend, ClusterMac, Config, Control, Failback, Limits, Mode, Node, Ports, Probe,
+    ProbeKind, Protocol, Rule, Service, Share, Track, Unserved, Via, XdpMode,
 };

@@ -6,6 +6,7 @@
 //! a secret), with every default written out.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
     ops::RangeInclusive,
@@ -42,6 +43,17 @@ pub struct Node {
     pub xdp_mode: XdpMode,
     /// What happens to a packet for one of our VIPs on a port that no service has.
     pub unserved: Unserved,
+    /// What becomes of a packet once its backend is picked.
+    pub mode: Mode,
+    /// The kind of MAC address that the nodes of a cluster share; `None` without [`Mode::Pick`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster_mac: Option<ClusterMac>,
+    /// The address that the cluster's MAC address is made of. `None`: the first service's VIP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster_ip: Option<IpAddr>,
+    /// The UDP port at which the nodes of a cluster hear each other's word; `None` without [`Mode::Pick`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer_port: Option<u16>,
     /// The secret hash seed that all directors of a cluster share, as two words: the first 16 hex digits of the
     /// key, then the last 16, each read as one big-endian number. `None`: the controller makes one. It is neither
     /// serialized nor shown by `Debug`: whoever knows it can aim at one backend.
@@ -52,6 +64,8 @@ pub struct Node {
 impl Node {
     /// The default of `node.pin_path`.
     pub const PIN_PATH: &str = "/sys/fs/bpf/xdp-lb";
+    /// The default of `node.peer_port`, next to that of `control.http`.
+    pub const PEER_PORT: u16 = 9478;
 }
 
 impl fmt::Debug for Node {
@@ -62,6 +76,10 @@ impl fmt::Debug for Node {
             .field("pin_path", &self.pin_path)
             .field("xdp_mode", &self.xdp_mode)
             .field("unserved", &self.unserved)
+            .field("mode", &self.mode)
+            .field("cluster_mac", &self.cluster_mac)
+            .field("cluster_ip", &self.cluster_ip)
+            .field("peer_port", &self.peer_port)
             .field("seed", &self.seed.map(|_| "(secret)"))
             .finish()
     }
@@ -89,6 +107,130 @@ pub enum Unserved {
     Drop,
     /// Handed to the host's own network stack.
     Pass,
+}
+
+/// What becomes of a packet once its backend is picked (`node.mode`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// It is sent on to that backend.
+    #[default]
+    Forward,
+    /// Every node sees every packet, and keeps those for which it has picked itself: Windows NLB's way.
+    Pick,
+}
+
+/// The kind of MAC address that the nodes of a cluster share (`node.cluster_mac`); as Windows NLB makes them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClusterMac {
+    /// `02-bf` and the cluster's address: a unicast address that no switch ever learns, so that it floods it.
+    #[default]
+    Unicast,
+    /// `03-bf` and the cluster's address: a multicast address outside of IP's, which switches flood.
+    Multicast,
+    /// `01-00-5e-7f` and the address's last two bytes: the one of the IP multicast group 239.255.x.y, which every node
+    /// joins, so that a switch with IGMP snooping sends it to the nodes alone.
+    Igmp,
+}
+
+impl ClusterMac {
+    /// The MAC address of the cluster with this address.
+    ///
+    /// IPv6 addresses give their last four bytes: this is xdp-lb's own rule, Windows NLB always has an IPv4 address.
+    #[must_use]
+    pub fn of(self, cluster: IpAddr) -> [u8; 6] {
+        let [a, b, c, d] = match cluster {
+            IpAddr::V4(address) => address.octets(),
+            IpAddr::V6(address) => {
+                let [.., a, b, c, d] = address.octets();
+                [a, b, c, d]
+            }
+        };
+        match self {
+            Self::Unicast => [0x02, 0xbf, a, b, c, d],
+            Self::Multicast => [0x03, 0xbf, a, b, c, d],
+            Self::Igmp => [0x01, 0x00, 0x5e, 0x7f, c, d],
+        }
+    }
+
+    /// The IP multicast group that the nodes join, where the kind has one.
+    #[must_use]
+    pub fn group(self, cluster: IpAddr) -> Option<Ipv4Addr> {
+        let [.., c, d] = self.of(cluster);
+        (self == Self::Igmp).then(|| Ipv4Addr::new(239, 255, c, d))
+    }
+}
+
+impl Config {
+    /// The address that the cluster's MAC address is made of.
+    #[must_use]
+    pub fn cluster_ip(&self) -> Option<IpAddr> {
+        self.node
+            .cluster_ip
+            .or_else(|| self.services.first().map(|service| service.vip))
+    }
+
+    /// The MAC address that the cluster's nodes share; `None` where packets are forwarded.
+    #[must_use]
+    pub fn cluster_mac(&self) -> Option<[u8; 6]> {
+        Some(self.node.cluster_mac?.of(self.cluster_ip()?))
+    }
+
+    /// The IP multicast group that this node has to join, where there is one.
+    #[must_use]
+    pub fn cluster_group(&self) -> Option<Ipv4Addr> {
+        self.node.cluster_mac?.group(self.cluster_ip()?)
+    }
+
+    /// Whether this backend is this very node: only in [`Mode::Pick`], where the nodes are the backends.
+    #[must_use]
+    pub fn is_own(&self, backend: &Backend) -> bool {
+        self.node.mode == Mode::Pick && backend.name == self.node.name
+    }
+
+    /// This node's own address, by which its peers know it; `None` where packets are forwarded.
+    #[must_use]
+    pub fn own_address(&self) -> Option<IpAddr> {
+        self.nodes().get(self.node.name.as_str()).copied()
+    }
+
+    /// Whether this is an address of this very node, of whichever family.
+    #[must_use]
+    pub fn is_own_address(&self, address: IpAddr) -> bool {
+        self.services
+            .iter()
+            .flat_map(|service| &service.backends)
+            .any(|backend| self.is_own(backend) && backend.address == address)
+    }
+
+    /// The other nodes of the cluster by name, with the addresses at which they are told; empty where packets are forwarded.
+    #[must_use]
+    pub fn peers(&self) -> BTreeMap<&str, IpAddr> {
+        let mut nodes = self.nodes();
+        nodes.remove(self.node.name.as_str());
+        nodes
+    }
+
+    /// The nodes of the cluster with their addresses, all of one family: IPv4 where each has such an address.
+    fn nodes(&self) -> BTreeMap<&str, IpAddr> {
+        if self.node.mode == Mode::Forward {
+            return BTreeMap::new();
+        }
+        let all = || self.services.iter().flat_map(|service| &service.backends);
+        let of = |six: bool| -> BTreeMap<&str, IpAddr> {
+            all()
+                .filter(|backend| backend.address.is_ipv6() == six)
+                .map(|backend| (backend.name.as_str(), backend.address))
+                .collect()
+        };
+        let four = of(false);
+        if all().all(|backend| four.contains_key(backend.name.as_str())) {
+            four
+        } else {
+            of(true)
+        }
+    }
 }
 
 /// `[control]`: how the daemon is reached and where it keeps what it must remember.
@@ -191,6 +333,8 @@ pub struct Service {
     /// [`Affinity::None`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spread_hot_sources: Option<Share>,
+    /// Which of the backends serve.
+    pub rule: Rule,
     /// How long a flow may be silent before it counts as ended, 1 s to 8 h.
     #[serde(serialize_with = "as_text")]
     pub flow_idle: Duration,
@@ -372,6 +516,19 @@ impl From<Ports> for PortsText {
             ),
         }
     }
+}
+
+/// Which of a service's backends serve (`service.rule`): the port rules of Windows NLB.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rule {
+    /// All of the best priority, by weight ("multiple hosts").
+    #[default]
+    Multiple,
+    /// The one of the best priority that is up ("single host"); no two have the same priority.
+    Single,
+    /// None: every packet is dropped ("disabled").
+    Disabled,
 }
 
 /// Which part of the packet picks (`service.affinity`).

@@ -9,8 +9,8 @@ use super::{
     capacity::{BACKENDS_MAX, FLOWS_MAX, PORTS_MAX, SLOTS_MAX},
     error::{ConfigError, ErrorKind, visible},
     model::{
-        Affinity, Backend, Control, Failback, Limits, Node, Ports, Probe, Protocol, Share, Track,
-        Unserved, XdpMode,
+        Affinity, Backend, ClusterMac, Control, Failback, Limits, Mode, Node, Ports, Probe,
+        Protocol, Rule, Share, Track, Unserved, XdpMode,
     },
     reader::{Field, Fields, Sink},
     sections, service, values,
@@ -33,6 +33,27 @@ pub(super) struct RawConfig {
 pub(super) struct RawNode {
     pub(super) node: Option<Node>,
     pub(super) interfaces: Vec<Spanned<String>>,
+    /// Where it stands, for what is compared with the rest of the file.
+    pub(super) places: NodePlaces,
+}
+
+/// Where in the file the node's settings stand; the table's header where one is left out.
+#[derive(Debug)]
+pub(super) struct NodePlaces {
+    pub(super) name: Range<usize>,
+    pub(super) mode: Range<usize>,
+    pub(super) unserved: Range<usize>,
+    /// Of the keys that only mean something in a cluster: those that are there.
+    pub(super) cluster: Vec<(&'static str, Range<usize>)>,
+}
+
+/// Where in the file a service's settings stand that a cluster can't have, where they are there.
+#[derive(Debug)]
+pub(super) struct ServicePlaces {
+    pub(super) failback: Option<Range<usize>>,
+    pub(super) track: Option<Range<usize>>,
+    pub(super) affinity_timeout: Option<Range<usize>>,
+    pub(super) via: Option<Range<usize>>,
 }
 
 /// `[limits]`, and where the limits stand that are compared with the rest of the file.
@@ -55,11 +76,14 @@ pub(super) struct RawService {
     pub(super) affinity: Option<Affinity>,
     pub(super) network_prefix: Option<Option<u8>>,
     pub(super) spread_hot_sources: Option<Option<Spanned<Share>>>,
+    pub(super) rule: Option<Spanned<Rule>>,
     pub(super) flow_idle: Option<std::time::Duration>,
     pub(super) track: Option<Track>,
     pub(super) affinity_timeout: Option<Option<std::time::Duration>>,
     pub(super) failback: Option<Failback>,
     pub(super) probe: Option<Option<Probe>>,
+    /// Where it stands, for what is compared with the rest of the file.
+    pub(super) places: ServicePlaces,
     pub(super) backends: Vec<RawBackend>,
 }
 
@@ -104,13 +128,17 @@ pub(super) fn read(document: &DeTable<'_>, sink: &Sink) -> RawConfig {
         }),
     };
     let services = root.tables(&sections::SERVICE, sink).unwrap_or_default();
+    let mode = node
+        .as_ref()
+        .and_then(|node| node.node.as_ref())
+        .map_or(Mode::Forward, |node| node.mode);
     RawConfig {
         node,
         control,
         limits,
         services: services
             .iter()
-            .map(|fields| service::read(fields, sink))
+            .map(|fields| service::read(fields, mode, sink))
             .collect(),
     }
 }
@@ -142,6 +170,37 @@ fn read_node(field: &Field<'_, '_>, sink: &Sink) -> Option<RawNode> {
             sink,
         )
     });
+    let mode = fields.read_or("mode", Mode::default(), |field| {
+        values::choice(
+            field,
+            &[("forward", Mode::Forward), ("pick", Mode::Pick)],
+            sink,
+        )
+    });
+    let cluster_mac = fields.read_or("cluster_mac", ClusterMac::default(), |field| {
+        let kinds = [
+            ("unicast", ClusterMac::Unicast),
+            ("multicast", ClusterMac::Multicast),
+            ("igmp", ClusterMac::Igmp),
+        ];
+        values::choice(field, &kinds, sink)
+    });
+    let cluster_ip = fields.read_or("cluster_ip", None, |field| {
+        values::address(field, sink).map(Some)
+    });
+    let peer_port = fields.read_or("peer_port", Node::PEER_PORT, |field| {
+        values::number_u16(field, 1..=u16::MAX, sink)
+    });
+    let place = |key| fields.get(key).map(|field| field.span);
+    let places = NodePlaces {
+        name: place("name").unwrap_or_else(|| fields.span()),
+        mode: place("mode").unwrap_or_else(|| fields.span()),
+        unserved: place("unserved").unwrap_or_else(|| fields.span()),
+        cluster: ["cluster_mac", "cluster_ip", "peer_port"]
+            .into_iter()
+            .filter_map(|key| Some((key, fields.get(key)?.key_span)))
+            .collect(),
+    };
     let seed = fields.read_or("seed", None, |field| values::seed(field, sink).map(Some));
     let names = interfaces
         .iter()
@@ -155,12 +214,17 @@ fn read_node(field: &Field<'_, '_>, sink: &Sink) -> Option<RawNode> {
             pin_path: pin_path?,
             xdp_mode: xdp_mode?,
             unserved: unserved?,
+            mode: mode?,
+            cluster_mac: (mode? == Mode::Pick).then_some(cluster_mac?),
+            cluster_ip: cluster_ip?,
+            peer_port: (mode? == Mode::Pick).then_some(peer_port?),
             seed: seed?,
         })
     };
     Some(RawNode {
         node: node(),
         interfaces: interfaces.unwrap_or_default(),
+        places,
     })
 }
 

@@ -242,19 +242,6 @@ fn unknown_key(
     key: &Spanned<toml::de::DeString<'_>>,
 ) -> (ConfigError, Option<&'static str>) {
     let name = key.get_ref().as_ref();
-    if section.later.contains(&name) {
-        let error = ConfigError::new(
-            ErrorKind::UnknownKey,
-            format!(
-                "`{name}` in {} is not available in this version",
-                section.title
-            ),
-        )
-        .at(key.span())
-        .expected(one_of(section.keys, '`'))
-        .help("remove it");
-        return (error, None);
-    }
     let mut error = ConfigError::new(
         ErrorKind::UnknownKey,
         format!("unknown key `{}` in {}", visible(name), section.title),

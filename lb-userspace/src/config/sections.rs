@@ -11,8 +11,6 @@ pub(super) struct Section {
     pub(super) header: &'static str,
     /// Its keys.
     pub(super) keys: &'static [&'static str],
-    /// Keys that the design has and this version does not.
-    pub(super) later: &'static [&'static str],
     /// What to do when it is missing.
     pub(super) advice: &'static str,
 }
@@ -22,7 +20,6 @@ pub(super) static ROOT: Section = Section {
     title: "the file",
     header: "",
     keys: &["node", "control", "limits", "service"],
-    later: &[],
     advice: "",
 };
 
@@ -37,8 +34,11 @@ pub(super) static NODE: Section = Section {
         "xdp_mode",
         "unserved",
         "seed",
+        "mode",
+        "cluster_mac",
+        "cluster_ip",
+        "peer_port",
     ],
-    later: &["mode"],
     advice: "",
 };
 
@@ -47,7 +47,6 @@ pub(super) static CONTROL: Section = Section {
     title: "[control]",
     header: "[control]",
     keys: &["socket", "http", "state"],
-    later: &[],
     advice: "",
 };
 
@@ -56,7 +55,6 @@ pub(super) static LIMITS: Section = Section {
     title: "[limits]",
     header: "[limits]",
     keys: &["flows", "flows6", "slots", "backends", "ports", "fragments"],
-    later: &[],
     advice: "",
 };
 
@@ -72,6 +70,7 @@ pub(super) static SERVICE: Section = Section {
         "affinity",
         "network_prefix",
         "spread_hot_sources",
+        "rule",
         "flow_idle",
         "track",
         "affinity_timeout",
@@ -79,7 +78,6 @@ pub(super) static SERVICE: Section = Section {
         "probe",
         "backend",
     ],
-    later: &[],
     advice: "add a service; if there was one, the file may have been cut short",
 };
 
@@ -90,7 +88,6 @@ pub(super) static PROBE: Section = Section {
     keys: &[
         "type", "port", "interval", "timeout", "rise", "fall", "via", "path", "host", "status",
     ],
-    later: &[],
     advice: "",
 };
 
@@ -99,7 +96,6 @@ pub(super) static BACKEND: Section = Section {
     title: "[[service.backend]]",
     header: "[[service.backend]]",
     keys: &["name", "address", "weight", "priority"],
-    later: &[],
     advice: "add one with `name` and `address`; a service without a backend would drop all its packets",
 };
 

@@ -7,10 +7,11 @@ use toml::Spanned;
 use super::{
     error::{ConfigError, ErrorKind},
     model::{
-        Affinity, Backend, Failback, Ports, Probe, ProbeKind, Protocol, Service, Share, Track, Via,
+        Affinity, Backend, Failback, Mode, Ports, Probe, ProbeKind, Protocol, Rule, Service, Share,
+        Track, Via,
     },
     ports,
-    raw::{RawBackend, RawService},
+    raw::{RawBackend, RawService, ServicePlaces},
     reader::{Field, Fields, Sink, nearest, one_of},
     sections, values,
 };
@@ -29,8 +30,8 @@ const PATH_MAX: usize = 2_048;
 /// The longest `Host` header: a domain name's 253 bytes (RFC 1035) and a port.
 const HOST_MAX: usize = 259;
 
-/// Reads the service whose table is `fields`.
-pub(super) fn read(fields: &Fields<'_, '_>, sink: &Sink) -> RawService {
+/// Reads the service whose table is `fields`, of a node that works in this mode.
+pub(super) fn read(fields: &Fields<'_, '_>, mode: Mode, sink: &Sink) -> RawService {
     let name = fields
         .require("name", "name = \"web\"", sink)
         .and_then(|field| with_span(&field, values::name(&field, sink)));
@@ -65,6 +66,17 @@ pub(super) fn read(fields: &Fields<'_, '_>, sink: &Sink) -> RawService {
         with_span(field, values::share(field, HOT_SHARE, sink)).map(Some)
     });
     let network_prefix = read_network_prefix(fields, vip.as_ref(), affinity, sink);
+    let rule = match fields.get("rule") {
+        Some(field) => {
+            let rules = [
+                ("multiple", Rule::Multiple),
+                ("single", Rule::Single),
+                ("disabled", Rule::Disabled),
+            ];
+            with_span(&field, values::choice(&field, &rules, sink))
+        }
+        None => Some(Spanned::new(fields.span(), Rule::default())),
+    };
     let flow_idle = fields.read_or("flow_idle", Service::FLOW_IDLE, |field| {
         values::duration(field, FLOW_IDLE, sink)
     });
@@ -74,7 +86,22 @@ pub(super) fn read(fields: &Fields<'_, '_>, sink: &Sink) -> RawService {
     });
     let track = read_track(fields, protocol, sink);
     let affinity_timeout = read_affinity_timeout(fields, affinity, track, sink);
-    let probe = read_probe(fields, protocol, listed.as_ref(), sink);
+    let probe = read_probe(fields, mode, protocol, listed.as_ref(), sink);
+    // An error in it has been reported with the probe.
+    let via = fields
+        .get("probe")
+        .and_then(|field| {
+            let quiet = Sink::default();
+            Fields::open(&sections::PROBE, field.value, field.span.clone(), &quiet)?.get("via")
+        })
+        .map(|field| field.span);
+    let place = |key| fields.get(key).map(|field| field.span);
+    let places = ServicePlaces {
+        failback: place("failback"),
+        track: place("track"),
+        affinity_timeout: place("affinity_timeout"),
+        via,
+    };
     let backends = fields.tables(&sections::BACKEND, sink).unwrap_or_default();
     RawService {
         span: fields.span(),
@@ -85,11 +112,13 @@ pub(super) fn read(fields: &Fields<'_, '_>, sink: &Sink) -> RawService {
         affinity,
         spread_hot_sources,
         network_prefix,
+        rule,
         flow_idle,
         track,
         affinity_timeout,
         failback,
         probe,
+        places,
         backends: backends
             .iter()
             .map(|fields| read_backend(fields, sink))
@@ -227,17 +256,26 @@ enum Type {
 /// The service's probe, given or by default; `Some(None)` for none.
 fn read_probe(
     service: &Fields<'_, '_>,
+    mode: Mode,
     protocol: Option<Protocol>,
     listed: Option<&Spanned<(Ports, Option<u16>)>>,
     sink: &Sink,
 ) -> Option<Option<Probe>> {
+    let default_via = match mode {
+        Mode::Forward => Via::Vip,
+        // A node keeps nothing of what another sends to the VIP unless it picks itself.
+        Mode::Pick => Via::Address,
+    };
     let Some(field) = service.get("probe") else {
         // A misspelt [service.probe] gets here too; its own error stands already.
         return match protocol? {
             Protocol::Udp => Some(None),
-            Protocol::Tcp | Protocol::TcpUdp => {
-                default_port(None, listed?, sink).map(|port| Some(Probe::tcp(port)))
-            }
+            Protocol::Tcp | Protocol::TcpUdp => default_port(None, listed?, sink).map(|port| {
+                Some(Probe {
+                    via: default_via,
+                    ..Probe::tcp(port)
+                })
+            }),
         };
     };
     let fields = Fields::open(&sections::PROBE, field.value, field.span.clone(), sink)?;
@@ -259,7 +297,7 @@ fn read_probe(
     let fall = fields.read_or("fall", Probe::FALL, |field| {
         values::number_u8(field, 1..=u8::MAX, sink)
     });
-    let via = fields.read_or("via", Via::default(), |field| {
+    let via = fields.read_or("via", default_via, |field| {
         values::choice(field, &[("vip", Via::Vip), ("address", Via::Address)], sink)
     });
     let http = read_http(&fields, sink);

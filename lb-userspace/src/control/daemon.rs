@@ -2,6 +2,7 @@
 
 mod events;
 mod follow;
+mod nodes;
 mod requests;
 mod sources;
 mod sweeping;
@@ -9,6 +10,7 @@ mod vlans;
 
 use std::{
     collections::{BTreeSet, VecDeque},
+    net::SocketAddr,
     path::PathBuf,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -34,6 +36,7 @@ use super::{
     hot::watch::Watch,
     knowledge::Knowledge,
     orders,
+    peers::PERIOD,
     prepared::Prepared,
     probe_routes,
     reconcile::{Scope, reconcile},
@@ -42,6 +45,7 @@ use super::{
     sweep::Budget,
     sweeper::Sweeper,
     vip_groups,
+    voice::Voice,
 };
 use crate::{
     api::{ApplyKind, LastApply, Request, Response, http, server},
@@ -103,8 +107,12 @@ pub async fn run(options: Options) -> Result<()> {
         // Nothing is left of the flows that a later priority was held for.
         decisions.held.clear();
     }
-    let knowledge = Knowledge::new(file.config, decisions, ports, facts, !running.adopted);
+    let mut knowledge = Knowledge::new(file.config, decisions, ports, facts, !running.adopted);
+    knowledge.cluster.run_ms = unix_ms();
     let watch = Watch::from_now_on(running.executor.maps.sample_rings());
+    let (words, said) = mpsc::channel(QUEUE);
+    let seed = running.executor.maps.control().seed();
+    let voice = Voice::start(knowledge.config(), seed, words).await?;
     let mut daemon = Daemon {
         options,
         watch,
@@ -122,7 +130,9 @@ pub async fn run(options: Options) -> Result<()> {
         started,
         started_at: SystemTime::now(),
         last_apply: None,
+        voice,
     };
+    daemon.take_in().await?;
     daemon
         .knowledge
         .adopt_leaving(&daemon.running.executor.actual);
@@ -137,6 +147,7 @@ pub async fn run(options: Options) -> Result<()> {
         daemon.sweep_all()?;
         daemon.sweep_all()?;
     }
+    daemon.come_back()?;
     daemon.change(&Cause::new(ApplyKind::Start, "start"), Touched::All)?;
     daemon.narrow_features();
     daemon.follow_all();
@@ -160,7 +171,7 @@ pub async fn run(options: Options) -> Result<()> {
         services = daemon.knowledge.config().services.len(),
         "running"
     );
-    let result = daemon.work(reported, happened, asked).await;
+    let result = daemon.work(reported, happened, asked, said).await;
     daemon.end().await;
     result
 }
@@ -251,6 +262,8 @@ struct Daemon {
     started: Instant,
     started_at: SystemTime,
     last_apply: Option<LastApply>,
+    /// In a cluster: what the nodes say to each other.
+    voice: Option<Voice>,
 }
 
 impl Daemon {
@@ -259,12 +272,15 @@ impl Daemon {
         mut reported: mpsc::Receiver<ProbeReport>,
         mut happened: mpsc::Receiver<NetworkEvent>,
         mut asked: mpsc::Receiver<(Request, oneshot::Sender<Response>)>,
+        mut said: mpsc::Receiver<(Vec<u8>, SocketAddr)>,
     ) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
         let mut sweeping = interval(SWEEP);
         sweeping.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut speaking = interval(PERIOD);
+        speaking.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
             select! {
                 biased;
@@ -284,6 +300,7 @@ impl Daemon {
                     }
                     self.on_network(events).await?;
                 }
+                Some((datagram, from)) = said.recv() => self.on_word(&datagram, from)?,
                 Some((request, answer)) = asked.recv() => {
                     self.on_request(request, answer).await?;
                 }
@@ -295,6 +312,7 @@ impl Daemon {
                     self.watch_sources()?;
                     self.begin_sweep();
                 }
+                _ = speaking.tick(), if self.voice.is_some() => self.on_silence()?,
                 () = sleep_until(self.opening.not_before.unwrap_or(self.started).into()),
                     if !self.opening.services.is_empty() => {}
                 // Last: whatever else has happened comes first. Yielding lets the tasks of probes and clients go on as well.
@@ -308,6 +326,8 @@ impl Daemon {
             }
             self.end_opening()?;
             self.end_drains()?;
+            self.knowledge.catch_up(&self.running.executor.actual);
+            self.speak();
         }
     }
 
@@ -366,6 +386,7 @@ impl Daemon {
             || self.knowledge.all_judged(&self.running.executor.actual)
         {
             self.knowledge.opening = false;
+            self.join_all()?;
             self.opening = Opening::default();
             let cause = Cause::new(ApplyKind::Start, "the first answers");
             self.change(&cause, Touched::All)?;
@@ -450,6 +471,7 @@ impl Daemon {
         }
         let lines = announce_all(&self.running.executor.actual, ops);
         let done = self.execute(ops, now)?;
+        self.knowledge.note_done(&self.running.executor.actual);
         if done.slots > 0 || !lines.is_empty() {
             self.applied(cause, &done);
         }
@@ -493,6 +515,9 @@ impl Daemon {
             if self.options.detach_on_exit {
                 vip_groups::leave(&self.netlink, port.ifindex).await;
             }
+        }
+        if self.options.detach_on_exit {
+            self.leave().await;
         }
         let pin_path = &self.knowledge.config().node.pin_path;
         if self.options.detach_on_exit {

@@ -1,10 +1,10 @@
 //! What should be: configuration + operator's decisions + probe results + neighbours.
 
-use std::{net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use lb_common::{abi::BackendState, pick::Affinity};
 
-use super::{directory::Entries, following::Following, retarget::Track};
+use super::{directory::Entries, following::Following, peers::Table, retarget::Track};
 
 /// A service as it should be.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,6 +29,48 @@ pub struct DesiredService {
     pub backends: Vec<DesiredBackend>,
     /// What is known of those that left the configuration while their flows stay.
     pub leaving: Vec<DesiredBackend>,
+    /// Where every node sees every packet: how far the peers are.
+    pub pick: Option<Pick>,
+}
+
+/// What the nodes of a cluster have told each other about a service (`mode = "pick"`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pick {
+    /// This node's name; it is the backend of that name.
+    pub own: String,
+    /// The table that each peer goes by, as far as it is heard.
+    pub tables: BTreeMap<String, Table>,
+    /// Whether this node joins the others: whatever it has in its table of its own is void.
+    pub joining: bool,
+    /// What this node may have missed while its daemon was away.
+    pub missed: Missed,
+    /// Whether slots of peers that have failed are still nobody's.
+    pub pending: Pending,
+}
+
+/// The slots that a node of a cluster does not take yet, though whoever had them has failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pending {
+    /// There are none.
+    #[default]
+    Nothing,
+    /// There are, and all the while this node went by one table.
+    By(Table),
+    /// Its table has changed meanwhile: a peer may have had them by another one.
+    BySeveral,
+}
+
+/// How far a node of a cluster is whose daemon was away: its peers may have gone, and others may have taken what was theirs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Missed {
+    /// It was never away, or all it may have missed is over: every peer's slots have settled since.
+    #[default]
+    Nothing,
+    /// It goes by the same table as all its peers. What settled slots of others hold from before it does not know: one that
+    /// it takes has "another node, whichever" as its previous one.
+    Flows,
+    /// It does not know yet who has what: it takes nothing that is not its own.
+    Tables,
 }
 
 /// A backend as it should be.

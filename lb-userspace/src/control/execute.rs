@@ -8,7 +8,7 @@ use std::{
 
 use lb_common::{
     abi::{self, BackendInfo, Counter, HotInfo, ServiceInfo},
-    flow::{FlowLine, Way},
+    flow::{FlowLine, FlowState, Way},
     hot::{HotWord, digest},
     pick::Backend,
 };
@@ -296,6 +296,18 @@ impl<M: Memory> Executor<M> {
         }
     }
 
+    /// Clears every record of a service's flows.
+    pub fn forget_flows(&self, service: u16) {
+        forget(self.maps.flow_buckets(), service);
+        forget(self.maps.flow6_buckets(), service);
+    }
+
+    /// Has the records of a service's flows that name anybody but `own` name `others`.
+    pub fn hand_over_flows(&self, service: u16, own: Option<u16>, others: u16) {
+        hand_over(self.maps.flow_buckets(), service, own, others);
+        hand_over(self.maps.flow6_buckets(), service, own, others);
+    }
+
     /// Fills the half of the lookup that is not in use, and swaps the halves with one store.
     fn swap_directory(&self, layout: &Layout) {
         let first = if layout.directory.second_half() {
@@ -317,6 +329,34 @@ impl<M: Memory> Executor<M> {
             self.maps.set_vip(*id, *vip);
         }
         self.maps.set_directory(layout.directory);
+    }
+}
+
+/// Clears a service's records, unless a packet renewed them meanwhile.
+fn forget<W: Way>(buckets: &[FlowLine<W>], service: u16) {
+    for record in buckets.iter().flat_map(|bucket| &bucket.ways) {
+        let seen = record.state().get();
+        let state = FlowState(seen);
+        if state.used() && state.service() == service {
+            record.state().replace_if(seen, 0);
+        }
+    }
+}
+
+/// Rewrites a service's records, each as often as a packet renews it meanwhile.
+fn hand_over<W: Way>(buckets: &[FlowLine<W>], service: u16, own: Option<u16>, others: u16) {
+    for record in buckets.iter().flat_map(|bucket| &bucket.ways) {
+        loop {
+            let seen = record.state().get();
+            let state = FlowState(seen);
+            let elsewhere = state.used()
+                && state.service() == service
+                && state.backend() != others
+                && Some(state.backend()) != own;
+            if !elsewhere || record.state().replace_if(seen, state.on(others).0) {
+                break;
+            }
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use lb_common::features::Features;
 
 use super::ports;
 use crate::{
-    config::{Config, Track},
+    config::{Config, Mode, Track},
     neighbour::HostFacts,
 };
 
@@ -20,6 +20,7 @@ pub fn features(config: &Config, facts: &HostFacts) -> Features {
             features = features.with(feature);
         }
     };
+    uses(config.node.mode == Mode::Pick, Features::PICK);
     uses(config.limits.fragments > 0, Features::FRAGMENTS);
     for service in &config.services {
         uses(service.vip.is_ipv6(), Features::IPV6);
@@ -49,7 +50,7 @@ mod tests {
         let text = format!(
             "[node]\nname = \"lb1\"\ninterfaces = [\"eth0\"]\n{limits}\n[[service]]\nname = \"s\"\nvip = \"192.0.2.1\"\n\
              protocol = \"tcp+udp\"\nports = [443]\naffinity = \"client\"\n{keys}\n\
-             [[service.backend]]\nname = \"b\"\naddress = \"192.0.2.2\"\n"
+             [[service.backend]]\nname = \"lb1\"\naddress = \"192.0.2.2\"\n"
         );
         let config =
             Config::parse("config.toml", &text).unwrap_or_else(|errors| panic!("{errors}"));
@@ -70,5 +71,7 @@ mod tests {
             of("", "spread_hot_sources = \"5%\""),
             ["fragments", "spread_hot_sources"]
         );
+        let mode = "mode = \"pick\"\nseed = \"00112233445566778899aabbccddeeff\"";
+        assert_eq!(of(mode, ""), ["fragments", "pick"]);
     }
 }

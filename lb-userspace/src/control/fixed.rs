@@ -2,7 +2,7 @@
 
 use super::{reconcile::TooSmall, startup::sizes};
 use crate::{
-    config::{Config, Needs},
+    config::{Config, Mode, Needs},
     dataplane::{Maps, Sizes},
 };
 
@@ -126,6 +126,27 @@ pub fn fixed_while_running(old: &Config, new: &Config, held: &Held) -> Option<St
     }
     if old_node.unserved != new_node.unserved {
         return Some(format!("a change of `unserved` in [node] {RESTART}"));
+    }
+    let cluster = |config: &Config| {
+        let node = &config.node;
+        (
+            node.mode,
+            node.cluster_mac,
+            config.cluster_ip(),
+            node.peer_port,
+        )
+    };
+    if (old_node.mode, new_node.mode) != (Mode::Forward, Mode::Forward) {
+        if cluster(old) != cluster(new) {
+            return Some(anew(
+                "`mode`, `cluster_mac`, `cluster_ip` and `peer_port` in [node] belong to the loaded program",
+            ));
+        }
+        if (&old_node.name, old.own_address()) != (&new_node.name, new.own_address()) {
+            return Some(format!(
+                "who this node is, by `name` in [node] and the address of that backend, {RESTART}"
+            ));
+        }
     }
     if old.control != new.control {
         return Some(format!("a change in [control] {RESTART}"));

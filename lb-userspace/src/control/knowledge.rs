@@ -19,11 +19,12 @@ use lb_common::wire::mac_bytes;
 
 use super::{
     actual::Actual,
+    cluster::Cluster,
     decisions::Decisions,
     ports::{PortState, subnet_towards},
 };
 use crate::{
-    config::{Backend, Config, Service},
+    config::{Backend, Config, Mode, Rule, Service},
     health::Health,
     neighbour::{HostFacts, Mac, Target},
 };
@@ -56,6 +57,8 @@ pub struct Knowledge {
     pub facts: HostFacts,
     /// Whether this is a fresh start, and the first answers are still awaited: see [`Self::all_judged`].
     pub opening: bool,
+    /// The other nodes, in a cluster whose nodes all see every packet.
+    pub cluster: Cluster,
     /// Of which service and which of its backends it has not been seen yet that they are judged: see [`Self::all_judged`].
     judged: (usize, usize),
 }
@@ -105,6 +108,7 @@ impl Knowledge {
             ports,
             facts,
             opening,
+            cluster: Cluster::default(),
             judged: (0, 0),
         }
     }
@@ -168,10 +172,22 @@ impl Knowledge {
             .map(|(_, port)| port)
     }
 
+    /// The number of a configured backend, where it has one.
+    pub(super) fn number(
+        &self,
+        service: &Service,
+        backend: &Backend,
+        actual: &Actual,
+    ) -> Option<u16> {
+        let id = actual.service_id(&service.name)?;
+        actual.backend_number(id, &backend.name, backend.address)
+    }
+
     /// The neighbours to follow.
     #[must_use]
     pub fn targets(&self) -> HashSet<Target> {
         self.addresses()
+            .filter(|address| !self.config.is_own_address(*address))
             .filter_map(|address| {
                 let port = self.port_towards(address)?;
                 Some(Target {
@@ -190,6 +206,9 @@ impl Knowledge {
     /// Whoever has been judged is not looked at again: while 65,535 of them answer, each answer asks this.
     #[must_use]
     pub fn all_judged(&mut self, actual: &Actual) -> bool {
+        if self.config.node.mode == Mode::Pick {
+            return self.all_nodes_judged(actual);
+        }
         let (mut place, mut backend) = self.judged;
         while let Some(service) = self.config.services.get(place) {
             while let Some(one) = service.backends.get(backend) {
@@ -206,6 +225,9 @@ impl Knowledge {
     }
 
     fn is_judged(&self, service: &Service, backend: &Backend, actual: &Actual) -> bool {
+        if service.rule == Rule::Disabled {
+            return true;
+        }
         if !self.is_local(backend.address) {
             let Some(port) = self.port_towards(backend.address) else {
                 return true;

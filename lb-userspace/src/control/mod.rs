@@ -6,6 +6,8 @@
 pub mod actual;
 pub mod adopt;
 pub mod announce;
+pub mod cluster;
+pub mod comeback;
 pub mod daemon;
 pub mod decisions;
 pub mod desired;
@@ -21,6 +23,7 @@ pub mod hot;
 pub mod knowledge;
 pub mod memory;
 pub mod orders;
+pub mod peers;
 pub mod ports;
 pub mod prepared;
 pub mod probe_routes;
@@ -28,11 +31,17 @@ pub mod reconcile;
 pub mod regions;
 pub mod report;
 pub mod retarget;
+pub mod siphash;
 pub mod startup;
 pub mod sweep;
 pub mod sweeper;
 pub mod vip_groups;
+pub mod voice;
 
+#[cfg(test)]
+mod cluster_simulation;
+#[cfg(test)]
+mod cluster_tests;
 #[cfg(test)]
 mod guards;
 #[cfg(test)]

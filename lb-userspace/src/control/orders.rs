@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     api::Target,
-    config::{Config, Service},
+    config::{Config, Mode, Service},
 };
 
 /// An order that is not carried out.
@@ -46,6 +46,15 @@ pub enum Refusal {
         backend: String,
         /// The service.
         service: String,
+    },
+    /// Each node of a cluster decides about itself.
+    #[error(
+        "`{backend}` is another node of the cluster, which decides for itself and tells the others: say so there, with the same \
+         command"
+    )]
+    OtherNode {
+        /// The backend.
+        backend: String,
     },
     /// Nothing better to go back to.
     #[error(
@@ -110,7 +119,7 @@ pub fn service<'c>(config: &'c Config, name: &str) -> Result<&'c Service, Refusa
 /// The services of the backend that a target names. Orders can be given for the backends that are `leaving`, too.
 ///
 /// # Errors
-/// [`Refusal::UnknownService`], [`Refusal::UnknownBackend`].
+/// [`Refusal::UnknownService`], [`Refusal::UnknownBackend`], [`Refusal::OtherNode`].
 pub fn resolve<'c>(
     config: &'c Config,
     leaving: &BTreeMap<LeavingKey, Leaving>,
@@ -130,6 +139,11 @@ pub fn resolve<'c>(
         .filter(|s| s.backends.iter().any(|b| b.name == target.backend) || leaves(&s.name))
         .map(|s| s.name.as_str())
         .collect();
+    if !with.is_empty() && config.node.mode == Mode::Pick && target.backend != config.node.name {
+        return Err(Refusal::OtherNode {
+            backend: target.backend.clone(),
+        });
+    }
     if with.is_empty() {
         return Err(Refusal::UnknownBackend {
             name: target.backend.clone(),

@@ -376,6 +376,7 @@ mod tests {
             generation: 0,
             interfaces: Vec::new(),
             last_apply: None,
+            cluster: None,
         }
     }
 

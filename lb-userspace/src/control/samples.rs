@@ -8,6 +8,7 @@ use lb_common::{
         NAME_LEN, ServiceInfo,
     },
     address::Ipv6,
+    features::Features,
     flow::{FlowBucket, FlowBucket6, FlowKey, FlowState, Key, Phase, bucket_indices},
     hash::Seed,
     hot::{HotWord, digest},
@@ -34,6 +35,8 @@ use super::{
 use crate::dataplane::DataplaneError;
 
 pub(super) const SEED: Seed = Seed([0x0123_4567_89ab_cdef, 0x1357_9bdf_0246_8ace]);
+/// 02:bf:192.0.2.10, as words have it.
+pub(super) const CLUSTER_MAC: u64 = 0x0a02_00c0_bf02;
 pub(super) const OWN_MAC: u64 = 0x0605_0403_0202;
 pub(super) const IDLE: Duration = Duration::from_secs(10);
 
@@ -66,6 +69,18 @@ pub(super) struct Touched {
 
 impl PlainMemory {
     pub(super) fn new(slots: u32, services: u16, backends: u32, service_buckets: u32) -> Self {
+        let features = Features::ALL_FORWARDING;
+        Self::with(slots, services, backends, service_buckets, features)
+    }
+
+    /// The same of an instance with other features.
+    pub(super) fn with(
+        slots: u32,
+        services: u16,
+        backends: u32,
+        service_buckets: u32,
+        features: Features,
+    ) -> Self {
         let tables = PlainTables::new(
             Capacity {
                 service_buckets,
@@ -79,6 +94,8 @@ impl PlainMemory {
             Instance {
                 mac: OWN_MAC,
                 port: 0,
+                features,
+                cluster_mac: CLUSTER_MAC,
                 ..Instance::default()
             },
         );
@@ -299,9 +316,18 @@ impl Bench {
     }
 
     pub(super) fn roomy(slots: u32, services: u16, backends: u32, service_buckets: u32) -> Self {
-        let maps = PlainMemory::new(slots, services, backends, service_buckets);
-        let bits = (service_buckets / 2).ilog2() as u8;
-        let actual = Actual::empty(slots, u32::from(services), backends, bits);
+        Self::of(PlainMemory::new(slots, services, backends, service_buckets))
+    }
+
+    /// A controller of these maps.
+    pub(super) fn of(maps: PlainMemory) -> Self {
+        let bits = (maps.service_buckets().len() / 2).ilog2() as u8;
+        let actual = Actual::empty(
+            maps.slot_capacity(),
+            maps.service_capacity(),
+            maps.backend_capacity(),
+            bits,
+        );
         Self {
             executor: Executor::new(maps, actual),
             sweeper: Sweeper::default(),
@@ -348,6 +374,7 @@ impl Bench {
             buckets6: self.executor.maps.flow6_buckets(),
             fragments: self.executor.maps.fragment_buckets(),
             actual: self.actual(),
+            cluster: self.executor.maps.tables.features().has(Features::PICK),
             seed: SEED,
             ticks: self.tick(),
             now: self.now,
@@ -527,6 +554,7 @@ pub(super) fn service(name: &str, vip: u8, backends: &[DesiredBackend]) -> Desir
         held: None,
         backends: backends.to_vec(),
         leaving: Vec::new(),
+        pick: None,
     }
 }
 

@@ -25,7 +25,7 @@ use super::{
     ports::PortState,
 };
 use crate::{
-    config::{Config, Unserved, XdpMode},
+    config::{self, Config, Unserved, XdpMode},
     dataplane::{
         Access, DataplaneError, Instance, Maps, Sizes,
         attach::{self, Mode, ProbeEgress, Wanted},
@@ -413,8 +413,20 @@ fn instance(config: &Config, port: &PortState, maps: &Maps, features: Features) 
         flow6_buckets: 1 << maps.flow6_bits(),
         fragment_buckets: 1 << maps.fragment_bits(),
         features,
-        cluster_mac: [0; 6],
+        cluster_mac: config.cluster_mac().unwrap_or_default(),
     }
+}
+
+/// Whether native XDP on this interface would keep a cluster's frames from the host.
+///
+/// A veth has taken the frame for another host's before its native XDP sees it, and does not look again at the address
+/// that the program writes (drivers/net/veth.c: `veth_forward_skb`, `veth_xdp_rcv_skb`); generic XDP does
+/// (net/core/dev.c: `bpf_prog_run_generic_xdp`).
+fn is_native_too_late(config: &Config, facts: &HostFacts, interface: &str) -> bool {
+    config.node.mode == config::Mode::Pick
+        && facts
+            .interface(interface)
+            .is_some_and(|interface| interface.driver.as_deref() == Some("veth"))
 }
 
 fn wanted(config: &Config) -> Wanted {
@@ -435,7 +447,11 @@ fn attach_one(
     let pin_path = &config.node.pin_path;
     let instance = instance(config, port, maps, maps.features());
     let mut object = load::load(Some(pin_path), &sizes(config), &instance)?;
-    let wanted = wanted(config);
+    let not_native = is_native_too_late(config, facts, &port.name);
+    let wanted = match wanted(config) {
+        Wanted::Auto if not_native => Wanted::Generic,
+        wanted => wanted,
+    };
     let occupant = facts.interface(&port.name).and_then(|i| i.link.xdp);
     let attached = attach::attach(
         &mut object,
@@ -465,10 +481,13 @@ fn attach_one(
         );
     }
     if mode == Mode::Generic {
-        let why = attached
-            .fallback
-            .as_ref()
-            .map_or_else(|| "as configured".to_owned(), ToString::to_string);
+        let why = match &attached.fallback {
+            Some(error) => error.to_string(),
+            None if not_native => {
+                "on a veth pair, native XDP can't hand a cluster's frames to the host".to_owned()
+            }
+            None => "as configured".to_owned(),
+        };
         warn!(
             interface = port.name,
             why,

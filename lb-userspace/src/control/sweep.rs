@@ -71,6 +71,9 @@ pub struct View<'a> {
     pub fragments: &'a [FlowBucket],
     /// The picture of the other maps.
     pub actual: &'a Actual,
+    /// Whether nodes of a cluster share the packets (`mode = "pick"`): then a flow on a failed node may be one that a third has
+    /// taken over, and no slot settles before it has ended.
+    pub cluster: bool,
     /// The hash's secret.
     pub seed: Seed,
     /// The data path's coarse time.
@@ -376,7 +379,8 @@ impl Pass {
                 if !client && !backend.entry.failed() {
                     *self.found.flows.entry(state.backend()).or_default() += 1;
                 }
-                if service.waits_for(backend.entry, client) && state.backend() != slot.current() {
+                let waits = view.cluster || service.waits_for(backend.entry, client);
+                if waits && state.backend() != slot.current() {
                     match (keeper, watch) {
                         (Keeper::Source(source), _) => {
                             self.busy_sources.insert(source);

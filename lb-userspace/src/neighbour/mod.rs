@@ -3,11 +3,13 @@
 //! - [`host_facts`] reads the interfaces and their addresses once.
 //! - [`Resolver`] follows the MAC addresses of a set of neighbours, and the interfaces.
 //! - [`groups`] keeps the director a member of the groups that an IPv6 VIP's neighbour solicitations are sent to.
+//! - [`Membership`] makes an interface take in the frames to a cluster's MAC address.
 //! - [`vip_route`] keeps what a probe to a VIP needs on a director that has not assigned it.
 
 mod events;
 mod facts;
 pub mod groups;
+mod membership;
 mod netlink;
 pub mod offload;
 mod resolver;
@@ -18,6 +20,7 @@ pub use events::{AddressEvent, LinkEvent, NetworkEvent};
 pub use facts::{
     AttachMode, AttachedXdp, HostFacts, Interface, Link, VlanOf, host_facts, interface_towards,
 };
+pub use membership::Membership;
 pub use netlink::{Netlink, NetlinkError};
 pub use resolver::Resolver;
 pub use table::{NeighbourEvent, Target};

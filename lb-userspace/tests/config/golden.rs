@@ -31,12 +31,20 @@ fn one(name: &str, kind: ErrorKind, text: &str) {
     insta::assert_snapshot!(name, rendered);
 }
 
-/// Cases that change one thing of the valid file: name, kind, what is replaced, what it becomes.
+/// A node of a cluster, at its beginning.
+const PICK: &str = "name = \"web1\"\nmode = \"pick\"\nseed = \"00112233445566778899aabbccddeeff\"";
+const PICK_ELSEWHERE: &str =
+    "name = \"wbe1\"\nmode = \"pick\"\nseed = \"00112233445566778899aabbccddeeff\"";
+const PICK_PASSING: &str = "name = \"web1\"\nmode = \"pick\"\nunserved = \"pass\"\nseed = \"00112233445566778899aabbccddeeff\"";
+
+/// Cases that change one thing of the valid file, or more: name, kind, what is replaced, what it becomes.
 macro_rules! golden {
-    ($($name:ident: $kind:ident, $old:expr => $new:expr;)*) => {$(
+    ($($name:ident: $kind:ident, $old:expr => $new:expr $(=> $old2:expr => $new2:expr)*;)*) => {$(
         #[test]
         fn $name() {
-            one(stringify!($name), ErrorKind::$kind, &changed($old, $new));
+            let text = changed($old, $new);
+            $(let text = text.replacen($old2, $new2, 1);)*
+            one(stringify!($name), ErrorKind::$kind, &text);
         }
     )*};
 }
@@ -49,7 +57,6 @@ golden! {
     unknown_key_with_control_characters: UnknownKey, "weight = 50" => "\"a\\u001b[31mb\" = 1";
     unknown_table: UnknownKey, "[node]" => "[contrl]\n[node]";
     unknown_table_hides_the_missing_one: UnknownKey, "[node]" => "[nodes]";
-    key_of_a_later_version: UnknownKey, "name = \"lb1\"" => "name = \"lb1\"\nmode = \"pick\"";
     conflict_quic_over_tcp: Conflict, "ports = [80, 443]" => "ports = [80, 443]\ntrack = \"quic\"";
     conflict_affinity_timeout_without_affinity: Conflict,
         "ports = [80, 443]" => "ports = [80, 443]\naffinity_timeout = \"1h\"";
@@ -85,6 +92,22 @@ golden! {
     shape_single_brackets: WrongShape,
         "[[service.backend]]\nname = \"web1\"\naddress = \"192.0.2.21\"\nweight = 50\n\n[[service.backend]]"
         => "[service.backend]";
+
+    pick_without_seed: MissingKey, "name = \"lb1\"" => "name = \"web1\"\nmode = \"pick\"";
+    pick_on_a_foreign_node: Conflict, "name = \"lb1\"" => PICK_ELSEWHERE;
+    pick_via_vip: Conflict, "type = \"http\"\n" => "type = \"http\"\nvia = \"vip\"\n" => "name = \"lb1\"" => PICK;
+    pick_with_unserved: Conflict, "name = \"lb1\"" => PICK_PASSING;
+    pick_with_manual_failback: Conflict,
+        "ports = [80, 443]" => "ports = [80, 443]\nfailback = \"manual\"" => "name = \"lb1\"" => PICK;
+    pick_and_hot_sources: Conflict,
+        "ports = [80, 443]" => "ports = [80, 443]\naffinity = \"client\"\nspread_hot_sources = \"5%\"" => "name = \"lb1\"" => PICK;
+    pick_and_affinity_timeout: Conflict,
+        "ports = [80, 443]" => "ports = [80, 443]\naffinity = \"client\"\naffinity_timeout = \"1h\"" => "name = \"lb1\"" => PICK;
+    pick_and_recorded_udp: Conflict,
+        "ports = [80, 443]" => "ports = [80, 443]\ntrack = \"always\"" => "\"tcp\"" => "\"tcp+udp\"" => "name = \"lb1\"" => PICK;
+    mode_unknown: BadValue, "name = \"lb1\"" => "name = \"lb1\"\nmode = \"nlb\"";
+    cluster_key_without_cluster: Conflict, "name = \"lb1\"" => "name = \"lb1\"\ncluster_mac = \"igmp\"";
+    rule_single_with_equal_priorities: Conflict, "ports = [80, 443]" => "ports = [80, 443]\nrule = \"single\"";
 
     range_weight: OutOfRange, "weight = 50" => "weight = 65536";
     range_negative: OutOfRange, "weight = 50" => "weight = -1";
@@ -176,6 +199,16 @@ fn second(name: &str, ports: &str, backend: &str, address: &str) -> String {
         "{BASE}\n[[service]]\nname = \"{name}\"\nvip = \"192.0.2.10\"\nprotocol = \"tcp\"\nports = {ports}\n\
          probe.type = \"none\"\n\n[[service.backend]]\nname = \"{backend}\"\naddress = \"{address}\"\n"
     )
+}
+
+#[test]
+fn pick_without_a_common_family() {
+    let text = format!(
+        "{}\n[[service]]\nname = \"six\"\nvip = \"2001:db8::10\"\nprotocol = \"tcp\"\nports = [80]\n\n\
+         [[service.backend]]\nname = \"web3\"\naddress = \"2001:db8::3\"\n",
+        changed("name = \"lb1\"", PICK)
+    );
+    one("pick_without_a_common_family", ErrorKind::Conflict, &text);
 }
 
 #[test]

@@ -213,3 +213,43 @@ fn all_at_once_and_nothing_that_follows_from_another() {
     let lines: Vec<_> = errors.errors().iter().map(|error| error.line).collect();
     assert_eq!(lines, [Some(3), Some(7)], "{errors}");
 }
+
+/// The base file for a node of a cluster.
+fn node(name: &str) -> String {
+    changed(
+        "name = \"lb1\"",
+        &format!("name = \"{name}\"\nmode = \"pick\"\nseed = \"00112233445566778899aabbccddeeff\""),
+    )
+    .replace("192.0.2.22", "192.0.2.2")
+}
+
+/// A host that has the VIP on its loopback.
+fn host_with_vip() -> HostFacts {
+    let mut facts = host();
+    facts.interfaces[0]
+        .addresses
+        .push("192.0.2.10/32".parse().expect("an address"));
+    facts
+}
+
+#[test]
+fn a_node_has_its_own_address_and_the_vip() {
+    fits(&node("web2"), &host_with_vip()).expect("it fits");
+}
+
+#[test]
+fn a_node_without_the_vip() {
+    one("a_node_without_the_vip", &node("web2"), &host());
+}
+
+#[test]
+fn a_node_with_the_name_of_another() {
+    let errors = fits(&node("web1"), &host_with_vip()).expect_err("it doesn't fit");
+    let kinds: Vec<_> = errors.errors().iter().map(|error| error.kind).collect();
+    assert_eq!(
+        kinds,
+        [ErrorKind::Host; 2],
+        "each of the two addresses is wrong"
+    );
+    insta::assert_snapshot!(errors.render(false));
+}

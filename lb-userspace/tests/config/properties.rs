@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, time::Duration};
 
 use lb_userspace::config::{
-    Affinity, Backend, Config, ConfigErrors, Control, Failback, Limits, Node, Ports, Probe,
-    ProbeKind, Protocol, Service, Share, Track, Unserved, Via, XdpMode,
+    Affinity, Backend, Config, ConfigErrors, Control, Failback, Limits, Mode, Node, Ports, Probe,
+    ProbeKind, Protocol, Rule, Service, Share, Track, Unserved, Via, XdpMode,
 };
 use proptest::prelude::*;
 
@@ -166,6 +166,11 @@ fn node() -> impl Strategy<Value = Node> {
             pin_path,
             xdp_mode,
             unserved,
+            // A cluster needs the seed, which no text shows.
+            mode: Mode::Forward,
+            cluster_mac: None,
+            cluster_ip: None,
+            peer_port: None,
             seed: None,
         })
 }
@@ -344,6 +349,11 @@ fn config() -> impl Strategy<Value = Config> {
                         spread_hot_sources: hot
                             .filter(|_| affinity != Affinity::None && timeout.is_none()),
                         network_prefix: (affinity == Affinity::Network).then_some(prefix),
+                        rule: if number % 3 == 2 {
+                            Rule::Disabled
+                        } else {
+                            Rule::Multiple
+                        },
                         flow_idle,
                         track,
                         affinity_timeout: timeout

@@ -7,8 +7,8 @@ use std::{
 };
 
 use lb_userspace::config::{
-    Affinity, Backend, Config, Control, Failback, Limits, Node, Ports, Probe, ProbeKind, Protocol,
-    Service, Track, Unserved, Via, XdpMode,
+    Affinity, Backend, ClusterMac, Config, Control, Failback, Limits, Mode, Node, Ports, Probe,
+    ProbeKind, Protocol, Rule, Service, Track, Unserved, Via, XdpMode,
 };
 
 use crate::{BASE, changed};
@@ -62,6 +62,10 @@ fn the_example_of_the_design_means_what_it_says() {
             pin_path: PathBuf::from("/sys/fs/bpf/xdp-lb"),
             xdp_mode: XdpMode::Auto,
             unserved: Unserved::Drop,
+            mode: Mode::Forward,
+            cluster_mac: None,
+            cluster_ip: None,
+            peer_port: None,
             seed: None,
         },
         control: Control {
@@ -85,6 +89,7 @@ fn the_example_of_the_design_means_what_it_says() {
             affinity: Affinity::Client,
             spread_hot_sources: None,
             network_prefix: None,
+            rule: Rule::Multiple,
             flow_idle: Duration::from_secs(900),
             track: Track::Changes,
             affinity_timeout: None,
@@ -345,4 +350,104 @@ fn dotted_and_inline_tables_are_the_same_to_us() {
 fn line_ends_and_a_byte_order_mark_do_not_matter() {
     let windows = format!("\u{feff}{}", BASE.replace('\n', "\r\n"));
     assert_eq!(parse(&windows), parse(BASE));
+}
+
+#[test]
+fn a_node_of_a_cluster() {
+    let pick = |more: &str| {
+        parse(&changed(
+            "name = \"lb1\"",
+            &format!(
+                "name = \"web2\"\nmode = \"pick\"\nseed = \"00112233445566778899aabbccddeeff\"\n{more}"
+            ),
+        ))
+    };
+    let config = pick("");
+    assert_eq!(config.node.mode, Mode::Pick);
+    assert_eq!(config.node.peer_port, Some(9478));
+    assert_eq!(config.own_address(), Some("192.0.2.22".parse().unwrap()));
+    let peers: Vec<_> = config.peers().into_iter().collect();
+    assert_eq!(peers, [("web1", "192.0.2.21".parse().unwrap())]);
+    assert!(config.is_own(&config.services[0].backends[1]));
+    let probe = config.services[0].probe.as_ref().unwrap();
+    assert_eq!(probe.via, Via::Address, "the default of this mode");
+    // As Windows NLB makes them, from 192.0.2.10.
+    let mac = |config: &Config| config.cluster_mac().unwrap();
+    assert_eq!(mac(&config), [0x02, 0xbf, 192, 0, 2, 10]);
+    assert_eq!(config.cluster_group(), None);
+    let multicast = pick("cluster_mac = \"multicast\"\ncluster_ip = \"192.0.2.77\"");
+    assert_eq!(mac(&multicast), [0x03, 0xbf, 192, 0, 2, 77]);
+    let igmp = pick("cluster_mac = \"igmp\"");
+    assert_eq!(igmp.node.cluster_mac, Some(ClusterMac::Igmp));
+    assert_eq!(mac(&igmp), [0x01, 0x00, 0x5e, 0x7f, 2, 10]);
+    assert_eq!(
+        igmp.cluster_group(),
+        Some(Ipv4Addr::new(239, 255, 2, 10)),
+        "the group whose MAC address that is"
+    );
+
+    let forward = parse(BASE);
+    assert_eq!(forward.cluster_mac(), None);
+    assert_eq!(forward.own_address(), None);
+    assert!(forward.peers().is_empty());
+}
+
+/// A node has one name and, where there are services of both families, two addresses: it is heard at one of them.
+#[test]
+fn a_cluster_of_both_families() {
+    let of = |six: &str| {
+        parse(&format!(
+            "{}\n[[service]]\nname = \"six\"\nvip = \"2001:db8::10\"\nprotocol = \"tcp\"\nports = [80]\nbackend = [{six}]\n",
+            changed(
+                "name = \"lb1\"",
+                "name = \"web2\"\nmode = \"pick\"\nseed = \"00112233445566778899aabbccddeeff\"",
+            )
+        ))
+    };
+    let config = of(
+        "{ name = \"web1\", address = \"2001:db8::1\" }, { name = \"web2\", address = \"2001:db8::2\" }",
+    );
+    let address = |text: &str| text.parse().unwrap();
+    assert_eq!(config.own_address(), Some(address("192.0.2.22")));
+    let peers: Vec<_> = config.peers().into_iter().collect();
+    assert_eq!(peers, [("web1", address("192.0.2.21"))]);
+    assert!(config.is_own_address(address("192.0.2.22")));
+    assert!(config.is_own_address(address("2001:db8::2")));
+    assert!(!config.is_own_address(address("2001:db8::1")));
+
+    // A third node has no IPv4 address here.
+    let config = of(
+        "{ name = \"web1\", address = \"2001:db8::1\" }, { name = \"web2\", address = \"2001:db8::2\" }, \
+         { name = \"web3\", address = \"2001:db8::3\" }",
+    );
+    assert_eq!(config.own_address(), Some(address("2001:db8::2")));
+    let peers: Vec<_> = config.peers().into_iter().collect();
+    assert_eq!(
+        peers,
+        [
+            ("web1", address("2001:db8::1")),
+            ("web3", address("2001:db8::3"))
+        ]
+    );
+}
+
+#[test]
+fn port_rules() {
+    let rule = |rule: &str| {
+        parse(
+            &changed(
+                "address = \"192.0.2.22\"\n",
+                "address = \"192.0.2.22\"\npriority = 2\n",
+            )
+            .replace(
+                "ports = [80, 443]",
+                &format!("ports = [80, 443]\nrule = \"{rule}\""),
+            ),
+        )
+        .services[0]
+            .rule
+    };
+    assert_eq!(rule("multiple"), Rule::Multiple);
+    assert_eq!(rule("single"), Rule::Single);
+    assert_eq!(rule("disabled"), Rule::Disabled);
 }

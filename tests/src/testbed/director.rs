@@ -21,7 +21,7 @@ const POLL: Duration = Duration::from_millis(50);
 /// How many lines of the daemon's log an error shows.
 const LOG_LINES: usize = 40;
 
-/// A running (or stopped) xdp-lb of a testbed's director. Dropping it ends the daemon.
+/// A running (or stopped) xdp-lb, mostly of a testbed's director. Dropping it ends the daemon.
 #[derive(Debug)]
 pub struct XdpLb {
     host: Host,
@@ -46,7 +46,15 @@ impl XdpLb {
     /// # Errors
     /// When there is no binary or the file cannot be written.
     pub fn prepare(testbed: &Testbed, config: &str) -> Result<Self> {
-        let host = testbed.director().clone();
+        Self::prepare_on(testbed.director(), config)
+    }
+
+    /// The same on any host: a node of a cluster.
+    ///
+    /// # Errors
+    /// As [`XdpLb::prepare`].
+    pub fn prepare_on(host: &Host, config: &str) -> Result<Self> {
+        let host = host.clone();
         let daemon = Self {
             binary: binary()?,
             config: host.directory().join("config.toml"),

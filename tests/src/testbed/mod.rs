@@ -363,6 +363,15 @@ impl Testbed {
         XdpProgram::attach(self.director().namespace(), INTERFACE, PASS, name)
     }
 
+    /// Lets a host's XDP program send: the other end of its cable, at the switch, needs a program of its own. Dropping it
+    /// takes that away; the director's port always has one.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn let_send(&self, host: &str) -> Result<XdpProgram> {
+        XdpProgram::attach(&self.switch, host, PASS, "testbed_pass")
+    }
+
     /// Lets the network and what runs in it outlive this process, until [`remove_kept`] is called.
     ///
     /// # Errors

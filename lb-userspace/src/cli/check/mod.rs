@@ -1,5 +1,6 @@
 //! `xdp-lb check`: the configuration and this host, before the daemon meets them.
 
+mod cluster;
 mod host;
 mod network;
 mod room;
@@ -212,6 +213,7 @@ async fn network_of_host(
                 .extend(network::vlans(interface, facts, offload::strips_tags(name)));
         }
     }
+    findings.checks.extend(cluster::cluster(&file.config));
     findings
         .checks
         .extend(network::own_backends(&file.config, facts));

@@ -285,6 +285,7 @@ pub(super) async fn neighbours(config: &Config, facts: &HostFacts, rights: bool)
         .services
         .iter()
         .flat_map(|service| &service.backends)
+        .filter(|backend| !config.is_own(backend))
         .map(|backend| (backend.name.as_str(), backend.address))
         .collect();
     backends.sort_unstable();

@@ -10,6 +10,7 @@ use clap::ValueEnum;
 use lb_common::{
     service::{ServiceValue, Track},
     tables::Step,
+    verdict::Verdict,
 };
 use serde::Serialize;
 
@@ -279,6 +280,12 @@ fn answer(explained: &Explained, args: &Args, arrival: Arrival, pinned: &Pinned)
 fn render(answer: &Answer, args: &Args, look: Look) -> String {
     let head = |what: &str, answer: &Answer| {
         let goes = match &answer.backend {
+            Some(backend) if answer.verdict == Verdict::Local.name() => {
+                format!("stays here: this node is {backend}")
+            }
+            Some(backend) if answer.verdict == Verdict::OtherNode.name() => {
+                format!("is kept by {backend}, another node")
+            }
             Some(backend) if answer.mac.is_some() => format!("goes to {backend}"),
             _ => format!("reaches no backend: {}", answer.verdict),
         };
@@ -329,8 +336,6 @@ impl Line {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::verdict::Verdict;
-
     use super::*;
 
     #[test]

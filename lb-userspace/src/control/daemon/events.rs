@@ -270,6 +270,7 @@ impl Daemon {
                 {
                     self.adopt_mac(port.number, mac).await?;
                 } else if event.link.up {
+                    self.take_in().await?;
                     // The kernel dropped the probes' routes while it was down.
                     self.prepare_network().await;
                 }

@@ -281,6 +281,7 @@ impl Daemon {
                 })
                 .collect(),
             last_apply: self.last_apply.clone(),
+            cluster: self.knowledge.cluster_status(&self.running.executor.actual),
         }
     }
 

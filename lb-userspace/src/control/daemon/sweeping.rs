@@ -12,7 +12,7 @@ use super::{
     },
     Daemon, unix_ms,
 };
-use crate::dataplane::clock::coarse_ticks;
+use crate::{config::Mode, dataplane::clock::coarse_ticks};
 
 impl Daemon {
     /// Begins a pass if it is time, and clears what no packet is on its way through any more.
@@ -44,6 +44,7 @@ impl Daemon {
             buckets6: executor.maps.flow6_buckets(),
             fragments: executor.maps.fragment_buckets(),
             actual: &executor.actual,
+            cluster: self.knowledge.config().node.mode == Mode::Pick,
             seed: executor.maps.control().seed(),
             ticks: coarse_ticks(),
             now,

@@ -11,6 +11,7 @@ use super::{
     super::{
         actual::Actual,
         desired::{DesiredBackend, time_was_up},
+        reconcile::OTHERS,
     },
     Knowledge, Neighbour,
     wishes::no_subnet,
@@ -103,6 +104,9 @@ impl Knowledge {
                 continue;
             };
             for (_, backend) in actual.backends_of(id) {
+                if backend.name == OTHERS {
+                    continue;
+                }
                 self.leaving.insert(
                     (service.name.clone(), backend.name.clone(), backend.address),
                     Leaving {

@@ -71,9 +71,14 @@ impl Knowledge {
         for (name, address, probe) in self.members(service) {
             let number = actual.backend_number(id, name, address);
             if let (Some(probe), Some(number)) = (probe, number)
-                && let Some(settings) = self.aim(probe, service.vip, address, number, actual)
+                && let Some((mut spec, thresholds)) =
+                    self.aim(probe, service.vip, address, number, actual)
             {
-                probes.insert(ProbeId(number), settings);
+                if self.config.is_own_address(address) {
+                    // This node answers at the VIP, which is its own, as it answers the clients.
+                    spec.target.set_ip(service.vip);
+                }
+                probes.insert(ProbeId(number), (spec, thresholds));
             }
         }
     }
@@ -164,9 +169,11 @@ impl Knowledge {
         &'a self,
         service: &'a Service,
     ) -> impl Iterator<Item = (&'a str, IpAddr, Option<&'a config::Probe>)> {
+        let disabled = service.rule == config::Rule::Disabled;
         let listed = service
             .backends
             .iter()
+            .filter(move |_| !disabled)
             .map(|b| (b.name.as_str(), b.address, service.probe.as_ref()));
         let leaving = self
             .leaving_of(&service.name)

@@ -14,8 +14,9 @@ use lb_common::{
 use super::{
     super::{
         actual::Actual,
+        cluster::Judged,
         decisions::Held,
-        desired::{DesiredBackend, DesiredService, Knowledge as BackendKnowledge, state},
+        desired::{DesiredBackend, DesiredService, Knowledge as BackendKnowledge, Pick, state},
         directory::Entries,
         failback::{self, Standing},
         failure::Failed,
@@ -90,6 +91,10 @@ impl Knowledge {
     /// takes.
     #[must_use]
     pub fn failure(&self, number: u16, actual: &Actual) -> Option<Failed> {
+        if self.config.node.mode == config::Mode::Pick {
+            // There is more to a failure among nodes that tell each other.
+            return None;
+        }
         let old = actual.backends().get(&number)?;
         let service = self.service(&actual.services().get(&old.service)?.name)?;
         let backend = service
@@ -145,6 +150,8 @@ impl Knowledge {
             },
             affinity_timeout: service.affinity_timeout,
         };
+        let nodes = (self.config.node.mode == config::Mode::Pick)
+            .then(|| self.judge_nodes(service, actual));
         DesiredService {
             name: service.name.clone(),
             entries: Entries {
@@ -165,12 +172,31 @@ impl Knowledge {
             backends: service
                 .backends
                 .iter()
-                .map(|backend| {
-                    let number =
-                        id.and_then(|id| actual.backend_number(id, &backend.name, backend.address));
-                    self.desired_backend(service, backend, number)
+                .map(|backend| match &nodes {
+                    None => {
+                        let number = self.number(service, backend, actual);
+                        self.desired_backend(service, backend, number)
+                    }
+                    Some(nodes) => self.desired_node(service, backend, &nodes[&backend.name]),
                 })
                 .collect(),
+            pick: nodes.is_some().then(|| Pick {
+                own: self.config.node.name.clone(),
+                tables: self.tables_of_peers(service),
+                joining: self.cluster.joining.contains(&service.name),
+                missed: self
+                    .cluster
+                    .missed
+                    .get(&service.name)
+                    .copied()
+                    .unwrap_or_default(),
+                pending: self
+                    .cluster
+                    .pending
+                    .get(&service.name)
+                    .copied()
+                    .unwrap_or_default(),
+            }),
             leaving: self
                 .leaving_of(&service.name)
                 .map(|(name, address, leaving)| {
@@ -178,6 +204,71 @@ impl Knowledge {
                     self.desired_leaving(service, name, address, leaving, number)
                 })
                 .collect(),
+        }
+    }
+
+    /// A node of a cluster. Nothing is sent to a peer, so that its MAC address is for people alone.
+    fn desired_node(
+        &self,
+        service: &Service,
+        backend: &config::Backend,
+        judged: &Judged,
+    ) -> DesiredBackend {
+        let own = self.config.is_own(backend);
+        let port = self.port_towards(backend.address);
+        let mac = if own {
+            self.ports.first().map(|port| port.mac)
+        } else {
+            port.and_then(|port| {
+                let target = Target {
+                    address: backend.address,
+                    ifindex: port.ifindex,
+                };
+                self.neighbours.get(&target)?.mac
+            })
+        };
+        let (state, reason) = state(&BackendKnowledge {
+            drained: judged.drained,
+            ended: judged.ended,
+            failed: judged.failed,
+            healthy: judged.healthy,
+            health: &judged.reason,
+            has_mac: true,
+            neighbour: "",
+        });
+        let (state, reason) = if service.rule == config::Rule::Disabled {
+            (
+                BackendState::Down,
+                "disabled by the service's `rule`".to_owned(),
+            )
+        } else if self.opening && state == BackendState::Up {
+            (
+                BackendState::Down,
+                "answers; the first answers of all nodes are awaited".to_owned(),
+            )
+        } else if own && self.cluster.joining.contains(&service.name) && state == BackendState::Up {
+            (
+                BackendState::Down,
+                "joins, now that its tables are those of the others".to_owned(),
+            )
+        } else {
+            (state, reason)
+        };
+        DesiredBackend {
+            name: backend.name.clone(),
+            address: backend.address,
+            weight: judged.weight,
+            priority: backend.priority,
+            state,
+            reason,
+            healthy: judged.healthy,
+            mac,
+            port: if own {
+                Backend::LOCAL_PORT
+            } else {
+                port.map_or(0, |port| port.number)
+            },
+            lost: false,
         }
     }
 
@@ -228,7 +319,12 @@ impl Knowledge {
             has_mac: mac.is_some(),
             neighbour: &no_mac,
         });
-        let (state, reason) = if self.opening && state == BackendState::Up {
+        let (state, reason) = if service.rule == config::Rule::Disabled {
+            (
+                BackendState::Down,
+                "disabled by the service's `rule`".to_owned(),
+            )
+        } else if self.opening && state == BackendState::Up {
             (
                 BackendState::Down,
                 "answers; the first answers of all backends are awaited".to_owned(),

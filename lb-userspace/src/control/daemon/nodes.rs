@@ -1,0 +1,158 @@
+//! In a cluster (`mode = "pick"`): what the other nodes say, what this one says, and its interfaces' part in it.
+
+use std::{net::SocketAddr, time::Instant};
+
+use anyhow::{Context as _, Result};
+use tracing::warn;
+
+use super::{
+    super::{comeback::come_back, peers::Word},
+    Cause, Daemon, Touched, millis_since, unix_ms,
+};
+use crate::{
+    api::ApplyKind,
+    config::{Config, Mode},
+    neighbour::Membership,
+};
+
+impl Daemon {
+    /// Lets the interfaces take in the frames to the cluster's MAC address.
+    pub(super) async fn take_in(&self) -> Result<()> {
+        if let Some(membership) = membership(self.knowledge.config()) {
+            for port in &self.knowledge.ports {
+                membership
+                    .ensure(&self.netlink, port.ifindex)
+                    .await
+                    .with_context(|| format!("preparing {} for the cluster", port.name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The opposite, when the data path is taken away; the peers are told, so that they take over at once.
+    pub(super) async fn leave(&mut self) {
+        if let Some(voice) = &mut self.voice {
+            let word = Word {
+                leaving: true,
+                ..self
+                    .knowledge
+                    .own_word(&self.running.executor.actual, unix_ms())
+            };
+            voice.speak(word, &self.knowledge.config().peers());
+        }
+        let Some(membership) = membership(self.knowledge.config()) else {
+            return;
+        };
+        for port in &self.knowledge.ports {
+            if let Err(error) = membership
+                .remove(&self.netlink, &self.knowledge.facts, port.ifindex)
+                .await
+            {
+                warn!(%error, interface = port.name, "the cluster's MAC address is still on the interface");
+            }
+        }
+    }
+
+    /// Where the maps were taken over: what happened to the other nodes meanwhile this one has not seen. Nothing where packets
+    /// are forwarded.
+    pub(super) fn come_back(&mut self) -> Result<()> {
+        let config = self.knowledge.config();
+        if self.running.adopted && config.node.mode == Mode::Pick {
+            let started = self.started;
+            come_back(
+                &mut self.running.executor,
+                &config.node.name,
+                unix_ms(),
+                millis_since(started),
+                || millis_since(started),
+            )?;
+            self.knowledge.note_away(&self.running.executor.actual);
+        }
+        Ok(())
+    }
+
+    /// Makes the tables of the others first: whose flows were theirs stay theirs. Nothing where packets are forwarded.
+    pub(super) fn join_all(&mut self) -> Result<()> {
+        if self.knowledge.config().node.mode == Mode::Pick {
+            let services = self.knowledge.config().services.iter();
+            self.knowledge.cluster.joining = services.map(|s| s.name.clone()).collect();
+            let cause = Cause::new(ApplyKind::Start, "the other nodes");
+            self.change(&cause, Touched::All)?;
+            self.knowledge.cluster.joining.clear();
+        }
+        Ok(())
+    }
+
+    /// A datagram has come.
+    pub(super) fn on_word(&mut self, datagram: &[u8], from: SocketAddr) -> Result<()> {
+        let since = Instant::now();
+        let now = self.now();
+        let Some(voice) = &mut self.voice else {
+            return Ok(());
+        };
+        let config = self.knowledge.config();
+        let Some(word) = voice.understand(datagram, from, &config.peers()) else {
+            return Ok(());
+        };
+        let own = config.node.name.clone();
+        let cause = Cause {
+            kind: ApplyKind::Neighbour,
+            text: format!("word of {}", word.node),
+            since,
+        };
+        let news = self.knowledge.cluster.peers.hear(word, &own, now);
+        if !news.excluded.is_empty() && !self.knowledge.opening {
+            warn!(
+                cause = cause.text,
+                services = ?news.excluded,
+                "this node was counted as gone, and joins again: flows that others have taken over stay there"
+            );
+            for service in &news.excluded {
+                self.knowledge.cluster.missed.remove(service);
+            }
+            self.knowledge.cluster.joining = news.excluded;
+            self.change(&cause, Touched::Only(&news.touched))?;
+            let joining = std::mem::take(&mut self.knowledge.cluster.joining);
+            // What it recorded of its own flows is void: others have taken them over.
+            let executor = &self.running.executor;
+            for id in joining
+                .iter()
+                .filter_map(|name| executor.actual.service_id(name))
+            {
+                executor.forget_flows(id);
+            }
+        }
+        if !news.touched.is_empty() {
+            self.change(&cause, Touched::Only(&news.touched))?;
+        }
+        Ok(())
+    }
+
+    /// Time has passed: whoever has been silent for too long is not heard any more.
+    pub(super) fn on_silence(&mut self) -> Result<()> {
+        let touched = self.knowledge.cluster.peers.expire(self.now());
+        if !touched.is_empty() {
+            let cause = Cause::new(ApplyKind::Neighbour, "silence of a node");
+            self.change(&cause, Touched::Only(&touched))?;
+        }
+        Ok(())
+    }
+
+    /// Tells the peers what there is to tell.
+    pub(super) fn speak(&mut self) {
+        if let Some(voice) = &mut self.voice {
+            let word = self
+                .knowledge
+                .own_word(&self.running.executor.actual, unix_ms());
+            voice.speak(word, &self.knowledge.config().peers());
+        }
+    }
+}
+
+/// What an interface has to take in.
+fn membership(config: &Config) -> Option<Membership> {
+    Some(Membership {
+        mac: config.cluster_mac()?,
+        group: config.cluster_group(),
+    })
+}

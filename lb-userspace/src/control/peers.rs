@@ -1,0 +1,559 @@
+//! The nodes of a cluster (`mode = "pick"`): what each says of itself, and which of them serve. Pure; see
+//! `docs/decisions/nlb-mode.md` for the reasons.
+//!
+//! A node learns of its peers in two ways. Its own **probes** say who answers. Each peer's **word**, a datagram four times
+//! a second and at every change, says what no probe can: the operator's decisions about that node, whom *its* probes find
+//! down, and by which table it goes.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::Duration,
+};
+
+use lb_common::{hash::Seed, pick::Affinity};
+use serde::{Deserialize, Serialize};
+
+use super::{actual::Millis, siphash::siphash};
+
+/// From one word to the next, if nothing changes.
+pub const PERIOD: Duration = Duration::from_millis(250);
+/// A node whose last word is older is not heard: its word was lost four times, or its daemon is gone.
+pub const HEARD_FOR: Duration = Duration::from_secs(1);
+/// How long an unprobed node counts as serving after its last word: a restart of its daemon takes less.
+pub const UNPROBED_FOR: Duration = Duration::from_secs(10);
+
+/// By which table a node goes: the same on two nodes if and only if they pick alike (but for hash collisions).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Table {
+    /// log2 of its size.
+    pub bits: u8,
+    /// A hash of what it is built for.
+    pub built_for: u64,
+}
+
+impl Table {
+    /// The table of 2^`bits` slots for these backends (identity, weight, and a number that only means something here), in
+    /// whatever order.
+    #[must_use]
+    pub fn of<I: AsRef<str>>(affinity: Affinity, bits: u8, built_for: &[(I, u32, u16)]) -> Self {
+        let mut members: Vec<(&str, u32)> = built_for
+            .iter()
+            .map(|(identity, weight, _)| (identity.as_ref(), *weight))
+            .collect();
+        members.sort_unstable();
+        let mut text = format!("{} {} {bits}", affinity.prefix, affinity.ports);
+        for (identity, weight) in members {
+            text.push('\n');
+            text.push_str(&format!("{identity} {weight}"));
+        }
+        Self {
+            bits,
+            built_for: siphash(Seed([0, 0]), text.as_bytes()),
+        }
+    }
+}
+
+/// What a node says about one service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceWord {
+    /// Whether it serves: its own server answers it, and its tables are made.
+    pub healthy: bool,
+    /// Its operator said `drain`.
+    pub drained: bool,
+    /// The drain's time was up, and so many flows were left.
+    pub ended: Option<u64>,
+    /// Its operator said `fail`.
+    pub failed: bool,
+    /// Its operator's weight.
+    pub weight: Option<u32>,
+    /// The nodes that its probes find down.
+    pub down: BTreeSet<String>,
+    /// The other nodes that it counts as serving.
+    pub serving: BTreeSet<String>,
+    /// How often, in this run, it has counted each of the other nodes as gone while it served itself: whatever that node had,
+    /// others have taken. Those that it never did are left out.
+    pub excluded: BTreeMap<String, u64>,
+    /// The table by which it goes: what that takes away from it, it has given up.
+    pub table: Table,
+    /// None of its slots is in transition: it has no flow in a slot of another's.
+    pub settled: bool,
+}
+
+/// One datagram of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Word {
+    /// Who speaks.
+    pub node: String,
+    /// When this run of its daemon began, in Unix milliseconds of its own clock.
+    pub run_ms: u64,
+    /// When it was said, in Unix milliseconds of its own clock: an older word never replaces a newer one.
+    pub at_ms: u64,
+    /// Whether it takes its data path away and leaves.
+    pub leaving: bool,
+    /// By service; those that did not fit come in other datagrams.
+    pub services: BTreeMap<String, ServiceWord>,
+}
+
+/// Format and version of a datagram.
+const MAGIC: [u8; 4] = *b"XLB1";
+/// Services are put into one datagram up to this size, in bytes: with its headers it fits an Ethernet frame.
+const FULL: usize = 1_200;
+
+/// A datagram that is no word of this cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoWord {
+    /// It begins otherwise.
+    #[error("it is no word of an xdp-lb of this version")]
+    Format,
+    /// Its tag is another.
+    #[error("it is not said under this node's `seed`: all nodes need the same")]
+    Tag,
+}
+
+/// The datagrams of a word.
+#[must_use]
+pub fn encode(word: &Word, seed: Seed) -> Vec<Vec<u8>> {
+    let mut parts = vec![Word {
+        services: BTreeMap::new(),
+        ..word.clone()
+    }];
+    let mut size = 0;
+    for (name, service) in &word.services {
+        let length = serde_json::to_vec(service).map_or(0, |text| text.len()) + name.len() + 4;
+        if size > 0 && size + length > FULL {
+            parts.push(Word {
+                services: BTreeMap::new(),
+                ..word.clone()
+            });
+            size = 0;
+        }
+        size += length;
+        if let Some(part) = parts.last_mut() {
+            part.services.insert(name.clone(), service.clone());
+        }
+    }
+    parts
+        .iter()
+        .filter_map(|part| {
+            let text = serde_json::to_vec(part).ok()?;
+            let tag = siphash(seed, &text);
+            Some([&MAGIC[..], &tag.to_be_bytes(), &text].concat())
+        })
+        .collect()
+}
+
+/// The word in a datagram.
+///
+/// # Errors
+/// [`NoWord`].
+pub fn decode(datagram: &[u8], seed: Seed) -> Result<Word, NoWord> {
+    let (magic, rest) = datagram.split_first_chunk::<4>().ok_or(NoWord::Format)?;
+    let (tag, text) = rest.split_first_chunk::<8>().ok_or(NoWord::Format)?;
+    if *magic != MAGIC {
+        return Err(NoWord::Format);
+    }
+    if u64::from_be_bytes(*tag) != siphash(seed, text) {
+        return Err(NoWord::Tag);
+    }
+    serde_json::from_slice(text).map_err(|_| NoWord::Format)
+}
+
+/// What is known of one node's word about one service.
+#[derive(Clone, Debug)]
+struct Heard {
+    word: ServiceWord,
+    run_ms: u64,
+    /// Its own clock, Unix milliseconds.
+    at_ms: u64,
+    /// When it came.
+    at: Millis,
+    /// Less than [`HEARD_FOR`] ago.
+    fresh: bool,
+    /// Less than [`UNPROBED_FOR`] ago.
+    recent: bool,
+}
+
+/// What the peers have said.
+#[derive(Clone, Debug, Default)]
+pub struct Peers {
+    /// By node and service.
+    heard: HashMap<(String, String), Heard>,
+}
+
+/// What a word changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct News {
+    /// Services about which it says something new.
+    pub touched: BTreeSet<String>,
+    /// Services for which that peer has counted this node as gone, and perhaps in again, since its last word.
+    pub excluded: BTreeSet<String>,
+}
+
+fn millis(duration: Duration) -> Millis {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Peers {
+    /// Takes a word in that came at `now`; `own` is this node's name.
+    pub fn hear(&mut self, word: Word, own: &str, now: Millis) -> News {
+        let mut news = News::default();
+        for (service, said) in word.services {
+            let key = (word.node.clone(), service.clone());
+            if word.leaving {
+                self.heard.remove(&key);
+                news.touched.insert(service);
+                continue;
+            }
+            if let Some(old) = self.heard.get(&key) {
+                // A clock that was set back is believed once the old word has lapsed.
+                if (word.run_ms, word.at_ms) < (old.run_ms, old.at_ms) && old.fresh {
+                    continue;
+                }
+                let times = |word: &ServiceWord| word.excluded.get(own).copied().unwrap_or(0);
+                // A run that began since counts from nothing.
+                let before = if old.run_ms == word.run_ms {
+                    times(&old.word)
+                } else {
+                    0
+                };
+                if times(&said) > before {
+                    news.excluded.insert(service.clone());
+                }
+                if old.word != said || !old.fresh {
+                    news.touched.insert(service);
+                }
+            } else {
+                news.touched.insert(service);
+            }
+            let heard = Heard {
+                word: said,
+                run_ms: word.run_ms,
+                at_ms: word.at_ms,
+                at: now,
+                fresh: true,
+                recent: true,
+            };
+            self.heard.insert(key, heard);
+        }
+        news
+    }
+
+    /// Forgets who has been silent for too long; gives the services that this is about.
+    pub fn expire(&mut self, now: Millis) -> BTreeSet<String> {
+        let mut touched = BTreeSet::new();
+        for ((_, service), heard) in &mut self.heard {
+            let silent = now.saturating_sub(heard.at);
+            let (fresh, recent) = (silent < millis(HEARD_FOR), silent < millis(UNPROBED_FOR));
+            if (fresh, recent) != (heard.fresh, heard.recent) {
+                (heard.fresh, heard.recent) = (fresh, recent);
+                touched.insert(service.clone());
+            }
+        }
+        touched
+    }
+
+    /// What a node said last about a service, however long ago.
+    #[must_use]
+    pub fn last(&self, node: &str, service: &str) -> Option<&ServiceWord> {
+        self.entry(node, service).map(|heard| &heard.word)
+    }
+
+    /// The same, if it is heard.
+    #[must_use]
+    pub fn fresh(&self, node: &str, service: &str) -> Option<&ServiceWord> {
+        self.entry(node, service)
+            .filter(|heard| heard.fresh)
+            .map(|heard| &heard.word)
+    }
+
+    /// Whether it has been heard lately enough for a node that is not probed.
+    #[must_use]
+    pub fn recent(&self, node: &str, service: &str) -> bool {
+        self.entry(node, service).is_some_and(|heard| heard.recent)
+    }
+
+    /// Whether the node is heard about any service.
+    #[must_use]
+    pub fn is_heard(&self, node: &str) -> bool {
+        self.heard
+            .iter()
+            .any(|((name, _), heard)| name == node && heard.fresh)
+    }
+
+    fn entry(&self, node: &str, service: &str) -> Option<&Heard> {
+        self.heard.get(&(node.to_owned(), service.to_owned()))
+    }
+}
+
+/// What is known of a node of one service, for [`serving`].
+#[derive(Clone, Debug)]
+pub struct Row<'a> {
+    /// Its name.
+    pub node: &'a str,
+    /// Whether it serves by its own word, or, where it is not heard, by this node's judgement.
+    pub healthy: bool,
+    /// Whether its word is heard; always for this node itself.
+    pub heard: bool,
+    /// Whom it finds down; nobody where it is not heard.
+    pub down: &'a BTreeSet<String>,
+}
+
+/// The nodes that serve: all that are healthy and find each other so.
+///
+/// Where one finds another down, the one that fewer find down stays, then the first of the rows, which are in the same order
+/// on every node. So all who have heard the same come to the same result, and no two nodes serve of which one counts the other as gone.
+#[must_use]
+pub fn serving<'a>(rows: &[Row<'a>]) -> BTreeSet<&'a str> {
+    let candidates: Vec<&Row<'a>> = rows.iter().filter(|row| row.healthy).collect();
+    let accusers = |row: &Row<'_>| {
+        candidates
+            .iter()
+            .filter(|other| other.heard && other.down.contains(row.node))
+            .count()
+    };
+    let mut order: Vec<&Row<'a>> = candidates.clone();
+    // Stable: rows that are alike keep their order.
+    order.sort_by_key(|row| (!row.heard, accusers(row)));
+    let mut members: Vec<&Row<'a>> = Vec::new();
+    for row in order {
+        let apart = |member: &&Row<'_>| {
+            member.down.contains(row.node) || row.heard && row.down.contains(member.node)
+        };
+        if !members.iter().any(apart) {
+            members.push(row);
+        }
+    }
+    members.iter().map(|row| row.node).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SEED: Seed = Seed([1, 2]);
+
+    fn said(down: &[&str]) -> ServiceWord {
+        ServiceWord {
+            healthy: true,
+            down: down.iter().map(|name| (*name).to_owned()).collect(),
+            ..ServiceWord::default()
+        }
+    }
+
+    fn word(node: &str, at_ms: u64, service: ServiceWord) -> Word {
+        Word {
+            node: node.into(),
+            run_ms: 1,
+            at_ms,
+            leaving: false,
+            services: BTreeMap::from([("web".to_owned(), service)]),
+        }
+    }
+
+    #[test]
+    fn words_come_back_whole_and_only_under_the_same_seed() {
+        let mut word = word("n1", 7, said(&["n2"]));
+        for index in 0..40 {
+            word.services
+                .insert(format!("service{index}"), said(&["n2", "n3"]));
+        }
+        let datagrams = encode(&word, SEED);
+        assert!(datagrams.len() > 1);
+        let mut services = BTreeMap::new();
+        for datagram in &datagrams {
+            assert!(datagram.len() < 1_472, "{}", datagram.len());
+            let part = decode(datagram, SEED).unwrap();
+            assert_eq!((part.node.as_str(), part.at_ms), ("n1", 7));
+            services.extend(part.services);
+            assert_eq!(decode(datagram, Seed([1, 3])), Err(NoWord::Tag));
+            let mut other = datagram.clone();
+            *other.last_mut().unwrap() ^= 1;
+            assert_eq!(decode(&other, SEED), Err(NoWord::Tag));
+        }
+        assert_eq!(services, word.services);
+        assert_eq!(decode(b"", SEED), Err(NoWord::Format));
+        assert_eq!(decode(b"XLB0............", SEED), Err(NoWord::Format));
+    }
+
+    #[test]
+    fn a_node_without_services_still_speaks() {
+        let word = Word {
+            services: BTreeMap::new(),
+            ..word("n1", 1, said(&[]))
+        };
+        assert_eq!(encode(&word, SEED).len(), 1);
+    }
+
+    #[test]
+    fn tables_are_the_same_however_they_are_numbered() {
+        let of = |members: &[(&str, u32, u16)], bits| {
+            let members: Vec<_> = members
+                .iter()
+                .map(|(name, weight, number)| ((*name).to_owned(), *weight, *number))
+                .collect();
+            Table::of(Affinity::CLIENT_IPV4, bits, &members)
+        };
+        let table = of(&[("a", 50, 1), ("b", 50, 2)], 11);
+        assert_eq!(table, of(&[("b", 50, 7), ("a", 50, 9)], 11));
+        assert_ne!(table, of(&[("a", 50, 1), ("b", 51, 2)], 11));
+        assert_ne!(table, of(&[("a", 50, 1)], 11));
+        assert_ne!(table, of(&[("a", 50, 1), ("b", 50, 2)], 12));
+        let other = Table::of(Affinity::NETWORK_IPV4, 11, &[("a", 50, 1), ("b", 50, 2)]);
+        assert_ne!(table, other);
+    }
+
+    #[test]
+    fn what_is_new_in_a_word() {
+        let mut peers = Peers::default();
+        let touched = BTreeSet::from(["web".to_owned()]);
+        let hear = |peers: &mut Peers, at_ms, service, now| {
+            peers.hear(word("n2", at_ms, service), "n1", now)
+        };
+        assert_eq!(hear(&mut peers, 100, said(&[]), 0).touched, touched);
+        assert_eq!(hear(&mut peers, 350, said(&[]), 250), News::default());
+        // Late, and of another content: not believed.
+        assert_eq!(hear(&mut peers, 200, said(&["n3"]), 260), News::default());
+        assert!(peers.fresh("n2", "web").unwrap().down.is_empty());
+        assert_eq!(hear(&mut peers, 600, said(&["n3"]), 500).touched, touched);
+        assert_eq!(peers.expire(1_499), BTreeSet::new());
+        assert_eq!(peers.expire(1_500), touched);
+        assert!(peers.fresh("n2", "web").is_none());
+        assert!(peers.recent("n2", "web") && peers.last("n2", "web").is_some());
+        // A clock that was set back meanwhile.
+        assert_eq!(hear(&mut peers, 5, said(&["n3"]), 2_000).touched, touched);
+        assert_eq!(peers.expire(12_000), touched);
+        assert!(!peers.recent("n2", "web"));
+        let leaving = Word {
+            leaving: true,
+            ..word("n2", 9, said(&[]))
+        };
+        assert_eq!(peers.hear(leaving, "n1", 12_100).touched, touched);
+        assert!(peers.last("n2", "web").is_none());
+    }
+
+    #[test]
+    fn a_node_learns_that_it_was_out() {
+        let mut peers = Peers::default();
+        let mut at = 0;
+        let mut excluded = |run_ms: u64, times: u64| {
+            at += 1;
+            let said = ServiceWord {
+                excluded: BTreeMap::from([("n1".to_owned(), times), ("n3".to_owned(), 99)]),
+                ..said(&[])
+            };
+            let word = Word {
+                run_ms,
+                ..word("n2", at, said)
+            };
+            !peers.hear(word, "n1", at).excluded.is_empty()
+        };
+        assert!(!excluded(1, 3), "before this node was there");
+        assert!(!excluded(1, 3));
+        assert!(excluded(1, 4), "and perhaps in again, unheard");
+        assert!(!excluded(1, 4));
+        assert!(!excluded(2, 0), "its daemon took over");
+        assert!(!excluded(2, 0));
+        assert!(excluded(2, 1));
+        assert!(excluded(3, 1), "another run, in which it was out once");
+        assert!(!excluded(2, 9), "late, of a run that is over");
+        assert!(!excluded(3, 1));
+    }
+
+    /// Name, healthy, heard, whom it finds down.
+    type Node = (&'static str, bool, bool, &'static [&'static str]);
+    /// What is the case, the nodes, and who serves.
+    type Case = (&'static str, &'static [Node], &'static [&'static str]);
+
+    fn who(rows: &[Node]) -> Vec<String> {
+        let down: Vec<BTreeSet<String>> = rows
+            .iter()
+            .map(|(.., down)| down.iter().map(|name| (*name).to_owned()).collect())
+            .collect();
+        let rows: Vec<Row<'_>> = rows
+            .iter()
+            .zip(&down)
+            .map(|((node, healthy, heard, _), down)| Row {
+                node,
+                healthy: *healthy,
+                heard: *heard,
+                down,
+            })
+            .collect();
+        serving(&rows).into_iter().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn who_serves() {
+        const NONE: &[&str] = &[];
+        let cases: [Case; 9] = [
+            (
+                "all well",
+                &[("a", true, true, NONE), ("b", true, true, NONE)],
+                &["a", "b"],
+            ),
+            (
+                "its own server is down",
+                &[("a", false, true, NONE), ("b", true, true, NONE)],
+                &["b"],
+            ),
+            (
+                "one finds a silent one down, before the others do",
+                &[
+                    ("a", true, false, NONE),
+                    ("b", true, true, &["a"]),
+                    ("c", true, true, NONE),
+                ],
+                &["b", "c"],
+            ),
+            (
+                "its last word is still fresh",
+                &[
+                    ("a", true, true, NONE),
+                    ("b", true, true, &["a"]),
+                    ("c", true, true, NONE),
+                ],
+                &["b", "c"],
+            ),
+            (
+                "a silent one that nobody finds down",
+                &[("a", true, false, NONE), ("b", true, true, NONE)],
+                &["a", "b"],
+            ),
+            (
+                "two find each other down: the first stays",
+                &[
+                    ("a", true, true, &["b"]),
+                    ("b", true, true, &["a"]),
+                    ("c", true, true, NONE),
+                ],
+                &["a", "c"],
+            ),
+            (
+                "cut off from the others, whoever stands first",
+                &[
+                    ("a", true, true, &["b", "c"]),
+                    ("b", true, true, &["a"]),
+                    ("c", true, true, &["a"]),
+                ],
+                &["b", "c"],
+            ),
+            (
+                "whoever is out accuses nobody",
+                &[
+                    ("a", true, true, &["b"]),
+                    ("b", true, true, &["c"]),
+                    ("c", true, true, NONE),
+                ],
+                &["a", "c"],
+            ),
+            (
+                "the word of one that is not healthy counts nothing",
+                &[("a", false, true, &["b"]), ("b", true, true, NONE)],
+                &["b"],
+            ),
+        ];
+        for (what, rows, expected) in cases {
+            assert_eq!(who(rows), expected, "{what}");
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! `mode = "pick"`: three nodes that all see every frame, each with a real nginx and the VIP on its loopback.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use lb_tests::testbed::scene::{HTTP_PROBE, PATIENCE, SEED};
+use lb_tests::testbed::{
+    DEADLINE, Host, INTERFACE, LoadGenerator, LoadSpec, Mac, Nginx, Record, StatusExt, Testbed,
+    XdpLb, XdpProgram, get,
+};
+use lb_userspace::api::Status;
+
+/// The nodes, what runs on them, and the network. Dropped in this order.
+struct Cluster {
+    daemons: BTreeMap<String, XdpLb>,
+    servers: BTreeMap<String, Nginx>,
+    _let_send: Vec<XdpProgram>,
+    testbed: Testbed,
+}
+
+impl Cluster {
+    fn start(label: &str, nodes: usize, more: &str) -> Self {
+        let testbed = Testbed::builder()
+            .clients(1, 60)
+            .backends(nodes)
+            .label(label)
+            .build()
+            .unwrap();
+        let names: Vec<String> = testbed
+            .backends()
+            .map(|host| host.name().to_owned())
+            .collect();
+        let servers = testbed
+            .backends()
+            .map(|host| {
+                (
+                    host.name().to_owned(),
+                    Nginx::start_on(host, &[80]).unwrap(),
+                )
+            })
+            .collect();
+        let mut cluster = Self {
+            daemons: BTreeMap::new(),
+            servers,
+            _let_send: names
+                .iter()
+                .map(|name| testbed.let_send(name).unwrap())
+                .collect(),
+            testbed,
+        };
+        for name in &names {
+            let config = cluster.config(name, more);
+            let host = cluster.testbed.host(name);
+            let mut daemon = XdpLb::prepare_on(host, &config).unwrap();
+            daemon.spawn(&[]).unwrap();
+            cluster.daemons.insert(name.clone(), daemon);
+        }
+        cluster.wait_for_agreement(&names);
+        cluster
+    }
+
+    /// The same for every node, but for what belongs to this machine, which they share.
+    fn config(&self, node: &str, more: &str) -> String {
+        let files = self.testbed.host(node).directory();
+        format!(
+            "[node]\nname = \"{node}\"\ninterfaces = [\"{INTERFACE}\"]\npin_path = \"{}\"\nmode = \"pick\"\n{SEED}{more}\n\
+             [control]\nsocket = \"{}\"\nstate = \"{}\"\nhttp = \"off\"\n\n\
+             [[service]]\nname = \"web\"\nvip = \"{}\"\nprotocol = \"tcp\"\nports = [80]\naffinity = \"client\"\n\
+             flow_idle = \"6s\"\n\n{HTTP_PROBE}{}",
+            self.pins(node).display(),
+            files.join("control.sock").display(),
+            files.join("state.json").display(),
+            self.testbed.vip(),
+            self.testbed.backend_config(),
+        )
+    }
+
+    fn pins(&self, node: &str) -> std::path::PathBuf {
+        self.testbed.pin_path().join(node)
+    }
+
+    fn daemon(&mut self, node: &str) -> &mut XdpLb {
+        self.daemons.get_mut(node).unwrap()
+    }
+
+    /// Waits until each of these nodes counts just these as up, and all go by the same tables.
+    fn wait_for_agreement(&mut self, nodes: &[String]) {
+        for node in nodes {
+            let wanted = |status: &Status| {
+                let up: BTreeSet<&str> = status
+                    .backends()
+                    .filter(|backend| backend.state == "up")
+                    .map(|backend| backend.name.as_str())
+                    .collect();
+                let cluster = status.node.cluster.as_ref().unwrap();
+                up == nodes.iter().map(String::as_str).collect()
+                    && cluster
+                        .peers
+                        .iter()
+                        .filter(|peer| nodes.contains(&peer.name))
+                        .all(|peer| peer.heard && peer.agrees)
+            };
+            let what = format!("that {node} agrees with {nodes:?}");
+            self.daemon(node).wait_for(&what, wanted).unwrap();
+        }
+    }
+
+    fn client(&self) -> &Host {
+        self.testbed.host("c1")
+    }
+
+    fn target(&self) -> SocketAddr {
+        SocketAddr::new(self.testbed.vip(), 80)
+    }
+
+    /// Who answers a new connection of each of the client's addresses.
+    fn homes(&self) -> BTreeMap<IpAddr, String> {
+        self.client()
+            .sources()
+            .iter()
+            .map(|source| {
+                let answer = get(self.client(), *source, self.target(), "/", PATIENCE)
+                    .unwrap_or_else(|error| panic!("{error}: {}", self.counts()));
+                (*source, answer.headers["x-backend"].clone())
+            })
+            .collect()
+    }
+
+    /// One connection per address, kept alive with requests.
+    fn long_connections(&self, sources: Vec<IpAddr>) -> LoadGenerator {
+        let spec = LoadSpec {
+            sources,
+            rate: 100,
+            keep_alive: true,
+            timeout: PATIENCE,
+            ..LoadSpec::new(self.target())
+        };
+        LoadGenerator::start(self.client(), spec).unwrap()
+    }
+
+    /// What became of the packets, for messages.
+    fn counts(&self) -> String {
+        let of = |daemon: &XdpLb| {
+            let mut verdicts = daemon.status().map(|status| status.verdicts);
+            if let Ok(verdicts) = &mut verdicts {
+                verdicts.retain(|_, count| *count > 0);
+            }
+            format!("{verdicts:?}")
+        };
+        let counts: Vec<String> = self
+            .daemons
+            .iter()
+            .map(|(node, daemon)| format!("{node}: {}", of(daemon)))
+            .collect();
+        format!("{} {}", counts.join(", "), learned(self))
+    }
+
+    fn verdict(&self, node: &str, verdict: &str) -> u64 {
+        self.daemons[node].status().unwrap().verdicts[verdict]
+    }
+}
+
+fn names(nodes: &[&str]) -> Vec<String> {
+    nodes.iter().map(|name| (*name).to_owned()).collect()
+}
+
+fn of(homes: &BTreeMap<IpAddr, String>, nodes: &[&str]) -> Vec<IpAddr> {
+    homes
+        .iter()
+        .filter(|(_, home)| nodes.contains(&home.as_str()))
+        .map(|(source, _)| *source)
+        .collect()
+}
+
+/// Waits until the load has had an answer for each of its addresses, begun after now.
+fn wait_for_answers(load: &LoadGenerator, sources: &[IpAddr]) -> Vec<Record> {
+    let (begin, deadline) = (Instant::now(), Instant::now() + DEADLINE);
+    let mut records = Vec::new();
+    loop {
+        records.extend(load.take());
+        let answered: BTreeSet<IpAddr> = records
+            .iter()
+            .filter(|record: &&Record| record.start > begin && record.error.is_none())
+            .map(|record| record.source)
+            .collect();
+        if sources.iter().all(|source| answered.contains(source)) {
+            return records;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "only {} of {} addresses were answered",
+            answered.len(),
+            sources.len()
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn assert_undisturbed(records: &[Record], homes: &BTreeMap<IpAddr, String>) {
+    assert!(!records.is_empty());
+    for record in records {
+        assert_eq!(record.error, None, "{record:?}");
+        assert_eq!(record.backend.as_ref(), homes.get(&record.source));
+    }
+}
+
+/// The MAC address that the client has for the VIP.
+fn learned(cluster: &Cluster) -> String {
+    let vip = cluster.testbed.vip().to_string();
+    let output = cluster
+        .client()
+        .run("ip", &["neighbour", "show", &vip])
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Three nodes share the clients; one is drained, one dies and comes back with nothing. The connections of the nodes that
+/// live are never disturbed, and every client is answered.
+#[test]
+fn three_nodes_and_one_dying() {
+    let mut cluster = Cluster::start("nlb", 3, "");
+    let homes = cluster.homes();
+    let used: BTreeSet<&String> = homes.values().collect();
+    assert_eq!(used.len(), 3, "{homes:?}");
+    let Mac([_, _, a, b, c, d]) = Mac([0, 0, 10, 77, 0, 100]);
+    let mac = format!("02:bf:{a:02x}:{b:02x}:{c:02x}:{d:02x}");
+    assert!(learned(&cluster).contains(&mac), "{}", learned(&cluster));
+    // Every node has seen every frame, and each was kept by exactly one.
+    let kept: BTreeMap<&str, (u64, u64)> = ["b1", "b2", "b3"]
+        .into_iter()
+        .map(|node| {
+            (
+                node,
+                (
+                    cluster.verdict(node, "local"),
+                    cluster.verdict(node, "other_node"),
+                ),
+            )
+        })
+        .collect();
+    let frames: u64 = kept.values().map(|(local, _)| local).sum();
+    for (local, other) in kept.values() {
+        assert!(*local > 0);
+        assert_eq!(local + other, frames, "{kept:?}");
+    }
+    let explained: serde_json::Value = cluster.daemons["b1"]
+        .json(&[
+            "where",
+            &of(&homes, &["b2"])[0].to_string(),
+            &cluster.target().to_string(),
+        ])
+        .unwrap();
+    assert_eq!(explained["verdict"], "other_node", "{explained}");
+    assert_eq!(explained["backend"], "b2");
+
+    // A drain is said to the node itself, and the others learn of it.
+    let refused = cluster.daemons["b2"].cli(&["drain", "b1"]).unwrap();
+    assert!(!refused.status.success());
+    let all: Vec<IpAddr> = homes.keys().copied().collect();
+    let load = cluster.long_connections(all.clone());
+    wait_for_answers(&load, &all);
+    cluster.daemons["b1"].cli_ok(&["drain", "b1"]).unwrap();
+    cluster.wait_for_drain("b1");
+    let drained = cluster.homes();
+    assert!(of(&drained, &["b1"]).is_empty(), "{drained:?}");
+    assert_undisturbed(&wait_for_answers(&load, &all), &homes);
+    cluster.daemons["b1"].cli_ok(&["resume", "b1"]).unwrap();
+    cluster.wait_for_agreement(&names(&["b1", "b2", "b3"]));
+    assert_undisturbed(&wait_for_answers(&load, &all), &homes);
+    load.stop().unwrap();
+
+    // One dies, with all it has.
+    let survivors = of(&homes, &["b1", "b2"]);
+    let load = cluster.long_connections(survivors.clone());
+    wait_for_answers(&load, &survivors);
+    cluster.testbed.host("b3").link_down().unwrap();
+    cluster.daemon("b3").kill9().unwrap();
+    cluster.wait_for_agreement(&names(&["b1", "b2"]));
+    let without = cluster.homes();
+    assert!(of(&without, &["b3"]).is_empty(), "{without:?}");
+    let records = wait_for_answers(&load, &survivors);
+    assert!(records.iter().all(|record| record.error.is_none()));
+
+    // It comes back with nothing, as after a loss of power.
+    fs::remove_dir_all(cluster.pins("b3")).unwrap();
+    cluster.testbed.host("b3").link_up().unwrap();
+    cluster.daemon("b3").spawn(&[]).unwrap();
+    cluster.wait_for_agreement(&names(&["b1", "b2", "b3"]));
+    let records = wait_for_answers(&load, &survivors);
+    assert!(records.iter().all(|record| record.error.is_none()));
+    load.stop().unwrap();
+    let back = cluster.homes();
+    assert!(!of(&back, &["b3"]).is_empty(), "{back:?}");
+}
+
+impl Cluster {
+    /// Waits until all nodes know that one drains, and go by the same tables.
+    fn wait_for_drain(&mut self, drained: &str) {
+        let nodes: Vec<String> = self.daemons.keys().cloned().collect();
+        for node in &nodes {
+            let wanted = |status: &Status| {
+                let state = &status.backend(drained).unwrap().state;
+                let cluster = status.node.cluster.as_ref().unwrap();
+                state.starts_with("drain")
+                    && cluster.peers.iter().all(|peer| peer.heard && peer.agrees)
+            };
+            let what = format!("that {node} knows that {drained} drains");
+            self.daemon(node).wait_for(&what, wanted).unwrap();
+        }
+    }
+}
+
+/// A server that fails under its living node: the node says so itself, or its peers find out; the others take over.
+#[test]
+fn a_server_fails_and_the_multicast_mac_works_alike() {
+    let mut cluster = Cluster::start("nlb-m", 2, "cluster_mac = \"multicast\"\n");
+    let homes = cluster.homes();
+    assert_eq!(homes.values().collect::<BTreeSet<_>>().len(), 2);
+    assert!(learned(&cluster).contains("03:bf:0a:4d:00:64"));
+    cluster.servers.get_mut("b2").unwrap().stop().unwrap();
+    for node in ["b1", "b2"] {
+        cluster.daemon(node).wait_state("b2", "down").unwrap();
+    }
+    cluster.daemon("b1").wait_state("b1", "up").unwrap();
+    let without = cluster.homes();
+    assert_eq!(of(&without, &["b1"]).len(), without.len());
+    cluster.servers.get_mut("b2").unwrap().resume().unwrap();
+    cluster.wait_for_agreement(&names(&["b1", "b2"]));
+    assert_eq!(cluster.homes().values().collect::<BTreeSet<_>>().len(), 2);
+}
+
+/// The third kind of MAC address: each node joins the group.
+#[test]
+fn the_nodes_join_the_multicast_group() {
+    let cluster = Cluster::start("nlb-i", 2, "cluster_mac = \"igmp\"\n");
+    let homes = cluster.homes();
+    assert_eq!(homes.values().collect::<BTreeSet<_>>().len(), 2);
+    assert!(learned(&cluster).contains("01:00:5e:7f:00:64"));
+    for node in ["b1", "b2"] {
+        let output = cluster
+            .testbed
+            .host(node)
+            .run("ip", &["maddress", "show", "dev", INTERFACE])
+            .unwrap();
+        let groups = String::from_utf8(output.stdout).unwrap();
+        assert!(groups.contains("239.255.0.100"), "{groups}");
+    }
+}
