@@ -360,34 +360,6 @@ fn hand_over<W: Way>(buckets: &[FlowLine<W>], service: u16, own: Option<u16>, ot
     }
 }
 
-/// Clears a service's records, unless a packet renewed them meanwhile.
-fn forget<W: Way>(buckets: &[FlowLine<W>], service: u16) {
-    for record in buckets.iter().flat_map(|bucket| &bucket.ways) {
-        let seen = record.state().get();
-        let state = FlowState(seen);
-        if state.used() && state.service() == service {
-            record.state().replace_if(seen, 0);
-        }
-    }
-}
-
-/// Rewrites a service's records, each as often as a packet renews it meanwhile.
-fn hand_over<W: Way>(buckets: &[FlowLine<W>], service: u16, own: Option<u16>, others: u16) {
-    for record in buckets.iter().flat_map(|bucket| &bucket.ways) {
-        loop {
-            let seen = record.state().get();
-            let state = FlowState(seen);
-            let elsewhere = state.used()
-                && state.service() == service
-                && state.backend() != others
-                && Some(state.backend()) != own;
-            if !elsewhere || record.state().replace_if(seen, state.on(others).0) {
-                break;
-            }
-        }
-    }
-}
-
 fn clear<W: Way>(buckets: &[FlowLine<W>], index: usize, way: usize, seen: u64) {
     if let Some(record) = buckets.get(index).and_then(|bucket| bucket.ways.get(way)) {
         record.state().replace_if(seen, 0);
