@@ -53,33 +53,40 @@ fn floor_swap(context: XdpContext) -> u32 {
     xdp_action::XDP_TX
 }
 
-/// The floor: reads an IPv4 packet's addresses and ports, takes a MAC address from an array, writes both addresses, and
-/// sends the frame back. No service, no hash, no counter.
+/// The floor: parses an IPv4 packet (the checks that the data path makes before it looks anything up), takes a MAC address
+/// from an array, writes both addresses, and sends the frame back. No service, no hash, no counter.
 #[xdp]
 #[expect(
     clippy::needless_pass_by_value,
     reason = "the macro hands the context over by value"
 )]
 fn floor(context: XdpContext) -> u32 {
-    let start = context.data();
-    if start + 42 > context.data_end() {
+    let (start, end) = (context.data(), context.data_end());
+    if start + 42 > end {
         return xdp_action::XDP_PASS;
     }
     // SAFETY: all that is read and written here lies in the first 42 bytes, which the frame has; any alignment will do.
     unsafe {
         let kind = ((start + 12) as *const u32).read_unaligned();
+        let total = u16::from_be(((start + 16) as *const u16).read_unaligned()) as usize;
         let fragment = ((start + 20) as *const u16).read_unaligned();
-        let protocol = *((start + 23) as *const u8);
-        // IPv4 without options, no fragment, TCP or UDP; the bytes that may be anything are left out.
+        // IPv4 without options, whatever its type of service; TCP or UDP, whole, and no fragment.
+        let least = match *((start + 23) as *const u8) {
+            6 => 40,
+            17 => 28,
+            _ => return xdp_action::XDP_PASS,
+        };
         if kind & 0x00ff_ffff != 0x0045_0008
             || fragment & 0xff3f != 0
-            || protocol != 6 && protocol != 17
+            || total < least
+            || 14 + total > end - start
         {
             return xdp_action::XDP_PASS;
         }
         let source = ((start + 26) as *const u32).read_unaligned();
+        let destination = ((start + 30) as *const u32).read_unaligned();
         let ports = ((start + 34) as *const u32).read_unaligned();
-        let index = (source >> 16 ^ ports) & (ENTRIES - 1);
+        let index = (source >> 16 ^ destination ^ ports) & (ENTRIES - 1);
         let Some(mac) = FLOOR.get(index) else {
             return xdp_action::XDP_PASS;
         };

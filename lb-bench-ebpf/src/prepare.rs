@@ -47,9 +47,9 @@ static TARGET: ProgramArray = ProgramArray::with_max_entries(1, 0);
 static STATE: PerCpuArray<State> = PerCpuArray::with_max_entries(1, 0);
 
 /// Packets of a lap: so many that reading the clock costs nothing, so few that most laps are not interrupted. A power of two.
-const LAP: u64 = 1 << 13;
+const LAP: u64 = 1 << 11;
 /// Most laps of a burst, plus one.
-const LAPS: u32 = 64;
+const LAPS: u32 = 256;
 
 /// By the number of laps that were still to come: the time then, in nanoseconds of the monotonic clock.
 #[map]

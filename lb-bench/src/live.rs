@@ -35,7 +35,7 @@ pub(crate) const FAR: &str = "far0";
 const ROUND_TRIP: &str = "live_round_trip";
 const FLOOR: &str = "live_floor";
 /// Laps of one run.
-const LAPS: u32 = 15;
+const LAPS: u32 = 60;
 /// The kernel works off what is queued within this time after the last frame was sent.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -72,7 +72,7 @@ pub(crate) fn run(wanted: impl Fn(&str) -> bool, bursts: u32) -> Result<Vec<Outc
     thread::scope(|scope| {
         let thread = scope.spawn(|| {
             let mut wire = Wire::new()?;
-            let mut outcomes = wire.ways(&ways, bursts.div_ceil(3))?;
+            let mut outcomes = wire.ways(&ways, bursts)?;
             for (count, name) in &cores {
                 if let Some(outcome) = wire.cores(*count, name)? {
                     outcomes.push(outcome);
@@ -125,7 +125,7 @@ impl Wire {
             for (way, series) in ways.iter().zip(&mut series) {
                 progress.step(name(*way));
                 // The first laps are those in which the frames' memory is made.
-                series.extend(self.way(*way)?.into_iter().skip(2));
+                series.extend(self.way(*way)?.into_iter().skip(8));
             }
         }
         let of = |wanted: Way| {
@@ -235,7 +235,7 @@ fn rate(live: &mut Live, count: usize) -> Result<f64> {
         .iter()
         .filter_map(|sent| {
             // The median: of the shortest laps, one processor's may be those in which the other had ended.
-            let series: Series = sent.laps.iter().skip(2).copied().collect();
+            let series: Series = sent.laps.iter().skip(8).copied().collect();
             Some(1e9 / series.median()?)
         })
         .sum())

@@ -34,7 +34,7 @@ struct Arguments {
     /// A few short bursts: to see that everything works; the figures mean little
     #[arg(long)]
     quick: bool,
-    /// Bursts of each program, of 31 laps of 8,192 packets
+    /// Bursts of each program, of 124 laps of 2,048 packets
     #[arg(long, value_name = "N")]
     bursts: Option<u32>,
     /// Write bench.json and bench.svg into this directory

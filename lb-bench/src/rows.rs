@@ -18,7 +18,7 @@ use crate::{
 /// The row of the floor program, which all ratios are to.
 pub(crate) const FLOOR: &str = "floor";
 /// Laps until nearly each of a million flows has been seen: eight times as many packets as flows leave one in three thousand.
-pub(crate) const WARM_UP: u32 = 1024;
+pub(crate) const WARM_UP: u32 = 4096;
 /// Backends of a service, so many that any share of the slots can be put in transition.
 pub(crate) const MANY: u32 = 100;
 /// Flows that the stages which record them have room for.

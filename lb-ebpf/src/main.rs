@@ -2,7 +2,14 @@
 //! reached is in [`packet`] and [`maps`].
 #![no_std]
 #![no_main]
-#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch, core_intrinsics))]
+#![cfg_attr(
+    target_arch = "bpf",
+    expect(
+        internal_features,
+        reason = "whether an offset is a constant decides what the verifier must be told"
+    )
+)]
 
 mod functions;
 mod maps;

@@ -6,6 +6,11 @@ use aya_ebpf::{
 };
 use lb_common::packet::Packet;
 
+/// No header that the program looks at begins later in a frame. An offset which the compiler knows to be small by what it was
+/// computed from may be any number to the verifier of an older kernel, which takes no more than 2^16 - 1 together with what
+/// is read (`MAX_PACKET_OFF` in `kernel/bpf/verifier.c`).
+const MAX_OFFSET: usize = 0x3fff;
+
 /// The frame of an XDP program's context.
 pub(crate) struct Frame<'a>(pub(crate) &'a XdpContext);
 
@@ -15,8 +20,16 @@ impl Frame<'_> {
     /// Both ends are read anew at each call, as the verifier wants it after a helper that moves them.
     #[inline(always)]
     fn address(&self, offset: usize, len: usize) -> Option<usize> {
+        let mut offset = offset;
+        let constant = is_constant(offset);
+        if !constant {
+            opaque(&mut offset);
+            if offset > MAX_OFFSET {
+                return None;
+            }
+        }
         let mut start = self.0.data() + offset;
-        if offset != 0 {
+        if !constant || offset != 0 {
             opaque(&mut start);
         }
         if start + len > self.0.data_end() {
@@ -64,20 +77,32 @@ impl Packet for Frame<'_> {
     }
 }
 
-/// Keeps the compiler from computing `start` twice. The verifier proves a variable offset only for the register that was
-/// compared with the end; an equal sum in another register is nothing to it.
+/// Keeps the compiler from computing a number twice, and from knowing anything of it. The verifier proves an offset only for the
+/// register that was compared with a limit, or with the frame's end; an equal sum in another register is nothing to it.
 #[inline(always)]
-fn opaque(start: &mut usize) {
+fn opaque(number: &mut usize) {
     #[cfg(target_arch = "bpf")]
     // SAFETY: the register keeps its value. Not an empty text: its source line would stand at the next instruction's offset
     // as well, and the kernel takes no two lines for one (`check_btf_line` in `kernel/bpf/verifier.c`).
     unsafe {
         core::arch::asm!(
             "{0} = {0}",
-            inout(reg) * start,
+            inout(reg) * number,
             options(pure, nomem, nostack, preserves_flags)
         );
     }
     #[cfg(not(target_arch = "bpf"))]
-    let _ = start;
+    let _ = number;
+}
+
+/// Whether the compiler knows the number.
+#[inline(always)]
+fn is_constant(number: usize) -> bool {
+    #[cfg(target_arch = "bpf")]
+    return core::intrinsics::is_val_statically_known(number);
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        let _ = number;
+        false
+    }
 }

@@ -191,6 +191,9 @@ fn without_root_it_says_so() {
     let (code, said) = as_nobody(&["status"]);
     assert_eq!(code, Some(1), "{said}");
     assert_says(&said, &["root"]);
+    let (code, said) = as_nobody(&["bench"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert_says(&said, &["needs root"]);
     let (code, said) = as_nobody(&["run"]);
     assert_eq!(code, Some(1), "{said}");
     assert_says(&said, &["needs root"]);

@@ -6,18 +6,15 @@
 use std::io;
 
 use aya::{
-    Ebpf, EbpfLoader,
+    Ebpf,
     maps::{MapData, PerCpuArray, PerCpuValues},
     programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode, xdp::XdpLinkId},
 };
 
 use super::{
-    BENCH_OBJECT, DataplaneError, attach,
+    DataplaneError, attach,
+    bench_object::{LAP, LAPS, Recipe, State, bytes_of, failed, foreign, load, name, open, xdp},
     layout::processors,
-    rig::{
-        FLOOR_SOURCE, LAP, LAPS, Recipe, State, bytes_of, failed, fill_floor, foreign, load, name,
-        xdp,
-    },
 };
 
 /// Frames that are sent at a time, as a driver would handle.
@@ -75,17 +72,7 @@ impl Live {
     /// # Errors
     /// [`DataplaneError`] with the kernel's words.
     pub fn new(recipe: &Recipe, ifindex: u32) -> Result<Self, DataplaneError> {
-        let mut loader = EbpfLoader::new();
-        loader
-            .override_global(name::FRAME, &recipe.frame, true)
-            .override_global(name::FLOW_MASK, &recipe.flow_mask, true)
-            .override_global(name::VIP_MASK, &recipe.vip_mask, true)
-            .override_global(name::PORT_MASK, &recipe.port_mask, true)
-            .override_global(name::FLOOR_MAC, &FLOOR_SOURCE, true);
-        let mut object = loader
-            .load(BENCH_OBJECT)
-            .map_err(|error| DataplaneError::Load(Box::new(error)))?;
-        fill_floor(&mut object)?;
+        let mut object = open(recipe)?;
         load(&mut object, "generate4")?;
         for other in [Other::Floor, Other::Pass] {
             load(&mut object, other.program())?;

@@ -2,6 +2,7 @@
 
 pub mod attach;
 mod batch;
+mod bench_object;
 pub mod bpffs;
 pub mod clock;
 pub mod explain;

@@ -5,52 +5,21 @@
 use std::io;
 
 use aya::{
-    Ebpf, EbpfLoader, Pod,
+    Ebpf,
     maps::{MapData, PerCpuArray, PerCpuValues, ProgramArray},
-    programs::{ProgramError, ProgramFd, TestRun as _, TestRunOptions, Xdp, loaded_programs},
+    programs::{ProgramFd, TestRun as _, TestRunOptions, Xdp, loaded_programs},
 };
-use lb_common::{verdict::Action, wire::mac_word};
+use lb_common::verdict::Action;
 
-use super::{BENCH_OBJECT, DataplaneError, attach, layout::processors};
-
-/// Names in the benchmark's object (`lb-bench-ebpf`).
-pub(super) mod name {
-    pub(in crate::dataplane) const TARGET: &str = "TARGET";
-    pub(in crate::dataplane) const STATE: &str = "STATE";
-    pub(in crate::dataplane) const TIMES: &str = "TIMES";
-    pub(in crate::dataplane) const FLOOR: &str = "FLOOR";
-    pub(in crate::dataplane) const FRAME: &str = "FRAME";
-    pub(in crate::dataplane) const FLOW_MASK: &str = "FLOW_MASK";
-    pub(in crate::dataplane) const VIP_MASK: &str = "VIP_MASK";
-    pub(in crate::dataplane) const PORT_MASK: &str = "PORT_MASK";
-    pub(in crate::dataplane) const FLOOR_MAC: &str = "FLOOR_MAC";
-    pub(in crate::dataplane) const PREPARE4: &str = "prepare4";
-    pub(in crate::dataplane) const PREPARE6: &str = "prepare6";
-}
-
-/// 64-bit words of the longest frame that is prepared.
-pub const FRAME_WORDS: usize = 10;
+pub use super::bench_object::{FRAME_WORDS, LAP, Recipe};
+use super::{
+    DataplaneError, attach,
+    bench_object::{LAPS, State, bytes_of, failed, foreign, load, name, open, xdp},
+    layout::processors,
+};
 
 /// Bytes from one place of a frame to the other in the packet that the preparing programs are given.
 const STRIDE: usize = 128;
-
-/// The source address of what the floor program sends.
-pub(super) const FLOOR_SOURCE: u64 = mac_word([0x02, 0, 0, 0, 0, 0xfe]);
-
-/// What a preparing program writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Recipe {
-    /// The frame, in the order of memory; a shorter one ends in zeros.
-    pub frame: [u64; FRAME_WORDS],
-    /// Whether it is the 80 bytes of IPv6 or the 64 of IPv4.
-    pub ipv6: bool,
-    /// Which of 31 random bits make the flow: 0 for one flow, 2^20 - 1 for about a million.
-    pub flow_mask: u64,
-    /// Which of 16 random bits are added to the (IPv4) destination.
-    pub vip_mask: u64,
-    /// Which of 4 random bits are added to the destination port.
-    pub port_mask: u64,
-}
 
 /// The benchmark's own programs that can stand in for the one under test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,22 +119,6 @@ impl std::fmt::Debug for Rig {
     }
 }
 
-/// Packets of a lap.
-pub const LAP: u32 = 1 << 13;
-/// Most laps of a burst, plus one.
-pub(super) const LAPS: u32 = 64;
-
-/// Where a burst has come to, on one processor: as `lb-bench-ebpf/src/prepare.rs` has it.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub(super) struct State {
-    pub(super) random: u64,
-    pub(super) left: u64,
-}
-
-// SAFETY: repr(C), two words.
-unsafe impl Pod for State {}
-
 /// What one burst took.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Burst {
@@ -182,29 +135,13 @@ impl Rig {
     /// [`DataplaneError::Privileges`] without root, [`DataplaneError::Load`] and [`DataplaneError::Program`] with the
     /// kernel's words.
     pub fn load(recipe: &Recipe) -> Result<Self, DataplaneError> {
-        let mut loader = EbpfLoader::new();
-        loader
-            .override_global(name::FRAME, &recipe.frame, true)
-            .override_global(name::FLOW_MASK, &recipe.flow_mask, true)
-            .override_global(name::VIP_MASK, &recipe.vip_mask, true)
-            .override_global(name::PORT_MASK, &recipe.port_mask, true)
-            .override_global(name::FLOOR_MAC, &FLOOR_SOURCE, true);
-        let mut object = loader.load(BENCH_OBJECT).map_err(|error| {
-            if nix::unistd::geteuid().is_root() {
-                DataplaneError::Load(Box::new(error))
-            } else {
-                DataplaneError::Privileges {
-                    what: "loading a BPF program".into(),
-                }
-            }
-        })?;
+        let mut object = open(recipe)?;
         let preparing = if recipe.ipv6 {
             name::PREPARE6
         } else {
             name::PREPARE4
         };
         load(&mut object, preparing)?;
-        fill_floor(&mut object)?;
         let mut stands = Vec::new();
         for stand in Stand::ALL {
             stands.push((stand, clone_of(load(&mut object, stand.program())?)?));
@@ -255,7 +192,7 @@ impl Rig {
         }
     }
 
-    /// Prepares a packet and runs `target` over it, [`LAP`] times for each of so many `laps`, at most 63.
+    /// Prepares a packet and runs `target` over it, [`LAP`] times for each of so many `laps`, at most 255.
     ///
     /// # Errors
     /// [`DataplaneError::Map`], [`DataplaneError::Program`] with the kernel's words; [`DataplaneError::Io`] where the program
@@ -346,68 +283,9 @@ impl Rig {
     }
 }
 
-/// The first frame.
-pub(super) fn bytes_of(recipe: &Recipe) -> Vec<u8> {
-    let words = if recipe.ipv6 { 10 } else { 8 };
-    let words = recipe.frame[..words].iter();
-    words.flat_map(|word| word.to_ne_bytes()).collect()
-}
-
-/// Gives every entry of the floor's array an address, so that none is a page of zeros.
-pub(super) fn fill_floor(object: &mut Ebpf) -> Result<(), DataplaneError> {
-    let map = object
-        .map_mut(name::FLOOR)
-        .ok_or_else(|| foreign(name::FLOOR))?;
-    let mut floor = aya::maps::Array::<_, u64>::try_from(map)
-        .map_err(|e| DataplaneError::map(name::FLOOR, e))?;
-    for index in 0..floor.len() {
-        let [_, _, high, low] = index.to_be_bytes();
-        let mac = mac_word([0x02, 0, 0, 1, high, low]);
-        floor
-            .set(index, mac, 0)
-            .map_err(|e| DataplaneError::map(name::FLOOR, e))?;
-    }
-    Ok(())
-}
-
-pub(super) fn load<'a>(
-    object: &'a mut Ebpf,
-    program: &'static str,
-) -> Result<&'a mut Xdp, DataplaneError> {
-    let xdp = xdp(object, program)?;
-    xdp.load()
-        .map_err(|e| failed(&format!("loading the program {program}"), e))?;
-    Ok(xdp)
-}
-
-pub(super) fn xdp<'a>(
-    object: &'a mut Ebpf,
-    program: &'static str,
-) -> Result<&'a mut Xdp, DataplaneError> {
-    object
-        .program_mut(program)
-        .ok_or_else(|| foreign(program))?
-        .try_into()
-        .map_err(|e| failed(program, e))
-}
-
 fn clone_of(xdp: &Xdp) -> Result<Target, DataplaneError> {
     let fd = xdp.fd().map_err(|e| failed("the loaded program", e))?;
     fd.try_clone()
         .map(Target)
         .map_err(|e| DataplaneError::io("keeping the loaded program", e))
-}
-
-pub(super) fn failed(what: &str, source: ProgramError) -> DataplaneError {
-    DataplaneError::Program {
-        what: what.into(),
-        source: Box::new(source),
-    }
-}
-
-pub(super) fn foreign(name: &'static str) -> DataplaneError {
-    DataplaneError::Foreign {
-        path: name.into(),
-        what: "the benchmark's object does not have it".into(),
-    }
 }

@@ -1,0 +1,142 @@
+//! The benchmark's own object (`lb-bench-ebpf`): its names, what its programs are told, and how they are reached.
+
+use aya::{
+    Ebpf, EbpfLoader, Pod,
+    programs::{ProgramError, Xdp},
+};
+use lb_common::wire::mac_word;
+
+use super::{BENCH_OBJECT, DataplaneError};
+
+/// Names in the object.
+pub(super) mod name {
+    pub(in crate::dataplane) const TARGET: &str = "TARGET";
+    pub(in crate::dataplane) const STATE: &str = "STATE";
+    pub(in crate::dataplane) const TIMES: &str = "TIMES";
+    pub(in crate::dataplane) const FLOOR: &str = "FLOOR";
+    pub(in crate::dataplane) const FRAME: &str = "FRAME";
+    pub(in crate::dataplane) const FLOW_MASK: &str = "FLOW_MASK";
+    pub(in crate::dataplane) const VIP_MASK: &str = "VIP_MASK";
+    pub(in crate::dataplane) const PORT_MASK: &str = "PORT_MASK";
+    pub(in crate::dataplane) const FLOOR_MAC: &str = "FLOOR_MAC";
+    pub(in crate::dataplane) const PREPARE4: &str = "prepare4";
+    pub(in crate::dataplane) const PREPARE6: &str = "prepare6";
+}
+
+/// 64-bit words of the longest frame that is prepared.
+pub const FRAME_WORDS: usize = 10;
+
+/// The source address of what the floor program sends.
+pub(super) const FLOOR_SOURCE: u64 = mac_word([0x02, 0, 0, 0, 0, 0xfe]);
+
+/// What a preparing program writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recipe {
+    /// The frame, in the order of memory; a shorter one ends in zeros.
+    pub frame: [u64; FRAME_WORDS],
+    /// Whether it is the 80 bytes of IPv6 or the 64 of IPv4.
+    pub ipv6: bool,
+    /// Which of 31 random bits make the flow: 0 for one flow, 2^20 - 1 for about a million.
+    pub flow_mask: u64,
+    /// Which of 16 random bits are added to the (IPv4) destination.
+    pub vip_mask: u64,
+    /// Which of 4 random bits are added to the destination port.
+    pub port_mask: u64,
+}
+
+/// Packets of a lap.
+pub const LAP: u32 = 1 << 11;
+/// Most laps of a burst, plus one.
+pub(super) const LAPS: u32 = 256;
+
+/// Where a burst has come to, on one processor: as `lb-bench-ebpf/src/prepare.rs` has it.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(super) struct State {
+    pub(super) random: u64,
+    pub(super) left: u64,
+}
+
+// SAFETY: repr(C), two words.
+unsafe impl Pod for State {}
+
+/// Makes the maps, with the programs told what to write. No program is loaded yet.
+pub(super) fn open(recipe: &Recipe) -> Result<Ebpf, DataplaneError> {
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global(name::FRAME, &recipe.frame, true)
+        .override_global(name::FLOW_MASK, &recipe.flow_mask, true)
+        .override_global(name::VIP_MASK, &recipe.vip_mask, true)
+        .override_global(name::PORT_MASK, &recipe.port_mask, true)
+        .override_global(name::FLOOR_MAC, &FLOOR_SOURCE, true);
+    let mut object = loader.load(BENCH_OBJECT).map_err(|error| {
+        if nix::unistd::geteuid().is_root() {
+            DataplaneError::Load(Box::new(error))
+        } else {
+            DataplaneError::Privileges {
+                what: "loading a BPF program".into(),
+            }
+        }
+    })?;
+    fill_floor(&mut object)?;
+    Ok(object)
+}
+
+/// The first frame.
+pub(super) fn bytes_of(recipe: &Recipe) -> Vec<u8> {
+    let words = if recipe.ipv6 { 10 } else { 8 };
+    let words = recipe.frame[..words].iter();
+    words.flat_map(|word| word.to_ne_bytes()).collect()
+}
+
+/// Gives every entry of the floor's array an address, so that none is a page of zeros.
+fn fill_floor(object: &mut Ebpf) -> Result<(), DataplaneError> {
+    let map = object
+        .map_mut(name::FLOOR)
+        .ok_or_else(|| foreign(name::FLOOR))?;
+    let mut floor = aya::maps::Array::<_, u64>::try_from(map)
+        .map_err(|e| DataplaneError::map(name::FLOOR, e))?;
+    for index in 0..floor.len() {
+        let [_, _, high, low] = index.to_be_bytes();
+        let mac = mac_word([0x02, 0, 0, 1, high, low]);
+        floor
+            .set(index, mac, 0)
+            .map_err(|e| DataplaneError::map(name::FLOOR, e))?;
+    }
+    Ok(())
+}
+
+pub(super) fn load<'a>(
+    object: &'a mut Ebpf,
+    program: &'static str,
+) -> Result<&'a mut Xdp, DataplaneError> {
+    let xdp = xdp(object, program)?;
+    xdp.load()
+        .map_err(|e| failed(&format!("loading the program {program}"), e))?;
+    Ok(xdp)
+}
+
+pub(super) fn xdp<'a>(
+    object: &'a mut Ebpf,
+    program: &'static str,
+) -> Result<&'a mut Xdp, DataplaneError> {
+    object
+        .program_mut(program)
+        .ok_or_else(|| foreign(program))?
+        .try_into()
+        .map_err(|e| failed(program, e))
+}
+
+pub(super) fn failed(what: &str, source: ProgramError) -> DataplaneError {
+    DataplaneError::Program {
+        what: what.into(),
+        source: Box::new(source),
+    }
+}
+
+pub(super) fn foreign(name: &'static str) -> DataplaneError {
+    DataplaneError::Foreign {
+        path: name.into(),
+        what: "the benchmark's object does not have it".into(),
+    }
+}
