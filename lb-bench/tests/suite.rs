@@ -18,7 +18,6 @@ fn the_suite_has_every_row() {
             "--out",
         ])
         .arg(directory.path())
-        .env("XDP_LB_BINARY", lb_tests::testbed::binary().unwrap())
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
