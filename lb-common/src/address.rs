@@ -8,6 +8,7 @@ use crate::hash::{Seed, fold};
 use crate::pick::Affinity;
 use crate::service::{Directory, NoVip, ServiceKey, ServiceValue};
 use crate::tables::Tables;
+use crate::wire::{IPV4_LEN, IPV6_LEN};
 
 /// An IPv6 address as two words in host order: compared and hashed without touching bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -43,6 +44,8 @@ pub trait Address: Copy + Eq + Debug {
     type Way: Way + 'static;
     /// The 5-tuple: every flow for itself.
     const NONE: Affinity;
+    /// Bytes of the family's header, without options or extension headers.
+    const HEADER_LEN: usize;
 
     /// The part of a flow that picks, as [`crate::hash::mix`] takes it.
     fn source(self, affinity: Affinity, ports: u32, seed: Seed) -> u64;
@@ -86,6 +89,7 @@ pub trait Address: Copy + Eq + Debug {
 impl Address for u32 {
     type Way = FlowWay4;
     const NONE: Affinity = Affinity::NONE_IPV4;
+    const HEADER_LEN: usize = IPV4_LEN;
 
     #[inline(always)]
     fn source(self, affinity: Affinity, ports: u32, _seed: Seed) -> u64 {
@@ -184,6 +188,7 @@ impl Address for u32 {
 impl Address for Ipv6 {
     type Way = FlowWay6;
     const NONE: Affinity = Affinity::NONE_IPV6;
+    const HEADER_LEN: usize = IPV6_LEN;
 
     #[inline(always)]
     fn source(self, affinity: Affinity, ports: u32, seed: Seed) -> u64 {

@@ -11,6 +11,7 @@ use crate::packet::Packet;
 use crate::parse::{self, Flow, Fragment, Icmp, Ip, Link, Part, Unfit, ipv4, ipv6};
 use crate::pick::{self, Affinity, Backend, Slot};
 use crate::service::{Directory, ServiceValue, Track, lookup};
+use crate::settled::Way;
 use crate::tables::{Step, Tables};
 use crate::transition::{backend_of_flow, has_failed};
 use crate::verdict::Verdict;
@@ -36,7 +37,12 @@ struct Picked {
 /// Takes one packet the whole way and counts it once.
 #[inline(always)]
 pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Outcome {
-    match settled::process(packet, tables) {
+    let done = match settled::process(packet, tables) {
+        Way::Done(outcome) => Some(outcome),
+        Way::Tracked(service, slot) => settled::process_tracked(packet, tables, service, slot),
+        Way::Any => None,
+    };
+    match done {
         Some(outcome) => outcome,
         None => process_any(packet, tables),
     }
@@ -254,7 +260,7 @@ fn pick<P: Packet, T: Tables, A: Address>(
 
 /// How a service's flows are recorded, as far as the configuration uses it.
 #[inline(always)]
-fn recorded_track(features: Features, service: ServiceValue) -> Track {
+pub(crate) fn recorded_track(features: Features, service: ServiceValue) -> Track {
     match service.track() {
         Track::Always if features.has(Features::TRACK_ALWAYS) => Track::Always,
         Track::Quic if features.has(Features::QUIC) => Track::Quic,

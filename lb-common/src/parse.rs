@@ -5,7 +5,7 @@ pub(crate) mod ipv6;
 mod signal;
 
 pub use ipv6::{Chain, MAX_EXTENSION_BYTES, MAX_EXTENSIONS, walk};
-pub use signal::{Signal, signal};
+pub use signal::{Signal, of_flags, signal};
 
 use crate::address::Ipv6;
 use crate::features::Features;

@@ -1,7 +1,8 @@
-//! The hot path: a TCP or UDP packet without anything rare about it, to a settled slot.
+//! The hot path: a TCP or UDP packet without anything rare about it, to a settled slot, and with a call of one function to a
+//! slot in transition.
 //!
 //! It says what [`crate::forward`] says, with the same parts where it can, and has touched nothing when it finds that
-//! something rare is left. What it leaves to the others is a function of its own in the kernel: next to code that needs every
+//! something rare is left; but for a flow's record, which is found to be so when it is looked for once more. What it leaves to the others is a function of its own in the kernel: next to code that needs every
 //! register, the compiler would keep what the hot path has in memory.
 //!
 //! A lookup is a call to the compiler, and takes all registers but four; so what a packet says is read where it is needed,
@@ -10,17 +11,21 @@
 use crate::abi::Control;
 use crate::address::{Address, Ipv6};
 use crate::features::Features;
-use crate::forward::{Outcome, counted, egress_of, slot_of};
+use crate::flow::FlowKey;
+use crate::forward::{Outcome, counted, egress_of, recorded_track, slot_of};
 use crate::packet::Packet;
-use crate::parse::{ipv4, ipv6};
-use crate::pick::Backend;
+use crate::parse::{Signal, ipv4, ipv6, of_flags};
+use crate::pick::{Backend, Slot};
 use crate::rewrite;
 use crate::service::{Directory, NoVip, ServiceValue, Track, lookup};
 use crate::tables::Tables;
+use crate::transition::backend_of_flow;
 use crate::verdict::Verdict;
-use crate::wire::{ETH_LEN, IPV4_LEN, IPV6_LEN, MAC_MASK, be32_at, ipv6_at, le64_at};
+use crate::wire::{
+    ETH_LEN, IPV4_LEN, IPV6_LEN, MAC_MASK, PROTO_UDP, TCP_FLAGS, be32_at, ipv6_at, le64_at,
+};
 
-/// What is looked at once for all of them: of a configuration without these, nothing is left of it.
+/// What is asked for at once: of a configuration without these nothing else is left of the questions.
 const RARE: Features = Features::SPREAD
     .with(Features::TRACK_ALWAYS)
     .with(Features::PICK);
@@ -28,7 +33,6 @@ const RARE: Features = Features::SPREAD
 /// The beginning of a whole TCP or UDP packet, as far as the ports.
 trait Head {
     type Address: Address;
-
     fn client(&self) -> Self::Address;
     fn destination(&self) -> Self::Address;
     fn ports(&self) -> u32;
@@ -94,21 +98,61 @@ impl Head for [u8; ipv6::COMMON_LEN] {
     }
 }
 
-/// Takes a packet the whole way, counts it once and says what became of it; `None`, and nothing has happened, where that is
-/// more than is known here.
+/// How far a packet has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// To its end.
+    Done(Outcome),
+    /// To a slot in transition, or to a service that records every flow: [`process_tracked`].
+    Tracked(ServiceValue, Slot),
+    /// Not far: nothing has happened, and more than is known here is left.
+    Any,
+}
+
+/// Takes a packet the whole way, if it is short, and counts it once.
 #[inline(always)]
-pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Option<Outcome> {
+pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Way {
     let length = packet.len();
-    if let Some(head) = packet.bytes_mut(0)
+    if let Some(head) = packet.bytes_mut::<{ ipv4::COMMON_LEN }>(0)
         && let Some(protocol) = ipv4::common(head, length)
     {
-        return forward(head, length, protocol, tables);
+        return forward(head, length, protocol, tables).unwrap_or(Way::Any);
     }
     if tables.features().has(Features::IPV6)
-        && let Some(head) = packet.bytes_mut(0)
+        && let Some(head) = packet.bytes_mut::<{ ipv6::COMMON_LEN }>(0)
         && let Some(protocol) = ipv6::common(head, length)
     {
-        return forward(head, length, protocol, tables);
+        return forward(head, length, protocol, tables).unwrap_or(Way::Any);
+    }
+    Way::Any
+}
+
+/// Takes a packet that [`process`] has brought to this slot to its end, and counts it once; `None`, and it is neither counted
+/// nor changed, where more than is known here is left. Its flow may be recorded then: who looks for it once more finds it so.
+#[inline(always)]
+pub fn process_tracked<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    service: ServiceValue,
+    slot: Slot,
+) -> Option<Outcome> {
+    let length = packet.len();
+    if let Some(head) = packet.bytes_mut::<{ ipv4::COMMON_LEN }>(0)
+        && let Some(protocol) = ipv4::common(head, length)
+    {
+        let (client, ports) = (head.client(), head.ports());
+        let number = tracked(packet, tables, service, slot, client, ports, protocol)?;
+        let head = packet.bytes_mut::<{ ipv4::COMMON_LEN }>(0)?;
+        return send_to(head, length, tables, true, number);
+    }
+    if tables.features().has(Features::IPV6)
+        && let Some(head) = packet.bytes_mut::<{ ipv6::COMMON_LEN }>(0)
+        && let Some(protocol) = ipv6::common(head, length)
+    {
+        let (client, ports) = (head.client(), head.ports());
+        let number = tracked(packet, tables, service, slot, client, ports, protocol)?;
+        let head = packet.bytes_mut::<{ ipv6::COMMON_LEN }>(0)?;
+        return send_to(head, length, tables, true, number);
     }
     None
 }
@@ -119,11 +163,13 @@ fn forward<H: Head, T: Tables>(
     length: usize,
     protocol: u8,
     tables: &T,
-) -> Option<Outcome> {
+) -> Option<Way> {
     let control = tables.control()?;
     let service = match service_of(tables, control, head, protocol) {
         Ok(service) => service,
-        Err(Verdict::NotOurs) => return Some(counted(tables, Err(Verdict::NotOurs))),
+        Err(Verdict::NotOurs) => {
+            return Some(Way::Done(counted(tables, Err(Verdict::NotOurs))));
+        }
         Err(_) => return None,
     };
     let client = head.client();
@@ -132,13 +178,71 @@ fn forward<H: Head, T: Tables>(
         return None;
     }
     let rare = tables.features().has(RARE);
-    if rare && is_rare(tables.features(), service) {
+    if rare && tables.features().has(Features::SPREAD) && service.spreads() {
         return None;
     }
     let affinity = service.affinity();
     let slot = slot_of(tables, service, affinity, client, head.ports(), control).ok()?;
-    // Neither in transition nor without a backend.
-    let number = u16::try_from(slot.0).ok().filter(|number| *number != 0)?;
+    if slot.in_transition() || rare && is_always(tables.features(), service) {
+        return Some(Way::Tracked(service, slot));
+    }
+    if slot.current() == 0 {
+        return None;
+    }
+    send_to(head, length, tables, rare, slot.current()).map(Way::Done)
+}
+
+/// The backend of a packet whose flow is recorded: [`backend_of_flow`]. `None` where none takes it, and where the flow's client
+/// is recorded as well, or a QUIC packet's first byte has to be looked at.
+#[inline(always)]
+fn tracked<A: Address, P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    service: ServiceValue,
+    slot: Slot,
+    client: A,
+    ports: u32,
+    protocol: u8,
+) -> Option<u16> {
+    let features = tables.features();
+    if features.has(Features::CLIENTS) && service.clients() {
+        return None;
+    }
+    let udp = protocol == PROTO_UDP;
+    let transport = ETH_LEN + A::HEADER_LEN;
+    let signal = match recorded_track(features, service) {
+        _ if !udp => {
+            let [flags] = *packet.bytes::<1>(transport + TCP_FLAGS)?;
+            of_flags(flags)
+        }
+        Track::Always => Signal::Unmarked,
+        Track::Changes => Signal::Unknown,
+        Track::Quic => return None,
+    };
+    let key = FlowKey {
+        client,
+        ports,
+        service: service.id(),
+        udp,
+    };
+    let seed = tables.control()?.seed();
+    backend_of_flow(tables, slot, key, None, signal, seed).ok()
+}
+
+/// Whether every flow of the service is recorded.
+#[inline(always)]
+fn is_always(features: Features, service: ServiceValue) -> bool {
+    features.has(Features::TRACK_ALWAYS) && service.track() == Track::Always
+}
+
+#[inline(always)]
+fn send_to<H: Head, T: Tables>(
+    head: &mut H,
+    length: usize,
+    tables: &T,
+    rare: bool,
+    number: u16,
+) -> Option<Outcome> {
     let backend = tables.backend(number)?;
     if rare && tables.features().has(Features::PICK) {
         return if backend.port() == Backend::LOCAL_PORT {
@@ -172,13 +276,6 @@ fn forward<H: Head, T: Tables>(
             port: egress.device,
         }),
     ))
-}
-
-/// Whether a service's flows are recorded whatever their slots are, or its sources may be spread.
-#[inline(always)]
-fn is_rare(features: Features, service: ServiceValue) -> bool {
-    features.has(Features::SPREAD) && service.spreads()
-        || features.has(Features::TRACK_ALWAYS) && service.track() == Track::Always
 }
 
 /// The service of a packet: that of the port, or of all ports.

@@ -10,7 +10,9 @@ use lb_common::{
     flow::{FlowKey, FlowState, Owner, find_in_table, put_into_table},
     forward::{self, place_of_any},
     fragment::FragmentKey,
+    pick::Slot,
     service::ServiceValue,
+    settled,
 };
 
 use crate::{action, maps::KernelTables, packet::Frame};
@@ -32,6 +34,21 @@ fn key6(high: u64, low: u64, ports: u32, owner: Owner) -> FlowKey<Ipv6> {
         ports,
         service: owner.service,
         udp: owner.udp,
+    }
+}
+
+/// What [`process_tracked`] answers where it knows no action.
+pub(crate) const NOT_DONE: u32 = u32::MAX;
+
+/// A packet that has come to a slot in transition, or to a service that records every flow: the action for it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn process_tracked(context: *mut xdp_md, service: u64, slot: u32) -> u32 {
+    let context = XdpContext::new(context);
+    let (service, slot) = (ServiceValue(service), Slot(slot));
+    match settled::process_tracked(&mut Frame(&context), &KernelTables, service, slot) {
+        Some(outcome) => action(outcome),
+        None => NOT_DONE,
     }
 }
 

@@ -21,7 +21,11 @@ use aya_ebpf::{
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
-use lb_common::{forward::Outcome, settled, verdict::Action};
+use lb_common::{
+    forward::Outcome,
+    settled::{self, Way},
+    verdict::Action,
+};
 
 use crate::{maps::KernelTables, packet::Frame};
 
@@ -33,9 +37,15 @@ use crate::{maps::KernelTables, packet::Frame};
     reason = "the macro hands the context over by value"
 )]
 fn xdp_lb(context: XdpContext) -> u32 {
-    match settled::process(&mut Frame(&context), &KernelTables) {
-        Some(outcome) => action(outcome),
-        None => functions::process_any(context.ctx),
+    let done = match settled::process(&mut Frame(&context), &KernelTables) {
+        Way::Done(outcome) => return action(outcome),
+        Way::Tracked(service, slot) => functions::process_tracked(context.ctx, service.0, slot.0),
+        Way::Any => functions::NOT_DONE,
+    };
+    if done == functions::NOT_DONE {
+        functions::process_any(context.ctx)
+    } else {
+        done
     }
 }
 

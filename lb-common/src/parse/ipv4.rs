@@ -20,7 +20,7 @@ const MAX_PACKET: usize = 65_535;
 #[inline(always)]
 pub(crate) fn common(head: &[u8; COMMON_LEN], length: usize) -> Option<u8> {
     // EtherType, version and header length in one comparison.
-    if be32_at::<ETH_TYPE, _>(head) >> 8 != (ETHERTYPE_IPV4 as u32) << 8 | 0x45 {
+    if be32_at::<ETH_TYPE, _>(head) >> 8 != u32::from(ETHERTYPE_IPV4) << 8 | 0x45 {
         return None;
     }
     let fragment = be16_at::<{ ETH_LEN + 6 }, _>(head) & IPV4_FRAGMENT_MASK;

@@ -24,7 +24,7 @@ pub const MAX_EXTENSION_BYTES: usize = 1024;
 #[inline(always)]
 pub(crate) fn common(head: &[u8; COMMON_LEN], length: usize) -> Option<u8> {
     // EtherType and version in one comparison.
-    if be32_at::<ETH_TYPE, _>(head) >> 12 != (ETHERTYPE_IPV6 as u32) << 4 | 6 {
+    if be32_at::<ETH_TYPE, _>(head) >> 12 != u32::from(ETHERTYPE_IPV6) << 4 | 6 {
         return None;
     }
     let payload = be16_at::<{ ETH_LEN + 4 }, _>(head) as usize;

@@ -46,15 +46,7 @@ pub fn signal<P: Packet, A>(packet: &P, flow: &Flow<A>, track: Track) -> Result<
                 .bytes::<1>(flow.transport + TCP_FLAGS)
                 .ok_or(Verdict::Truncated)?,
         );
-        return Ok(if flags & TCP_RST != 0 {
-            Signal::Resets
-        } else if flags & (TCP_SYN | TCP_ACK) == TCP_SYN {
-            Signal::Opens
-        } else if flags & TCP_FIN != 0 {
-            Signal::Closes
-        } else {
-            Signal::Continues
-        });
+        return Ok(of_flags(flags));
     }
     Ok(match track {
         Track::Changes => Signal::Unknown,
@@ -64,6 +56,21 @@ pub fn signal<P: Packet, A>(packet: &P, flow: &Flow<A>, track: Track) -> Result<
         Track::Quic if is_quic_initial(packet, flow) => Signal::Opens,
         Track::Quic => Signal::Continues,
     })
+}
+
+/// What a TCP segment's flags say.
+#[inline(always)]
+#[must_use]
+pub const fn of_flags(flags: u8) -> Signal {
+    if flags & TCP_RST != 0 {
+        Signal::Resets
+    } else if flags & (TCP_SYN | TCP_ACK) == TCP_SYN {
+        Signal::Opens
+    } else if flags & TCP_FIN != 0 {
+        Signal::Closes
+    } else {
+        Signal::Continues
+    }
 }
 
 /// Long header (RFC 8999 section 5.1).
