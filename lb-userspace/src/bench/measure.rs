@@ -5,7 +5,7 @@ use lb_common::verdict::Action;
 use super::figures::{Net, Series};
 use crate::dataplane::{
     DataplaneError,
-    rig::{LAP, Recipe, Rig, Stand, Target},
+    rig::{LAP, MOST_LAPS, Recipe, Rig, Stand, Target},
 };
 
 /// How much is measured.
@@ -155,7 +155,7 @@ pub fn measure(
             turn(&row.name).map_err(MeasureError::Stopped)?;
             let mut left = row.warm_up;
             while left > 0 {
-                let now = left.min(plan.laps.max(1));
+                let now = left.min(MOST_LAPS);
                 row.program(now)?;
                 left -= now;
             }

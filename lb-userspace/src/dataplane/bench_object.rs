@@ -48,6 +48,8 @@ pub struct Recipe {
 pub const LAP: u32 = 1 << 11;
 /// Most laps of a burst, plus one.
 pub(super) const LAPS: u32 = 256;
+/// Most laps of a burst.
+pub const MOST_LAPS: u32 = LAPS - 1;
 
 /// Where a burst has come to, on one processor: as `lb-bench-ebpf/src/prepare.rs` has it.
 #[derive(Clone, Copy, Debug)]

@@ -13,7 +13,9 @@ use aya::{
 
 use super::{
     DataplaneError, attach,
-    bench_object::{LAP, LAPS, Recipe, State, bytes_of, failed, foreign, load, name, open, xdp},
+    bench_object::{
+        LAP, MOST_LAPS, Recipe, State, bytes_of, failed, foreign, load, name, open, xdp,
+    },
     layout::processors,
 };
 
@@ -123,7 +125,7 @@ impl Live {
     /// [`DataplaneError::Map`].
     pub fn ready(&mut self, laps: u32) -> Result<(), DataplaneError> {
         let cpus = usize::try_from(processors()?).unwrap_or(usize::MAX);
-        let packets = u64::from(laps.min(LAPS - 1) * LAP);
+        let packets = u64::from(laps.min(MOST_LAPS) * LAP);
         let states: Vec<State> = (0..cpus)
             .map(|cpu| State {
                 random: 1 + cpu as u64,
@@ -143,7 +145,7 @@ impl Live {
     /// # Errors
     /// [`DataplaneError::Program`] with the kernel's words.
     pub fn send(&self, laps: u32, cpu: usize) -> Result<Sent, DataplaneError> {
-        let laps = laps.min(LAPS - 1);
+        let laps = laps.min(MOST_LAPS);
         let frames = laps * LAP + 1;
         // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
         let length = u32::try_from(self.frame.len()).unwrap_or(u32::MAX);

@@ -11,10 +11,10 @@ use aya::{
 };
 use lb_common::verdict::Action;
 
-pub use super::bench_object::{FRAME_WORDS, LAP, Recipe};
+pub use super::bench_object::{FRAME_WORDS, LAP, MOST_LAPS, Recipe};
 use super::{
     DataplaneError, attach,
-    bench_object::{LAPS, State, bytes_of, failed, foreign, load, name, open, xdp},
+    bench_object::{State, bytes_of, failed, foreign, load, name, open, xdp},
     layout::processors,
 };
 
@@ -192,7 +192,7 @@ impl Rig {
         }
     }
 
-    /// Prepares a packet and runs `target` over it, [`LAP`] times for each of so many `laps`, at most 255.
+    /// Prepares a packet and runs `target` over it, [`LAP`] times for each of so many `laps`, at most [`MOST_LAPS`].
     ///
     /// # Errors
     /// [`DataplaneError::Map`], [`DataplaneError::Program`] with the kernel's words; [`DataplaneError::Io`] where the program
@@ -218,7 +218,7 @@ impl Rig {
     }
 
     fn run_set(&mut self, laps: u32) -> Result<Burst, DataplaneError> {
-        let laps = laps.min(LAPS - 1);
+        let laps = laps.min(MOST_LAPS);
         let packets = laps * LAP;
         let state = State {
             random: self.random,
