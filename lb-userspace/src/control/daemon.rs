@@ -140,6 +140,7 @@ pub async fn run(options: Options) -> Result<()> {
     daemon.change(&Cause::new(ApplyKind::Start, "start"), Touched::All)?;
     daemon.narrow_features();
     daemon.follow_all();
+    give_back_memory();
     undo.pin_path = None;
     daemon.prepare_network().await;
     if let Some(address) = daemon.knowledge.config().control.http {
@@ -369,6 +370,7 @@ impl Daemon {
             self.opening = Opening::default();
             let cause = Cause::new(ApplyKind::Start, "the first answers");
             self.change(&cause, Touched::All)?;
+            give_back_memory();
         } else if self.opening.is_due() {
             let services = std::mem::take(&mut self.opening.services);
             let begun = Instant::now();
@@ -503,6 +505,16 @@ impl Daemon {
         } else {
             info!(pin_path = %pin_path.display(), "ended; the data path stays in place and forwards on");
         }
+    }
+}
+
+/// Gives the kernel back what a start needed and freed: the document that the configuration was read from, plans, the kernel
+/// object. With 65,535 backends it is two fifths of all memory. The GNU library keeps it otherwise.
+fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call looks at the allocator's own lists, under their locks, and frees no place that is in use.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 

@@ -1,6 +1,8 @@
 //! Bounds of the controller's work that need no clock: what is read and written of the maps, and what is allocated. An
 //! accidental walk through everything there is shows in one of them.
 
+use std::time::Duration;
+
 use lb_common::{abi::BackendState, pick::Slot};
 
 use super::{
@@ -11,6 +13,8 @@ use super::{
     prepared::Prepared,
     reconcile::{Scope, reconcile},
     samples::{Bench, Touched, backend, service},
+    sweep::Budget,
+    sweeper::Sweeper,
 };
 use crate::counting::{Allocated, allocated};
 
@@ -159,4 +163,30 @@ fn what_changes_nothing_writes_nothing() {
     assert_eq!(bench.plan(&services).unwrap(), []);
     assert_eq!(bench.executor.maps.touched.take(), Touched::default());
     assert_eq!(bench.executor.maps.slot_capacity(), 1 << 21);
+}
+
+#[test]
+fn where_nothing_is_in_transition_the_flow_table_is_not_looked_at() {
+    let (mut bench, services) = bench_of(5);
+    assert!((1..10).any(|_| bench.sweep().quiet));
+    let mut sweeper = Sweeper::default();
+    sweeper.begin(bench.actual(), bench.now);
+    loop {
+        assert_eq!(sweeper.step(&bench.view(), Budget::ALL).ops, []);
+        if sweeper.done(bench.actual(), bench.now, Duration::ZERO) {
+            break;
+        }
+    }
+    for _ in 0..100 {
+        bench.now += 60_000;
+        sweeper.begin(bench.actual(), bench.now);
+        assert!(!sweeper.is_active());
+    }
+    let mut drained = services;
+    drained[0].backends[0].state = BackendState::Draining;
+    let ops = bench.plan(&drained).unwrap();
+    sweeper.note(bench.actual(), &ops);
+    bench.execute(&ops);
+    sweeper.begin(bench.actual(), bench.now);
+    assert!(sweeper.is_active());
 }

@@ -379,3 +379,33 @@ fn how_the_others_are_probed_where_the_vip_is_on_this_host() {
     knowledge.facts.interfaces[0].takes_own_source = true;
     assert_eq!(ways(&knowledge), ["own", "aimed through eth0"]);
 }
+
+/// While 65,535 backends answer one by one, each answer asks whether all have.
+#[test]
+fn who_has_been_judged_is_not_looked_at_again() {
+    let mut bench = Bench::new();
+    let mut knowledge = knowledge();
+    follow(&mut knowledge, &mut bench);
+    assert!(!knowledge.all_judged(bench.actual()));
+    assert_eq!(knowledge.judged, (0, 0));
+
+    // Whose MAC address can't be found is judged; the other one is to be probed, in one of its services.
+    set_mac(&mut knowledge, 0, None);
+    set_mac(&mut knowledge, 1, Some([2, 0, 0, 0, 1, 2]));
+    follow(&mut knowledge, &mut bench);
+    assert!(!knowledge.all_judged(bench.actual()));
+    assert_eq!(knowledge.judged, (0, 1), "the second of the first service");
+
+    for service in ["web", "mail"] {
+        assert!(!knowledge.all_judged(bench.actual()), "before {service}");
+        let number = bench.number(service, "two");
+        probe_succeeds(&mut knowledge, number);
+    }
+    assert!(knowledge.all_judged(bench.actual()));
+    assert_eq!(knowledge.judged, (2, 0));
+    assert!(knowledge.all_judged(bench.actual()), "once more");
+
+    let config = knowledge.config().clone();
+    knowledge.take(config);
+    assert_eq!(knowledge.judged, (0, 0), "another file, other backends");
+}
