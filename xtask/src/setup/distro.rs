@@ -162,7 +162,7 @@ mod tests {
     fn fedora_gets_its_own_names() {
         let text = advice(&release("ID=fedora\n"), &bare());
         assert!(
-            text.contains("sudo dnf install iproute util-linux nginx curl\n"),
+            text.contains("sudo dnf install iproute util-linux nginx nftables curl\n"),
             "{text}"
         );
         assert!(
