@@ -14,7 +14,7 @@ use netlink_packet_route::neighbour::{
     NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 
-use super::{HostFacts, Mac, Netlink, NetlinkError};
+use super::{Mac, Netlink, NetlinkError};
 
 /// What an interface has to take in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,12 +65,7 @@ impl Membership {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub async fn remove(
-        self,
-        netlink: &Netlink,
-        facts: &HostFacts,
-        ifindex: u32,
-    ) -> Result<(), NetlinkError> {
+    pub async fn remove(self, netlink: &Netlink, ifindex: u32) -> Result<(), NetlinkError> {
         let mut message = NeighbourMessage::default();
         message.header.family = AddressFamily::Bridge;
         message.header.ifindex = ifindex;
@@ -90,16 +85,6 @@ impl Membership {
         let Some(group) = self.group else {
             return Ok(());
         };
-        let has_group = facts.interfaces.iter().any(|interface| {
-            interface.link.ifindex == ifindex
-                && interface
-                    .addresses
-                    .iter()
-                    .any(|net| net.addr() == IpAddr::V4(group))
-        });
-        if !has_group {
-            return Ok(());
-        }
         let message = membership_address(ifindex, group);
         let left = netlink
             .ask(

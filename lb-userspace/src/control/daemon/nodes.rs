@@ -44,10 +44,7 @@ impl Daemon {
             return;
         };
         for port in &self.knowledge.ports {
-            if let Err(error) = membership
-                .remove(&self.netlink, &self.knowledge.facts, port.ifindex)
-                .await
-            {
+            if let Err(error) = membership.remove(&self.netlink, port.ifindex).await {
                 warn!(%error, interface = port.name, "the cluster's MAC address is still on the interface");
             }
         }
