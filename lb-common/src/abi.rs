@@ -1,15 +1,16 @@
 //! The map layouts: every map's key, value, capacity and meaning, in one place.
 //!
 //! All maps are arrays, reached by index without a helper call on the hot path. The controller memory-maps those marked
-//! *mapped* (`BPF_F_MMAPABLE`) and changes them with aligned stores. Integers are in the processor's own order; the
-//! kernel object is built for little-endian machines.
+//! *mapped* (`BPF_F_MMAPABLE`) and changes them with aligned stores. Those marked *direct* are to the kernel arrays of one
+//! value, which holds all elements: the program reaches their memory at a fixed address (`BPF_PSEUDO_MAP_VALUE`), without
+//! a lookup. Integers are in the processor's own order; the kernel object is built for little-endian machines.
 //!
-//! | map | index | value | who writes |
+//! | map | index | element | who writes |
 //! | --- | --- | --- | --- |
-//! | `CONTROL` | 0 | [`Control`] | controller (mapped) |
-//! | `SERVICES` | bucket | [`Bucket`] | controller (mapped) |
-//! | `SLOTS` | slot / 16 | [`SlotLine`] | controller (mapped) |
-//! | `BACKENDS` | backend number | [`crate::pick::Backend`] in a [`Word64`] | controller (mapped) |
+//! | `CONTROL` | 0 | [`Control`] | controller (mapped, direct) |
+//! | `SERVICES` | bucket | [`Bucket`] | controller (mapped, direct) |
+//! | `SLOTS` | slot / 16 | [`SlotLine`] | controller (mapped, direct) |
+//! | `BACKENDS` | backend number | [`crate::pick::Backend`] in a [`Word64`] | controller (mapped, direct) |
 //! | `PORTS` | port | [`Port`] | controller |
 //! | `REDIRECT` | port | the interface's index (`DEVMAP`) | controller |
 //! | `FLOWS` | bucket | [`crate::flow::FlowBucket`] | data path, swept by the controller (mapped) |
@@ -18,7 +19,7 @@
 //! | `HOT` | line | [`HotLine`] | controller (mapped) |
 //! | `HOT_INFO` | line * 8 + way | [`HotInfo`] | controller, for people and for the next controller |
 //! | `SAMPLES` | processor | [`SampleRing`] | data path (mapped) |
-//! | `VIPS` | service id | [`Vip6`] | controller (mapped) |
+//! | `VIPS` | service id | [`Vip6`] | controller (mapped, direct) |
 //! | `COUNTERS` | backend number | [`Counter`] per CPU | data path |
 //! | `VERDICTS` | [`crate::verdict::Verdict`] | `u64` per CPU | data path |
 //! | `EVENTS` | [`crate::tables::Event`] | `u64` per CPU | data path |
@@ -28,7 +29,7 @@
 use crate::memory::{Word32, Word64};
 
 /// Changes whenever the meaning of any byte in any map changes; a controller adopts pins of its own version only.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// First word of a pinned `CONTROL` map: tells our pins from anybody else's.
 pub const MAGIC: u32 = 0x7864_706c;
@@ -71,6 +72,14 @@ pub mod map {
     pub const HOT_INFO: &str = "HOT_INFO";
     /// Sources of sampled packets, one ring for each processor.
     pub const SAMPLES: &str = "SAMPLES";
+    /// The direct maps, each with the section of the kernel object that stands for it.
+    pub const DIRECT: [(&str, &str); 5] = [
+        (CONTROL, ".bss.CONTROL"),
+        (SERVICES, ".bss.SERVICES"),
+        (SLOTS, ".bss.SLOTS"),
+        (BACKENDS, ".bss.BACKENDS"),
+        (VIPS, ".bss.VIPS"),
+    ];
     /// Every map there is.
     pub const ALL: [&str; 18] = [
         CONTROL,
@@ -108,6 +117,8 @@ pub mod global {
     pub const OWN_MAC: &str = "OWN_MAC";
     /// `u16`: that interface's port number.
     pub const OWN_PORT: &str = "OWN_PORT";
+    /// `u64`: [`crate::pick::Backend::head_key`] of both.
+    pub const HEAD_KEY: &str = "HEAD_KEY";
     /// `u8`: 1 where a packet for an unserved port of a VIP goes to the host instead of being dropped.
     pub const UNSERVED_PASS: &str = "UNSERVED_PASS";
     /// `u8`: log2 of the number of buckets of the flow table.
@@ -116,6 +127,12 @@ pub mod global {
     pub const FLOW6_BITS: &str = "FLOW6_BITS";
     /// `u8`: the same of the fragment table.
     pub const FRAGMENT_BITS: &str = "FRAGMENT_BITS";
+    /// `u32`: the number of buckets of `SERVICES`, a power of two, less one: what an index is masked with.
+    pub const SERVICE_MASK: &str = "SERVICE_MASK";
+    /// `u32`: the same of the slots of `SLOTS`.
+    pub const SLOT_MASK: &str = "SLOT_MASK";
+    /// `u32`: the same of the VIPs of `VIPS`.
+    pub const VIP_MASK: &str = "VIP_MASK";
     /// `u32`: [`crate::features::Features`], what the configuration uses.
     pub const FEATURES: &str = "FEATURES";
     /// `u64`: the MAC address of an NLB cluster, as [`crate::wire::mac_word`]; 0 for none.
@@ -138,6 +155,9 @@ pub const DEFAULT_SERVICE_BUCKETS: u32 = 1 << 15;
 pub const DEFAULT_SLOTS: u32 = 1 << 20;
 /// Default number of backend numbers, 0 among them, which names no backend.
 pub const DEFAULT_BACKENDS: u32 = 1 << 12;
+/// Number of elements of `BACKENDS`: one for each backend number that there could be, so that none has to be compared with
+/// how many there are.
+pub const BACKEND_NUMBERS: u32 = 1 << 16;
 /// Default number of services.
 pub const DEFAULT_SERVICES: u32 = 1 << 12;
 /// Default number of flow buckets (64 bytes, four flows each).
@@ -264,6 +284,50 @@ pub struct SampleRing {
     pub reserved: [Word64; 6],
     /// The last ones.
     pub samples: [Sample; SAMPLES_IN_RING as usize],
+}
+
+impl Control {
+    /// All zeros: no directory, no VIP.
+    #[must_use]
+    pub const fn zeroed() -> Self {
+        Self {
+            magic: Word32::new(0),
+            abi: Word32::new(0),
+            directory: Word64::new(0),
+            seed0: Word64::new(0),
+            seed1: Word64::new(0),
+            created: Word64::new(0),
+            generation: Word64::new(0),
+            features: Word64::new(0),
+            no_vip: Word64::new(0),
+        }
+    }
+}
+
+impl Vip6 {
+    /// No VIP.
+    #[must_use]
+    pub const fn zeroed() -> Self {
+        Self {
+            high: Word64::new(0),
+            low: Word64::new(0),
+        }
+    }
+}
+
+impl Bucket {
+    /// A bucket with nothing in it.
+    #[must_use]
+    pub const fn zeroed() -> Self {
+        Self {
+            ways: [const {
+                Way {
+                    key: Word64::new(0),
+                    value: Word64::new(0),
+                }
+            }; WAYS],
+        }
+    }
 }
 
 impl Default for SampleRing {

@@ -5,11 +5,12 @@ use crate::address::{Address, Ipv6};
 use crate::features::Features;
 use crate::flow::FlowKey;
 use crate::fragment::{self, FragmentKey};
+use crate::hash;
 use crate::hot::{self, HotState};
 use crate::icmp::{self, Message};
 use crate::packet::Packet;
 use crate::parse::{self, Flow, Fragment, Icmp, Ip, Link, Part, Unfit, ipv4, ipv6};
-use crate::pick::{self, Affinity, Backend, Slot};
+use crate::pick::{Affinity, Backend, Slot};
 use crate::service::{Directory, ServiceValue, Track, lookup};
 use crate::settled::Way;
 use crate::tables::{Step, Tables};
@@ -398,9 +399,11 @@ pub(crate) fn slot_of<A: Address, T: Tables>(
 ) -> Result<Slot, Verdict> {
     let seed = control.seed();
     let source = client.source(affinity, ports, seed);
-    let hash = crate::hash::mix(source, seed);
-    tables.note(Step::Hash { source, hash });
-    let index = pick::slot_index(hash, service.bits());
+    tables.note(Step::Hash {
+        source,
+        hash: hash::mix(source, seed),
+    });
+    let index = service.index(hash::mix_top(source, seed));
     let slot = tables
         .slot(service.offset() + index)
         .ok_or(Verdict::Inconsistent)?;
@@ -548,7 +551,7 @@ fn send_to<P: Packet, T: Tables>(
 ) -> Result<Outcome, Verdict> {
     let number = picked.number;
     let features = tables.features();
-    let backend: Backend = tables.backend(number).ok_or(Verdict::Inconsistent)?;
+    let backend = tables.backend(number);
     tables.note(Step::Backend { number, backend });
     let port = backend.port();
     let length = packet.len() as u64;

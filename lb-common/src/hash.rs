@@ -21,10 +21,17 @@ const SERVICE: u64 = 0x9e37_79b9_7f4a_7c15;
 #[inline(always)]
 #[must_use]
 pub const fn mix(source: u64, seed: Seed) -> u64 {
+    let second = mix_top(source, seed);
+    second ^ (second >> 29)
+}
+
+/// [`mix`], of which only the upper 29 bits are asked for: all that a slot's index is taken from.
+#[inline(always)]
+#[must_use]
+pub const fn mix_top(source: u64, seed: Seed) -> u64 {
     let keyed = source ^ seed.0[0];
     let first = (keyed ^ keyed >> 32).wrapping_mul(FIRST);
-    let second = (first ^ first >> 32 ^ seed.0[1]).wrapping_mul(SECOND);
-    second ^ (second >> 29)
+    (first ^ first >> 32 ^ seed.0[1]).wrapping_mul(SECOND)
 }
 
 /// 128 bits, such as an IPv6 address, folded into the word that [`mix`] takes. Two addresses of one /64 never meet; any

@@ -102,8 +102,8 @@ impl Slot {
     }
 }
 
-/// What the data path must know of a backend, in one word: bits 0-47 the MAC address, 48-61 the port it is reached
-/// through, 62 whether it is closed to new clients, 63 whether it has failed.
+/// What the data path must know of a backend, in one word: bits 0-47 the MAC address, 48-60 the port it is reached
+/// through, 61 whether the MAC address is known, 62 whether it is closed to new clients, 63 whether it has failed.
 ///
 /// 0: no such backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -112,14 +112,33 @@ pub struct Backend(pub u64);
 impl Backend {
     const FAILED: u64 = 1 << 63;
     const CLOSED: u64 = 1 << 62;
+    const RESOLVED: u64 = 1 << 61;
 
     /// The port of a backend that is this very host: its packets go up the host's own stack.
-    pub const LOCAL_PORT: u16 = 0x3fff;
+    pub const LOCAL_PORT: u16 = 0x1fff;
 
     /// `mac` as [`crate::wire::mac_word`]; 0 where it is not known.
     #[must_use]
     pub const fn new(mac: u64, port: u16, failed: bool) -> Self {
-        Self(mac & crate::wire::MAC_MASK | (port as u64 & 0x3fff) << 48 | (failed as u64) << 63)
+        let mac = mac & crate::wire::MAC_MASK;
+        let resolved = if mac == 0 { 0 } else { Self::RESOLVED };
+        Self(mac | (port as u64 & Self::LOCAL_PORT as u64) << 48 | resolved | (failed as u64) << 63)
+    }
+
+    /// A key of the port with this number and its `own_mac` (as [`crate::wire::mac_word`]). The exclusive or of it and the
+    /// word of a backend which nothing is in the way of (a known MAC address behind this port, not failed, not closed) is
+    /// what a frame from here to there begins with: eight bytes, as a little-endian word.
+    #[must_use]
+    pub const fn head_key(port: u16, own_mac: u64) -> u64 {
+        (Self::RESOLVED | (port as u64) << 48) ^ own_mac << 48
+    }
+
+    /// Whether the exclusive or of a backend's word and the [`Self::head_key`] of some port and `own_mac` is the beginning of a
+    /// frame.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_head(head: u64, own_mac: u64) -> bool {
+        head >> 48 == own_mac & 0xffff
     }
 
     /// The same backend, closed to new clients or not: one that drains. Only asked where clients are recorded, because no
@@ -147,7 +166,7 @@ impl Backend {
     #[inline(always)]
     #[must_use]
     pub const fn port(self) -> u16 {
-        (self.0 >> 48) as u16 & 0x3fff
+        (self.0 >> 48) as u16 & Self::LOCAL_PORT
     }
 
     /// Whether flows recorded on it have to move.
@@ -220,6 +239,27 @@ mod tests {
                 (0x0605_0403_0201, Backend::LOCAL_PORT, true)
             );
             assert_eq!(backend.is_closed_to_new(), closed);
+        }
+    }
+
+    #[test]
+    fn a_ready_backends_word_becomes_a_head() {
+        let (mac, own) = (0x0605_0403_0201, 0x1615_1413_1211);
+        for port in [0, 1, 63] {
+            let head = |backend: Backend| backend.0 ^ Backend::head_key(port, own);
+            let ready = Backend::new(mac, port, false);
+            assert_eq!(head(ready), mac | own << 48);
+            assert!(Backend::is_head(head(ready), own));
+            for other in [
+                Backend::new(mac, port + 1, false),
+                Backend::new(mac, Backend::LOCAL_PORT, false),
+                Backend::new(0, port, false),
+                Backend::new(mac, port, true),
+                ready.closed_to_new(true),
+                Backend::default(),
+            ] {
+                assert!(!Backend::is_head(head(other), own), "{other:?}");
+            }
         }
     }
 

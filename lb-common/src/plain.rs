@@ -215,9 +215,9 @@ impl Tables for PlainTables {
         Some(Slot(line.slots[(index % SLOTS_IN_LINE) as usize].get()))
     }
 
-    fn backend(&self, number: u16) -> Option<Backend> {
-        let word = self.backends.get(usize::from(number))?;
-        Some(Backend(word.get()))
+    fn backend(&self, number: u16) -> Backend {
+        let word = self.backends.get(usize::from(number));
+        Backend(word.map_or(0, Word64::get))
     }
 
     fn port(&self, port: u16) -> Option<Port> {

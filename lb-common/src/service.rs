@@ -7,22 +7,23 @@ use crate::tables::Tables;
 
 /// What a service is found by, packed into one word: never 0.
 ///
-/// Bits 0-31 the VIP (IPv4 in host order; of IPv6 what [`Directory::fold`] makes of it), 32-47 the port (host order), 48-55
-/// the protocol, 56-63 the family's mark.
+/// Bits 0-31 the VIP (IPv4 in network byte order; of IPv6 what [`Directory::fold`] makes of it), 32-39 the protocol, 40-47
+/// the family's mark, 48-63 the port (network byte order): of IPv4 the eight bytes that a packet without options has from its
+/// destination on, with protocol and mark in the place of the client's port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceKey(pub u64);
 
 /// An odd multiplier with well spread bits, as in [`crate::hash`].
 const FOLD: u64 = 0xbf58_476d_1ce4_e5b9;
-const FAMILY_IPV4: u64 = 1 << 56;
-const FAMILY_IPV6: u64 = 2 << 56;
+const FAMILY_IPV4: u64 = 1 << 40;
+const FAMILY_IPV6: u64 = 2 << 40;
 
 impl ServiceKey {
     /// A port of an IPv4 VIP. `vip` and `port` in host order.
     #[inline(always)]
     #[must_use]
     pub const fn ipv4(vip: u32, protocol: u8, port: u16) -> Self {
-        Self(FAMILY_IPV4 | (protocol as u64) << 48 | (port as u64) << 32 | vip as u64)
+        Self::of(FAMILY_IPV4, u32::from_be(vip), protocol, port)
     }
 
     /// All ports of a protocol of an IPv4 VIP: tried where no single port matches.
@@ -43,40 +44,67 @@ impl ServiceKey {
     #[inline(always)]
     #[must_use]
     pub const fn ipv6(fold: u32, protocol: u8, port: u16) -> Self {
-        Self(FAMILY_IPV6 | (protocol as u64) << 48 | (port as u64) << 32 | fold as u64)
+        Self::of(FAMILY_IPV6, fold, protocol, port)
+    }
+
+    #[inline(always)]
+    const fn of(family: u64, vip: u32, protocol: u8, port: u16) -> Self {
+        let port = u16::from_be(port) as u64;
+        Self(port << 48 | family | (protocol as u64) << 32 | vip as u64)
+    }
+
+    /// A port of an IPv4 VIP: `bytes` are the destination, two more, and the port, as a little-endian word.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_ipv4_bytes(bytes: u64, protocol: u8) -> Self {
+        let between = (FAMILY_IPV4 >> 32) as u32 | protocol as u32;
+        Self(bytes & 0xffff_0000_ffff_ffff | (between as u64) << 32)
+    }
+
+    /// Whether it has no port.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_portless(self) -> bool {
+        self.0 >> 48 == 0
     }
 
     /// Whether the VIP is an IPv6 address, which the key does not hold whole.
     #[must_use]
     pub const fn is_ipv6(self) -> bool {
-        self.0 >> 56 == FAMILY_IPV6 >> 56
+        self.0 & FAMILY_IPV6 != 0
     }
 
     /// The IPv4 VIP in host order; of an IPv6 VIP its fold.
     #[must_use]
     pub const fn vip(self) -> u32 {
-        self.0 as u32
+        let vip = self.0 as u32;
+        if self.is_ipv6() {
+            vip
+        } else {
+            u32::from_be(vip)
+        }
     }
 
     /// The port in host order; 0 stands for all of them.
     #[must_use]
     pub const fn port(self) -> u16 {
-        (self.0 >> 32) as u16
+        u16::from_be((self.0 >> 48) as u16)
     }
 
     /// The IP protocol; 0 in the entry of a VIP.
     #[must_use]
     pub const fn protocol(self) -> u8 {
-        (self.0 >> 48) as u8
+        (self.0 >> 32) as u8
     }
 }
 
 /// What the data path must know of a service, packed into one word that is read whole.
 ///
-/// Bits 0-25 the table's offset in `SLOTS`, 26-30 log2 of its size, 31-46 the service's id, 47-54 the prefix that picks,
-/// 55 whether the ports pick as well, 56 whether some service has all ports of a protocol (in a VIP's entry), 57-58
-/// [`Track`], 59 whether clients are recorded (`affinity_timeout`), 60 whether hot sources are spread, 61 whether later
-/// fragments, which do not name their ports, may use the entry, 62 whether nothing else may, 63 always set.
+/// Bits 0-5 how far a hash is shifted to become an index (64 less log2 of the table's size), never 0, 6-31 the table's
+/// offset in `SLOTS`, 32-47 the service's id, 48-55 the prefix that picks, 56 whether some service has all ports of a protocol
+/// (in a VIP's entry), 57-58 [`Track`], 59 whether clients are recorded (`affinity_timeout`), 60 whether hot sources are
+/// spread, 61 whether later fragments, which do not name their ports, may use the entry, 62 whether nothing else may, 63
+/// whether the ports pick as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServiceValue(pub u64);
 
@@ -97,7 +125,8 @@ pub enum Track {
 pub const MAX_SLOT_OFFSET: u32 = 1 << 26;
 
 impl ServiceValue {
-    const SET: u64 = 1 << 63;
+    /// What is in the place of the shift in the entry of a VIP, which has no table.
+    const NO_TABLE: u64 = 63;
 
     /// Packs a service. `bits` is log2 of the table's size (1 to 26), `offset` its first slot.
     #[must_use]
@@ -107,26 +136,25 @@ impl ServiceValue {
             "table outside the slots that can be named"
         );
         Self(
-            Self::SET
-                | offset as u64
-                | (bits as u64) << 26
-                | (id as u64) << 31
-                | (affinity.prefix as u64) << 47
-                | (affinity.ports as u64) << 55,
+            (64 - bits as u64)
+                | (offset as u64) << 6
+                | (id as u64) << 32
+                | (affinity.prefix as u64) << 48
+                | (affinity.ports as u64) << 63,
         )
     }
 
     /// The value of a VIP's own entry; it names no service.
     #[must_use]
     pub const fn vip(any_port: bool) -> Self {
-        Self(Self::SET | (any_port as u64) << 56)
+        Self(Self::NO_TABLE | (any_port as u64) << 56)
     }
 
     /// The value of an IPv6 VIP's own entry. `id` is any service of that VIP: the data path compares the whole address in
     /// `VIPS` of that id.
     #[must_use]
     pub const fn vip6(any_port: bool, id: u16) -> Self {
-        Self(Self::vip(any_port).0 | (id as u64) << 31)
+        Self(Self::vip(any_port).0 | (id as u64) << 32)
     }
 
     /// The same service with another way of tracking.
@@ -204,21 +232,28 @@ impl ServiceValue {
     #[inline(always)]
     #[must_use]
     pub const fn offset(self) -> u32 {
-        self.0 as u32 & (MAX_SLOT_OFFSET - 1)
+        self.0 as u32 >> 6
+    }
+
+    /// The index of a source in the service's table, from its hash's upper bits.
+    #[inline(always)]
+    #[must_use]
+    pub const fn index(self, hash: u64) -> u32 {
+        (hash >> (self.0 & 63)) as u32
     }
 
     /// log2 of the table's size.
     #[inline(always)]
     #[must_use]
     pub const fn bits(self) -> u32 {
-        (self.0 >> 26) as u32 & 0x1f
+        64 - (self.0 as u32 & 63)
     }
 
     /// The service's id.
     #[inline(always)]
     #[must_use]
     pub const fn id(self) -> u16 {
-        (self.0 >> 31) as u16
+        (self.0 >> 32) as u16
     }
 
     /// Which part of the packet picks.
@@ -226,8 +261,8 @@ impl ServiceValue {
     #[must_use]
     pub const fn affinity(self) -> Affinity {
         Affinity {
-            prefix: (self.0 >> 47) as u8,
-            ports: self.0 >> 55 & 1 == 1,
+            prefix: (self.0 >> 48) as u8,
+            ports: self.0 >> 63 == 1,
         }
     }
 
@@ -241,31 +276,32 @@ impl ServiceValue {
 
 /// How a key becomes a bucket: one word, swapped whole when the controller has filled the other half.
 ///
-/// Bit 0 is set (the multiplier is odd), bits 1-6 hold the shift, bit 7 says which half is in use, and the whole word is
-/// the multiplier. 2^(64 - shift) buckets make one half.
+/// Bit 0 is set (the multiplier is odd), bits 1-6 hold the shift, bit 63 says which half is in use, and the whole word is
+/// the multiplier: the product's upper 63 bits, below the bit of the half and mixed with the rest of the word, are shifted to
+/// become the index. 2^(63 - shift) buckets make one half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Directory(pub u64);
 
 impl Directory {
-    /// A directory of 2^`bits` buckets (1 to 31), whose upper 56 multiplier bits come from `seed`.
+    /// A directory of 2^`bits` buckets (1 to 31), of whose multiplier bits 7 to 62 come from `seed`.
     #[must_use]
     pub const fn new(seed: u64, bits: u8, second_half: bool) -> Self {
         assert!(bits >= 1 && bits <= 31, "number of buckets out of range");
-        Self(seed & !0xff | (second_half as u64) << 7 | (64 - bits as u64) << 1 | 1)
+        Self(seed << 1 >> 1 & !0x7f | (second_half as u64) << 63 | (63 - bits as u64) << 1 | 1)
     }
 
     /// log2 of the number of buckets in one half.
     #[inline(always)]
     #[must_use]
     pub const fn bits(self) -> u32 {
-        64 - (self.0 >> 1 & 0x3f) as u32
+        63 - (self.0 >> 1 & 0x3f) as u32
     }
 
     /// Whether the second half is in use.
     #[inline(always)]
     #[must_use]
     pub const fn second_half(self) -> bool {
-        self.0 >> 7 & 1 == 1
+        self.0 >> 63 == 1
     }
 
     /// 32 bits of an IPv6 VIP for [`ServiceKey::ipv6`]. Two VIPs may share them: the controller then takes another
@@ -282,9 +318,7 @@ impl Directory {
     #[inline(always)]
     #[must_use]
     pub const fn bucket(self, key: ServiceKey) -> u32 {
-        // A shift of 0, as in a directory that nobody has written yet, makes 64 bits; the mask keeps it in the word.
-        let half = (self.0 >> 7 & 1) << (self.bits() & 63);
-        (half | key.0.wrapping_mul(self.0) >> (self.0 >> 1 & 0x3f)) as u32
+        ((key.0.wrapping_mul(self.0) >> 1 ^ self.0) >> (self.0 >> 1 & 0x3f)) as u32
     }
 }
 
@@ -316,10 +350,11 @@ impl NoVip {
         self.0 >> Self::class(address) & 1 == 1
     }
 
-    /// The upper six bits of a product with the golden ratio's bits: neighbours are far apart.
+    /// The upper six bits of a product with the golden ratio's bits: neighbours are far apart. Of the address as it is in a
+    /// packet, so that it need not be turned round.
     #[inline(always)]
     const fn class(address: u32) -> u32 {
-        address.wrapping_mul(0x9e37_79b1) >> 26
+        u32::from_be(address).wrapping_mul(0x9e37_79b1) >> 26
     }
 }
 
@@ -344,10 +379,20 @@ pub fn find_in(bucket: &Bucket, key: ServiceKey) -> Option<ServiceValue> {
     None
 }
 
-/// The value of `key` in the half in use.
+/// The value of `key`, which is one of `vip`, in the half in use.
 #[inline(always)]
-pub fn find<T: Tables>(tables: &T, directory: Directory, key: ServiceKey) -> Option<ServiceValue> {
-    find_in(tables.service_bucket(directory.bucket(key))?, key)
+pub fn find<A: Address, T: Tables>(
+    tables: &T,
+    directory: Directory,
+    key: ServiceKey,
+    vip: A,
+) -> Option<ServiceValue> {
+    let found = find_in(tables.service_bucket(directory.bucket(key))?, key)?;
+    if vip.is_vip_of(tables, found) {
+        Some(found)
+    } else {
+        None
+    }
 }
 
 /// The service of (`vip`, `protocol`, `port`), each in host order; protocol 0 asks for the VIP's own entry.
@@ -359,16 +404,12 @@ pub fn lookup<A: Address, T: Tables>(
     protocol: u8,
     port: u16,
 ) -> Option<ServiceValue> {
-    let found = find(
+    find(
         tables,
         directory,
         vip.service_key(directory, protocol, port),
-    )?;
-    if vip.is_vip_of(tables, found) {
-        Some(found)
-    } else {
-        None
-    }
+        vip,
+    )
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@
 //! something rare is left; but for a flow's record, which is found to be so when it is looked for once more. What it leaves to the others is a function of its own in the kernel: next to code that needs every
 //! register, the compiler would keep what the hot path has in memory.
 //!
-//! A lookup is a call to the compiler, and takes all registers but four; so what a packet says is read where it is needed,
-//! again where that is behind a lookup.
+//! What a packet says is read where it is needed, again where it is needed again: a load costs no more than a register that
+//! another value would have to leave.
 
 use crate::abi::Control;
 use crate::address::{Address, Ipv6};
@@ -17,7 +17,7 @@ use crate::packet::Packet;
 use crate::parse::{Signal, ipv4, ipv6, of_flags};
 use crate::pick::{Backend, Slot};
 use crate::rewrite;
-use crate::service::{Directory, NoVip, ServiceValue, Track, lookup};
+use crate::service::{Directory, NoVip, ServiceKey, ServiceValue, Track, find, lookup};
 use crate::tables::Tables;
 use crate::transition::backend_of_flow;
 use crate::verdict::Verdict;
@@ -37,6 +37,7 @@ trait Head {
     fn destination(&self) -> Self::Address;
     fn ports(&self) -> u32;
     fn eth_destination(&self) -> u64;
+    fn service_key(&self, directory: Directory, protocol: u8) -> ServiceKey;
     fn bytes(&mut self) -> &mut [u8];
 }
 
@@ -61,6 +62,11 @@ impl Head for [u8; ipv4::COMMON_LEN] {
     #[inline(always)]
     fn eth_destination(&self) -> u64 {
         le64_at::<0, _>(self) & MAC_MASK
+    }
+
+    #[inline(always)]
+    fn service_key(&self, _directory: Directory, protocol: u8) -> ServiceKey {
+        ServiceKey::of_ipv4_bytes(le64_at::<{ ETH_LEN + 16 }, _>(self), protocol)
     }
 
     #[inline(always)]
@@ -90,6 +96,12 @@ impl Head for [u8; ipv6::COMMON_LEN] {
     #[inline(always)]
     fn eth_destination(&self) -> u64 {
         le64_at::<0, _>(self) & MAC_MASK
+    }
+
+    #[inline(always)]
+    fn service_key(&self, directory: Directory, protocol: u8) -> ServiceKey {
+        let port = self.ports() as u16;
+        ServiceKey::ipv6(directory.fold(self.destination()), protocol, port)
     }
 
     #[inline(always)]
@@ -186,9 +198,6 @@ fn forward<H: Head, T: Tables>(
     if slot.in_transition() || rare && is_always(tables.features(), service) {
         return Some(Way::Tracked(service, slot));
     }
-    if slot.current() == 0 {
-        return None;
-    }
     send_to(head, length, tables, rare, slot.current()).map(Way::Done)
 }
 
@@ -243,24 +252,25 @@ fn send_to<H: Head, T: Tables>(
     rare: bool,
     number: u16,
 ) -> Option<Outcome> {
-    let backend = tables.backend(number)?;
+    let backend = tables.backend(number);
     if rare && tables.features().has(Features::PICK) {
-        return if backend.port() == Backend::LOCAL_PORT {
+        return if number == 0 || backend.port() == Backend::LOCAL_PORT {
             None
         } else {
             Some(counted(tables, Err(Verdict::OtherNode)))
         };
     }
-    if backend.mac() == 0 {
-        return None;
-    }
-    if backend.port() == tables.own_port() {
-        rewrite::addresses_in(head.bytes(), backend.mac(), tables.own_mac());
+    let (first, own_mac) = (backend.0 ^ tables.head_key(), tables.own_mac());
+    if Backend::is_head(first, own_mac) {
+        rewrite::head_in(head.bytes(), first, own_mac);
         tables.count_backend(number, length as u64);
         return Some(Outcome {
             verdict: Verdict::Forwarded,
             port: backend.port(),
         });
+    }
+    if backend.mac() == 0 {
+        return None;
     }
     let egress = egress_of(tables, backend.port()).ok()?;
     // With a tag, or back out of the interface it came in on, as frames from one VLAN to another do.
@@ -294,23 +304,21 @@ fn service_of<H: Head, T: Tables>(
         return Err(Verdict::NotOurs);
     }
     let directory = Directory(control.directory.get());
-    let port = head.ports() as u16;
-    if port == 0 {
+    let key = head.service_key(directory, protocol);
+    if key.is_portless() {
         return Err(Verdict::Unserved);
     }
-    if let Some(service) = lookup(tables, directory, vip, protocol, port) {
+    if let Some(service) = find(tables, directory, key, vip) {
         return Ok(service);
     }
-    // The same directory, but nothing that was computed of it: that would have to be kept over the lookup.
-    let directory = Directory(tables.held(directory.0));
-    let vip = head.destination();
+    // Read again: it need not be kept meanwhile, and one that the controller has put in its place is as good.
+    let directory = Directory(control.directory.get());
     let Some(entry) = lookup(tables, directory, vip, 0, 0) else {
         return Err(Verdict::NotOurs);
     };
     if !entry.has_any_port() {
         return Err(Verdict::Unserved);
     }
-    let vip = head.destination();
     match lookup(tables, directory, vip, protocol, 0) {
         Some(service) if !service.is_for_fragments() => Ok(service),
         _ => Err(Verdict::Unserved),

@@ -151,8 +151,8 @@ pub trait Tables {
     fn service_bucket(&self, index: u32) -> Option<&Bucket>;
     /// A slot, counted over all tables.
     fn slot(&self, index: u32) -> Option<Slot>;
-    /// A backend's entry.
-    fn backend(&self, number: u16) -> Option<Backend>;
+    /// A backend's entry; all zeros where nobody has this number.
+    fn backend(&self, number: u16) -> Backend;
     /// One of the director's interfaces.
     fn port(&self, port: u16) -> Option<Port>;
     /// A bucket of the flow table.
@@ -179,6 +179,11 @@ pub trait Tables {
     fn own_mac(&self) -> u64;
     /// The port number of that interface.
     fn own_port(&self) -> u16;
+    /// What makes a ready backend's word a frame's first eight bytes: [`Backend::head_key`].
+    #[inline(always)]
+    fn head_key(&self) -> u64 {
+        Backend::head_key(self.own_port(), self.own_mac())
+    }
     /// Whether packets for unserved ports of a VIP go to the host.
     fn unserved_pass(&self) -> bool;
     /// What the configuration uses.

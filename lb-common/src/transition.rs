@@ -181,11 +181,8 @@ fn keep_client<A: Address, T: Tables>(
 /// Whether a backend works and does not drain.
 #[inline(always)]
 fn takes_new<T: Tables>(tables: &T, backend: u16) -> bool {
-    backend != 0
-        && match tables.backend(backend) {
-            Some(entry) => !entry.failed() && !entry.is_closed_to_new(),
-            None => false,
-        }
+    let entry = tables.backend(backend);
+    backend != 0 && !entry.failed() && !entry.is_closed_to_new()
 }
 
 #[inline(always)]
@@ -200,10 +197,7 @@ fn known(backend: u16) -> Result<u16, Verdict> {
 /// Whether a recorded backend takes nothing any more.
 #[inline(always)]
 pub(crate) fn has_failed<T: Tables>(tables: &T, backend: u16) -> bool {
-    match tables.backend(backend) {
-        Some(entry) => entry.failed(),
-        None => true,
-    }
+    tables.backend(backend).failed()
 }
 
 #[cfg(test)]

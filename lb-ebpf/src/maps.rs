@@ -2,6 +2,8 @@
 //!
 //! The capacities here are defaults; the loader sets them from the configuration.
 
+use core::ptr;
+
 use aya_ebpf::{
     Global,
     bindings::xdp_action,
@@ -12,15 +14,14 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         BackendInfo, Bucket, Control, Counter, DEFAULT_BACKENDS, DEFAULT_FLOW_BUCKETS,
-        DEFAULT_FLOW6_BUCKETS, DEFAULT_FRAGMENT_BUCKETS, DEFAULT_SERVICE_BUCKETS, DEFAULT_SERVICES,
-        DEFAULT_SLOTS, HOT_LINES, HOT_WAYS, HotInfo, HotLine, MAX_PORTS, MMAPABLE, Port,
-        SLOTS_IN_LINE, SampleRing, ServiceInfo, SlotLine, Vip6,
+        DEFAULT_FLOW6_BUCKETS, DEFAULT_FRAGMENT_BUCKETS, DEFAULT_SERVICES, HOT_LINES, HOT_WAYS,
+        HotInfo, HotLine, MAX_PORTS, MMAPABLE, Port, SampleRing, ServiceInfo, Vip6,
     },
     address::Ipv6,
     features::Features,
     flow::{FlowBucket, FlowBucket6, FlowKey, FlowState, Key as _, Put, TICK_SHIFT},
     fragment::FragmentKey,
-    memory::Word64,
+    memory::{Word32, Word64},
     pick::{Backend, Slot},
     service::ServiceValue,
     tables::{Event, Tables},
@@ -35,6 +36,9 @@ static OWN_MAC: Global<u64> = Global::new(0);
 /// The port number of that interface.
 #[unsafe(no_mangle)]
 static OWN_PORT: Global<u16> = Global::new(0);
+/// [`Backend::head_key`] of both.
+#[unsafe(no_mangle)]
+static HEAD_KEY: Global<u64> = Global::new(0);
 /// Whether packets for unserved ports of a VIP go to the host.
 #[unsafe(no_mangle)]
 static UNSERVED_PASS: Global<u8> = Global::new(0);
@@ -47,6 +51,15 @@ static FLOW6_BITS: Global<u8> = Global::new(DEFAULT_FLOW6_BUCKETS.ilog2() as u8)
 /// log2 of the number of fragment buckets.
 #[unsafe(no_mangle)]
 static FRAGMENT_BITS: Global<u8> = Global::new(DEFAULT_FRAGMENT_BUCKETS.ilog2() as u8);
+/// How many buckets `SERVICES` has, a power of two, less one.
+#[unsafe(no_mangle)]
+static SERVICE_MASK: Global<u32> = Global::new(0);
+/// How many slots `SLOTS` has, a power of two, less one.
+#[unsafe(no_mangle)]
+static SLOT_MASK: Global<u32> = Global::new(0);
+/// How many VIPs `VIPS` has, a power of two, less one.
+#[unsafe(no_mangle)]
+static VIP_MASK: Global<u32> = Global::new(0);
 /// What the configuration uses.
 #[unsafe(no_mangle)]
 static FEATURES: Global<u32> = Global::new(Features::ALL_FORWARDING.0);
@@ -54,14 +67,24 @@ static FEATURES: Global<u32> = Global::new(Features::ALL_FORWARDING.0);
 #[unsafe(no_mangle)]
 static CLUSTER_MAC: Global<u64> = Global::new(0);
 
-#[map]
-static CONTROL: Array<Control> = Array::with_max_entries(1, MMAPABLE);
-#[map]
-static SERVICES: Array<Bucket> = Array::with_max_entries(DEFAULT_SERVICE_BUCKETS, MMAPABLE);
-#[map]
-static SLOTS: Array<SlotLine> = Array::with_max_entries(DEFAULT_SLOTS / SLOTS_IN_LINE, MMAPABLE);
-#[map]
-static BACKENDS: Array<Word64> = Array::with_max_entries(DEFAULT_BACKENDS, MMAPABLE);
+// The maps of one value: what stands here is the value's first element and gives the place a name (`map::DIRECT`). The
+// loader makes the map as large as it has to be, and puts it in the place of the one that aya makes of the section.
+#[unsafe(link_section = ".bss.CONTROL")]
+#[unsafe(no_mangle)]
+static CONTROL: Control = Control::zeroed();
+#[unsafe(link_section = ".bss.SERVICES")]
+#[unsafe(no_mangle)]
+static SERVICES: Bucket = Bucket::zeroed();
+#[unsafe(link_section = ".bss.SLOTS")]
+#[unsafe(no_mangle)]
+static SLOTS: Word32 = Word32::new(0);
+#[unsafe(link_section = ".bss.BACKENDS")]
+#[unsafe(no_mangle)]
+static BACKENDS: Word64 = Word64::new(0);
+#[unsafe(link_section = ".bss.VIPS")]
+#[unsafe(no_mangle)]
+static VIPS: Vip6 = Vip6::zeroed();
+
 #[map]
 static PORTS: Array<Port> = Array::with_max_entries(MAX_PORTS, 0);
 #[map]
@@ -72,8 +95,6 @@ static FLOWS: Array<FlowBucket> = Array::with_max_entries(DEFAULT_FLOW_BUCKETS, 
 static FLOWS6: Array<FlowBucket6> = Array::with_max_entries(DEFAULT_FLOW6_BUCKETS, MMAPABLE);
 #[map]
 static FRAGMENTS: Array<FlowBucket> = Array::with_max_entries(DEFAULT_FRAGMENT_BUCKETS, MMAPABLE);
-#[map]
-static VIPS: Array<Vip6> = Array::with_max_entries(DEFAULT_SERVICES, MMAPABLE);
 #[map]
 static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(DEFAULT_BACKENDS, 0);
 #[map]
@@ -100,12 +121,23 @@ pub(crate) fn redirect(port: u16) -> u32 {
     }
 }
 
+/// The element at `index` behind `first` in a map of one value.
+///
+/// # Safety
+/// The map has more than `index` elements of this type. (The verifier refuses the program where that is not certain.)
+#[inline(always)]
+unsafe fn element<T: Sync>(first: &'static T, index: u32) -> &'static T {
+    // As a number: the compiler may think that the static is all there is.
+    let address = (&raw const *first).expose_provenance() + index as usize * size_of::<T>();
+    // SAFETY: the map's value is this long, aligned for what it begins with, and lives as long as the program.
+    unsafe { &*ptr::with_exposed_provenance(address) }
+}
+
 /// The entry of a backend, for the data path and for probes alike.
 #[inline(always)]
-pub(crate) fn backend(number: u16) -> Option<Backend> {
-    BACKENDS
-        .get(u32::from(number))
-        .map(|word| Backend(word.get()))
+pub(crate) fn backend(number: u16) -> Backend {
+    // SAFETY: there is an entry for each number (`abi::BACKEND_NUMBERS`).
+    Backend(unsafe { element(&BACKENDS, u32::from(number)) }.get())
 }
 
 /// Adds to a counter of this CPU.
@@ -124,22 +156,28 @@ pub(crate) struct KernelTables;
 impl Tables for KernelTables {
     #[inline(always)]
     fn control(&self) -> Option<&Control> {
-        CONTROL.get(0)
+        Some(&CONTROL)
     }
 
     #[inline(always)]
     fn service_bucket(&self, index: u32) -> Option<&Bucket> {
-        SERVICES.get(index)
+        // SAFETY: the loader knows how many there are.
+        Some(unsafe { element(&SERVICES, index & SERVICE_MASK.load()) })
     }
 
     #[inline(always)]
     fn slot(&self, index: u32) -> Option<Slot> {
-        let line = SLOTS.get(index / SLOTS_IN_LINE)?;
-        Some(Slot(line.slots[(index % SLOTS_IN_LINE) as usize].get()))
+        let mask = SLOT_MASK.load();
+        if index > mask {
+            return None;
+        }
+        // SAFETY: compared with what the loader made. The mask is for the verifier: the compiler compares one copy of the
+        // index and uses another.
+        Some(Slot(unsafe { element(&SLOTS, index & mask) }.get()))
     }
 
     #[inline(always)]
-    fn backend(&self, number: u16) -> Option<Backend> {
+    fn backend(&self, number: u16) -> Backend {
         backend(number)
     }
 
@@ -180,7 +218,8 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn vip(&self, service: u16) -> Option<&Vip6> {
-        VIPS.get(u32::from(service))
+        // SAFETY: the loader knows how many there are.
+        Some(unsafe { element(&VIPS, u32::from(service) & VIP_MASK.load()) })
     }
 
     #[inline(always)]
@@ -210,6 +249,11 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn own_port(&self) -> u16 {
         OWN_PORT.load()
+    }
+
+    #[inline(always)]
+    fn head_key(&self) -> u64 {
+        HEAD_KEY.load()
     }
 
     #[inline(always)]

@@ -31,7 +31,7 @@ pub(crate) fn aim(context: &TcContext) -> Result<(), Unaimed> {
     if mark & 0xffff_0000 != PROBE_MARK {
         return Err(Unaimed);
     }
-    let backend = maps::backend(mark as u16).ok_or(Unaimed)?;
+    let backend = maps::backend(mark as u16);
     if backend.mac() == 0 {
         return Err(Unaimed);
     }

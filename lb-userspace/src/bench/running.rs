@@ -48,7 +48,7 @@ pub trait Slots {
     /// The slot's two backends: current and previous, 0 for none.
     fn slot(&self, index: u32) -> Option<(u16, u16)>;
     /// A backend's entry.
-    fn backend(&self, number: u16) -> Option<Backend>;
+    fn backend(&self, number: u16) -> Backend;
 }
 
 impl Slots for Maps {
@@ -57,7 +57,7 @@ impl Slots for Maps {
         Some((slot.current(), slot.previous()))
     }
 
-    fn backend(&self, number: u16) -> Option<Backend> {
+    fn backend(&self, number: u16) -> Backend {
         Self::backend(self, number)
     }
 }
@@ -83,7 +83,7 @@ pub fn judge(maps: &impl Slots, info: &ServiceInfo, ports: &[Port]) -> Result<()
         } else if current == 0 {
             return Err(LeftOut::Unserved);
         }
-        let port = maps.backend(current).map_or(0, Backend::port);
+        let port = maps.backend(current).port();
         if ports
             .get(usize::from(port))
             .is_some_and(|port| port.vlan != 0)
@@ -126,8 +126,8 @@ mod tests {
             self.0.get(index as usize).copied()
         }
 
-        fn backend(&self, number: u16) -> Option<Backend> {
-            Some(Backend::new(1, number / 10, false))
+        fn backend(&self, number: u16) -> Backend {
+            Backend::new(1, number / 10, false)
         }
     }
 

@@ -111,7 +111,7 @@ pub fn adopt(maps: &impl Memory, now: Millis) -> Result<Actual, DataplaneError> 
                 service: info.service,
                 name: abi::text(&info.name).to_owned(),
                 address: address(info.address),
-                entry: maps.backend(number).unwrap_or_default(),
+                entry: maps.backend(number),
                 state: BackendState::from_number(info.state).unwrap_or(BackendState::Down),
                 reason: abi::text(&info.reason).to_owned(),
                 since_ms: info.since_ms,

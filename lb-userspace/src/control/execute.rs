@@ -431,7 +431,7 @@ mod tests {
         )]);
         let (number, now) = (bench.number("web", "b"), bench.now);
         bench.bring(&[service("web", 10, &[backend("a")])]);
-        let entry = |bench: &Bench| bench.executor.maps.backend(number).unwrap();
+        let entry = |bench: &Bench| bench.executor.maps.backend(number);
         let removal = [Op::RemoveBackend { number }];
         bench.executor.execute(&removal, now, || now).unwrap();
         bench.executor.end_grace();
@@ -478,7 +478,7 @@ mod tests {
         let wider = service("dns", 12, &[backend("y")]);
         let addition = bench.plan(&[web, wider]).unwrap();
         bench.executor.execute(&addition, now, || now).unwrap();
-        let left = bench.executor.maps.backend(given_up).unwrap();
+        let left = bench.executor.maps.backend(given_up);
         assert_eq!(left, Backend::new(0, 0, true), "over by now");
         bench.executor.end_grace();
         assert!(!waits(&bench));

@@ -44,7 +44,7 @@ pub trait Memory {
     /// Writes a slot with one store.
     fn set_slot(&self, index: u32, slot: Slot);
     /// A backend's entry.
-    fn backend(&self, number: u16) -> Option<Backend>;
+    fn backend(&self, number: u16) -> Backend;
     /// Writes a backend's entry with one store.
     fn set_backend(&self, number: u16, backend: Backend);
     /// What was counted for a backend number.
@@ -222,7 +222,7 @@ impl Memory for Maps {
         self.set_slot(index, slot);
     }
 
-    fn backend(&self, number: u16) -> Option<Backend> {
+    fn backend(&self, number: u16) -> Backend {
         self.backend(number)
     }
 

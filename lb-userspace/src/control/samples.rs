@@ -211,7 +211,7 @@ impl Memory for PlainMemory {
         }
     }
 
-    fn backend(&self, number: u16) -> Option<Backend> {
+    fn backend(&self, number: u16) -> Backend {
         self.tables.backend(number)
     }
 
@@ -505,7 +505,7 @@ impl Bench {
         assert_eq!(ending, drain_or_leave);
         assert_eq!(actual.regions.used(), used);
         for (number, backend) in actual.backends() {
-            assert_eq!(maps.backend(*number), Some(backend.entry));
+            assert_eq!(maps.backend(*number), backend.entry);
             assert!(actual.services().contains_key(&backend.service));
             assert!(!actual.retired().backends.contains(number));
             assert_eq!(

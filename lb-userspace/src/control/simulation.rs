@@ -467,7 +467,7 @@ impl World {
         let spoke =
             self.lives[flow].is_some_and(|life| life.spoke && !life.homeless && !life.outlived);
         assert!(!spoke, "{flow} has sent more than its opening");
-        let backend = tables.backend(state.backend())?;
+        let backend = tables.backend(state.backend());
         let [_, service, number, address, ..] = mac_bytes(backend.mac());
         (backend.mac() != 0 && !backend.failed())
             .then(|| (usize::from(service - 0x10), usize::from(number), address))

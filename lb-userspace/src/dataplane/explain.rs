@@ -233,7 +233,7 @@ impl Tables for Thought<'_> {
         self.maps.slot(index)
     }
 
-    fn backend(&self, number: u16) -> Option<Backend> {
+    fn backend(&self, number: u16) -> Backend {
         self.maps.backend(number)
     }
 

@@ -8,8 +8,8 @@ use std::{
 use aya::maps::{MapData, MapInfo, MapType};
 use lb_common::{
     abi::{
-        BackendInfo, Bucket, Control, Counter, HOT_LINES, HOT_WAYS, HotInfo, HotLine, MAX_PORTS,
-        Port, SLOTS_IN_LINE, SampleRing, ServiceInfo, SlotLine, Vip6, map,
+        BACKEND_NUMBERS, BackendInfo, Bucket, Control, Counter, HOT_LINES, HOT_WAYS, HotInfo,
+        HotLine, MAX_PORTS, Port, SLOTS_IN_LINE, SampleRing, ServiceInfo, SlotLine, Vip6, map,
     },
     flow::{FlowBucket, FlowBucket6},
     memory::Word64,
@@ -43,6 +43,8 @@ pub(super) struct Layout {
     pub(super) value_size: u32,
     /// Made with `BPF_F_MMAPABLE`.
     mapped: bool,
+    /// All elements are one value to the kernel, see `lb_common::abi`; then `value_size` is that of an element.
+    direct: bool,
 }
 
 const fn layout<T>(name: &'static str, kind: MapType) -> Layout {
@@ -51,6 +53,7 @@ const fn layout<T>(name: &'static str, kind: MapType) -> Layout {
         kind,
         value_size: size_of::<T>() as u32,
         mapped: false,
+        direct: false,
     }
 }
 
@@ -61,19 +64,26 @@ const fn mapped<T>(name: &'static str) -> Layout {
     }
 }
 
+const fn direct<T>(name: &'static str) -> Layout {
+    Layout {
+        direct: true,
+        ..mapped::<T>(name)
+    }
+}
+
 /// Every map there is, in the order of [`map::ALL`].
 pub(super) const LAYOUTS: [Layout; map::ALL.len()] = [
-    mapped::<Control>(map::CONTROL),
-    mapped::<Bucket>(map::SERVICES),
-    mapped::<SlotLine>(map::SLOTS),
-    mapped::<Word64>(map::BACKENDS),
+    direct::<Control>(map::CONTROL),
+    direct::<Bucket>(map::SERVICES),
+    direct::<SlotLine>(map::SLOTS),
+    direct::<Word64>(map::BACKENDS),
     layout::<Port>(map::PORTS, MapType::Array),
     // `struct bpf_devmap_val`: interface index and program.
     layout::<[u32; 2]>(map::REDIRECT, MapType::DevMap),
     mapped::<FlowBucket>(map::FLOWS),
     mapped::<FlowBucket6>(map::FLOWS6),
     mapped::<FlowBucket>(map::FRAGMENTS),
-    mapped::<Vip6>(map::VIPS),
+    direct::<Vip6>(map::VIPS),
     layout::<Counter>(map::COUNTERS, MapType::PerCpuArray),
     layout::<u64>(map::VERDICTS, MapType::PerCpuArray),
     layout::<u64>(map::EVENTS, MapType::PerCpuArray),
@@ -89,7 +99,8 @@ pub(super) fn entries_of(name: &str, sizes: &Sizes) -> Option<u32> {
     match name {
         map::SERVICES => Some(sizes.service_buckets),
         map::SLOTS => Some(sizes.slots / SLOTS_IN_LINE),
-        map::BACKENDS | map::COUNTERS | map::BACKEND_INFO => Some(sizes.backends),
+        map::BACKENDS => Some(BACKEND_NUMBERS),
+        map::COUNTERS | map::BACKEND_INFO => Some(sizes.backends),
         map::FLOWS => Some(sizes.flow_buckets),
         map::FLOWS6 => Some(sizes.flow6_buckets),
         map::FRAGMENTS => Some(sizes.fragment_buckets),
@@ -130,6 +141,15 @@ pub fn processors() -> Result<u64, DataplaneError> {
 }
 
 impl Layout {
+    /// How many elements there are in what the kernel describes so; `None` where that is not a map of this layout.
+    pub(super) fn elements(&self, value_size: u32, max_entries: u32) -> Option<u32> {
+        if !self.direct {
+            return (value_size == self.value_size).then_some(max_entries);
+        }
+        let whole = max_entries == 1 && value_size.is_multiple_of(self.value_size);
+        whole.then(|| value_size / self.value_size)
+    }
+
     fn facts(&self, key_size: u32, value_size: u32, max_entries: u32, cpus: u64) -> MapFacts {
         let kind = match self.kind {
             MapType::PerCpuArray => "percpu_array",
@@ -184,16 +204,22 @@ pub(super) fn open(dir: &Path, layout: &Layout) -> Result<MapData, DataplaneErro
     })?;
     let info = info(layout.name, &data)?;
     let kind = info.map_type().ok();
+    let elements = layout.elements(info.value_size(), info.max_entries());
     // aya takes whatever is pinned; a wrong type or size would be read as nonsense.
-    if kind != Some(layout.kind) || info.key_size() != 4 || info.value_size() != layout.value_size {
+    if kind != Some(layout.kind) || info.key_size() != 4 || elements.is_none() {
+        let wanted = if layout.direct {
+            format!("one value of elements of {}", layout.value_size)
+        } else {
+            format!("values of {}", layout.value_size)
+        };
         return Err(DataplaneError::Foreign {
             path: path.display().to_string(),
             what: format!(
-                "it is {kind:?} with {}-byte keys and {}-byte values instead of {:?} with 4 and {}",
+                "it is {kind:?} with {}-byte keys and {} values of {} bytes instead of {:?} with 4-byte keys and {wanted}",
                 info.key_size(),
+                info.max_entries(),
                 info.value_size(),
                 layout.kind,
-                layout.value_size
             ),
         });
     }
@@ -204,12 +230,13 @@ pub(super) fn info(name: &'static str, data: &MapData) -> Result<MapInfo, Datapl
     data.info().map_err(|e| DataplaneError::map(name, e))
 }
 
-/// A map that is there, as the kernel describes it.
+/// A map that is there, as the kernel describes it; of a direct one its elements.
 pub(super) fn facts_of(layout: &Layout, info: &MapInfo) -> Result<MapFacts, DataplaneError> {
+    let elements = layout.elements(info.value_size(), info.max_entries());
     Ok(layout.facts(
         info.key_size(),
-        info.value_size(),
-        info.max_entries(),
+        layout.value_size,
+        elements.unwrap_or(0),
         processors()?,
     ))
 }

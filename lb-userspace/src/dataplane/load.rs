@@ -6,10 +6,11 @@ use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use lb_common::{
     abi::{self, SLOTS_IN_LINE, global, map},
     features::Features,
+    pick::Backend,
 };
 
 use super::{
-    DataplaneError, KERNEL_OBJECT,
+    DataplaneError, KERNEL_OBJECT, direct,
     layout::{entries_of, maps_dir, processors},
 };
 
@@ -20,7 +21,7 @@ pub struct Sizes {
     pub service_buckets: u32,
     /// Services.
     pub services: u32,
-    /// Slots of all tables together; a multiple of 16.
+    /// Slots of all tables together; a power of two, at least 16.
     pub slots: u32,
     /// Backend numbers, 0 among them; at most 65,536.
     pub backends: u32,
@@ -71,7 +72,7 @@ impl Sizes {
                 .saturating_mul(2)
                 .min(1 << 26),
             services: abi::DEFAULT_SERVICES,
-            slots: slots.max(1 << 10).next_multiple_of(SLOTS_IN_LINE),
+            slots: slots.max(1 << 10).next_power_of_two(),
             backends: (backends + 1).min(1 << 16),
             flow_buckets: flows.clamp(1 << 10, 1 << 26).next_power_of_two(),
             flow6_buckets: abi::DEFAULT_FLOW6_BUCKETS,
@@ -124,24 +125,38 @@ pub fn load(
     instance: &Instance,
 ) -> Result<Ebpf, DataplaneError> {
     let mac = lb_common::wire::mac_word(instance.mac);
+    let head_key = Backend::head_key(instance.port, mac);
     let unserved_pass = u8::from(instance.unserved_pass);
     let flow_bits = instance.flow_buckets.ilog2() as u8;
     let flow6_bits = instance.flow6_buckets.ilog2() as u8;
     let fragment_bits = instance.fragment_buckets.ilog2() as u8;
     let cluster_mac = lb_common::wire::mac_word(instance.cluster_mac);
     let dir = pin_path.map(maps_dir);
+    let direct = direct::open_or_make(dir.as_deref(), sizes)?;
+    let service_mask = direct::mask(&direct, map::SERVICES, 1)?;
+    let slot_mask = direct::mask(&direct, map::SLOTS, SLOTS_IN_LINE)?;
+    let vip_mask = direct::mask(&direct, map::VIPS, 1)?;
     let mut loader = EbpfLoader::new();
     loader
         .verifier_log_level(VerifierLogLevel::STATS)
         .override_global(global::OWN_MAC, &mac, true)
         .override_global(global::OWN_PORT, &instance.port, true)
+        .override_global(global::HEAD_KEY, &head_key, true)
         .override_global(global::UNSERVED_PASS, &unserved_pass, true)
         .override_global(global::FLOW_BITS, &flow_bits, true)
         .override_global(global::FLOW6_BITS, &flow6_bits, true)
         .override_global(global::FRAGMENT_BITS, &fragment_bits, true)
+        .override_global(global::SERVICE_MASK, &service_mask, true)
+        .override_global(global::SLOT_MASK, &slot_mask, true)
+        .override_global(global::VIP_MASK, &vip_mask, true)
         .override_global(global::FEATURES, &instance.features.0, true)
         .override_global(global::CLUSTER_MAC, &cluster_mac, true);
-    for name in map::ALL {
+    let looked_up = || {
+        map::ALL
+            .into_iter()
+            .filter(|name| direct::section_of(name).is_none())
+    };
+    for name in looked_up() {
         if let Some(entries) = entries_of(name, sizes) {
             loader.map_max_entries(name, entries);
         }
@@ -149,16 +164,18 @@ pub fn load(
     let processors = u32::try_from(processors()?).unwrap_or(u32::MAX);
     loader.map_max_entries(map::SAMPLES, processors);
     if let Some(dir) = &dir {
-        for name in map::ALL {
+        for name in looked_up() {
             loader.map_pin_path(name, dir.join(name));
         }
     }
-    loader.load(KERNEL_OBJECT).map_err(|error| {
+    let object = loader.load(KERNEL_OBJECT).map_err(|error| {
         if !nix::unistd::geteuid().is_root() {
             return DataplaneError::Privileges {
                 what: "loading a BPF program".into(),
             };
         }
         DataplaneError::Load(Box::new(error))
-    })
+    })?;
+    direct::put_in_place(&object, &direct)?;
+    Ok(object)
 }

@@ -26,7 +26,7 @@ use lb_common::{
 };
 
 use super::{
-    DataplaneError, batch,
+    DataplaneError, batch, direct,
     layout::{LAYOUTS, Layout, MapFacts, facts_of, info, maps_dir, open, processors},
     mapped::Mapped,
 };
@@ -121,7 +121,7 @@ impl Maps {
         }
         // The version first: another version may well have other maps.
         let control = open(&dir, &LAYOUTS[0])?;
-        let mapped = map_memory::<Control>(&control, map::CONTROL, access)?;
+        let mapped = map_memory::<Control>(&control, &LAYOUTS[0], access)?;
         let word = mapped.get().first();
         if word.is_some_and(|word| word.magic.get() == 0 && word.abi.get() == 0) {
             return Err(DataplaneError::HalfMade {
@@ -163,7 +163,7 @@ impl Maps {
         Self::assemble(
             |layout| {
                 let map = object
-                    .take_map(layout.name)
+                    .take_map(direct::section_of(layout.name).unwrap_or(layout.name))
                     .ok_or_else(|| DataplaneError::Foreign {
                         path: layout.name.into(),
                         what: "the kernel object does not have it".into(),
@@ -216,18 +216,18 @@ impl Maps {
             Ok(data)
         };
         Ok(Self {
-            control: map_memory(&take(control)?, control.name, access)?,
-            services: map_memory(&take(services)?, services.name, access)?,
-            slots: map_memory(&take(slots)?, slots.name, access)?,
-            backends: map_memory(&take(backends)?, backends.name, access)?,
+            control: map_memory(&take(control)?, control, access)?,
+            services: map_memory(&take(services)?, services, access)?,
+            slots: map_memory(&take(slots)?, slots, access)?,
+            backends: map_memory(&take(backends)?, backends, access)?,
             ports: Array::try_from(Map::Array(take(ports)?))
                 .map_err(|e| DataplaneError::map(ports.name, e))?,
             redirect: DevMap::try_from(Map::DevMap(take(redirect)?))
                 .map_err(|e| DataplaneError::map(redirect.name, e))?,
-            flows: map_memory(&take(flows)?, flows.name, access)?,
-            flows6: map_memory(&take(flows6)?, flows6.name, access)?,
-            fragments: map_memory(&take(fragments)?, fragments.name, access)?,
-            vips: map_memory(&take(vips)?, vips.name, access)?,
+            flows: map_memory(&take(flows)?, flows, access)?,
+            flows6: map_memory(&take(flows6)?, flows6, access)?,
+            fragments: map_memory(&take(fragments)?, fragments, access)?,
+            vips: map_memory(&take(vips)?, vips, access)?,
             counters: per_cpu(take(counters)?, counters.name)?,
             processors: usize::try_from(processors()?).unwrap_or(usize::MAX),
             verdicts: per_cpu(take(verdicts)?, verdicts.name)?,
@@ -236,10 +236,10 @@ impl Maps {
                 .map_err(|e| DataplaneError::map(service_info.name, e))?,
             backend_info: Array::try_from(Map::Array(take(backend_info)?))
                 .map_err(|e| DataplaneError::map(backend_info.name, e))?,
-            hot: map_memory(&take(hot)?, hot.name, access)?,
+            hot: map_memory(&take(hot)?, hot, access)?,
             hot_info: Array::try_from(Map::Array(take(hot_info)?))
                 .map_err(|e| DataplaneError::map(hot_info.name, e))?,
-            samples: map_memory(&take(samples)?, samples.name, access)?,
+            samples: map_memory(&take(samples)?, samples, access)?,
             counters_fd,
             facts,
         })
@@ -294,19 +294,17 @@ impl Maps {
             .set(slot.0);
     }
 
-    /// How many backend numbers there are, 0 among them.
+    /// How many backend numbers may be given away, 0 among them.
     #[must_use]
     pub fn backend_capacity(&self) -> u32 {
-        u32::try_from(self.backends.get().len()).unwrap_or(u32::MAX)
+        self.backend_info.len()
     }
 
-    /// A backend's entry.
+    /// A backend's entry; all zeros where nobody has this number.
     #[must_use]
-    pub fn backend(&self, number: u16) -> Option<Backend> {
-        self.backends
-            .get()
-            .get(usize::from(number))
-            .map(|word| Backend(word.get()))
+    pub fn backend(&self, number: u16) -> Backend {
+        let word = self.backends.get().get(usize::from(number));
+        Backend(word.map_or(0, Word64::get))
     }
 
     /// Writes a backend's entry: one aligned store.
@@ -605,10 +603,16 @@ fn sums<const N: usize>(
 
 fn map_memory<T: super::mapped::Shared>(
     data: &MapData,
-    name: &'static str,
+    layout: &Layout,
     access: Access,
 ) -> Result<Mapped<T>, DataplaneError> {
-    let count = info(name, data)?.max_entries();
+    let info = info(layout.name, data)?;
+    let count = layout
+        .elements(info.value_size(), info.max_entries())
+        .ok_or_else(|| DataplaneError::Foreign {
+            path: layout.name.into(),
+            what: format!("its values have {} bytes", info.value_size()),
+        })?;
     Mapped::new(data.fd().as_fd(), count, access == Access::Write)
-        .map_err(|e| DataplaneError::io(format!("mapping the memory of map {name}"), e))
+        .map_err(|e| DataplaneError::io(format!("mapping the memory of map {}", layout.name), e))
 }

@@ -5,6 +5,7 @@ mod batch;
 mod bench_object;
 pub mod bpffs;
 pub mod clock;
+mod direct;
 pub mod explain;
 pub mod layout;
 pub mod live;

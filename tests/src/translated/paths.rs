@@ -1,6 +1,9 @@
 //! The ways of packets through the program that are counted: what is in the maps, and what comes in.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use anyhow::{Context, ensure};
 use lb_common::{
@@ -8,7 +11,7 @@ use lb_common::{
     features::Features,
     flow::{FlowName, Phase, TICK_SHIFT},
     pick::Slot,
-    service::Track,
+    service::{NoVip, Track},
     verdict::Action,
 };
 
@@ -48,6 +51,21 @@ const TAGS: Features = Features(Features::FRAGMENTS.0 | Features::VLAN.0);
 /// What a configuration with `track = "always"` loads.
 const ALWAYS: Features = Features(Features::FRAGMENTS.0 | Features::TRACK_ALWAYS.0);
 
+/// An address that is no VIP, but of the class of one, so that it is looked up.
+fn like_a_vip(town: &Fixture) -> Ipv4Addr {
+    let vips = town
+        .services
+        .iter()
+        .filter_map(|service| match service.vip {
+            IpAddr::V4(vip) => Some(vip.to_bits()),
+            IpAddr::V6(_) => None,
+        });
+    let none = NoVip::but(vips);
+    let mut neighbours = (1..).map(|further| NO_VIP.to_bits() + further);
+    let found = neighbours.find(|address| !none.has(*address));
+    Ipv4Addr::from_bits(found.expect("one in sixty-four is"))
+}
+
 /// Every path, in the order of the table.
 #[must_use]
 pub fn all() -> Vec<Path> {
@@ -79,8 +97,7 @@ pub fn all() -> Vec<Path> {
     let always = town.clone().track(Track::Always);
     let tagged = town.clone().every_slot(Slot::settled(TAGGED));
     let not_ours = tcp().to(NEIGHBOUR, 80).build();
-    // Of the same class as a VIP: `lb_common::service::NoVip`.
-    let like_ours = tcp().to(NO_VIP, 80).build();
+    let like_ours = tcp().to(like_a_vip(&town), 80).build();
     let not_ours6 = tcp6().to(NO_VIP6, 80).build();
     let any_port = tcp().to(VIP_ANY, 12_345).build();
     let unserved = tcp().to_port(81).build();

@@ -67,8 +67,7 @@ pub(super) fn usage(name: &'static str, pinned: &Pinned) -> Result<Usage, Datapl
             usage(used, maps.slot_capacity() as usize, "slots")
         }
         map::BACKENDS => {
-            let used =
-                numbers(maps).filter(|number| maps.backend(*number).is_some_and(|one| one.0 != 0));
+            let used = numbers(maps).filter(|number| maps.backend(*number).0 != 0);
             usage(used.count(), backends - 1, "backends")
         }
         map::PORTS => {
@@ -326,7 +325,7 @@ fn runs(names: &Names, service: u16, table: impl Iterator<Item = Slot>) -> Vec<R
 
 fn backends(maps: &Maps, names: &Names) -> Vec<Row> {
     let used = numbers(maps).filter_map(|number| {
-        let backend = maps.backend(number)?;
+        let backend = maps.backend(number);
         (backend.0 != 0).then_some((number, backend))
     });
     let rows = used.map(|(number, backend)| {

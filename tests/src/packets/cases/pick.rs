@@ -134,15 +134,15 @@ fn slots() -> Vec<Case> {
         .ends(Verdict::NoBackend),
         case("nor UDP", &all(0), udp().build()).ends(Verdict::NoBackend),
         case(
-            "the first backend number beyond the map",
+            "the first backend number that nobody can have",
             &all(beyond),
             tcp().build(),
         )
-        .ends(Verdict::Inconsistent),
+        .ends(Verdict::NoNeighbour),
         case("the largest backend number", &all(u16::MAX), udp().build())
-            .ends(Verdict::Inconsistent),
+            .ends(Verdict::NoNeighbour),
         case(
-            "the last number in the map, which names nobody yet",
+            "the last number, which names nobody yet",
             &all(beyond - 1),
             tcp().build(),
         )

@@ -235,12 +235,11 @@ fn failures() -> Vec<Case> {
             .forwarded(2)
             .records(on(2, Phase::Closing)),
         case(
-            "a flow recorded on a backend that the map does not have",
+            "a flow recorded on a backend that nobody can be",
             &with(open(beyond)),
             tcp().build(),
         )
-        .forwarded(2)
-        .records(open(2)),
+        .ends(Verdict::NoNeighbour),
         case(
             "an old flow whose backend has failed goes to the current one",
             &changing().failed(1),
@@ -249,12 +248,12 @@ fn failures() -> Vec<Case> {
         .forwarded(2)
         .records(open(2)),
         case(
-            "a previous backend that the map does not have",
+            "a previous backend that nobody can be",
             &town().every_slot(Slot::new(2, beyond)),
             tcp().build(),
         )
-        .forwarded(2)
-        .records(open(2)),
+        .ends(Verdict::NoNeighbour)
+        .records(open(beyond)),
         case(
             "another's failure moves nobody",
             &with(open(3)).failed(1),
