@@ -113,12 +113,10 @@ pub mod program {
 
 /// The names of the read-only globals set at load time.
 pub mod global {
-    /// `u64`: the MAC address of the interface the program is attached to, as [`crate::wire::mac_word`].
-    pub const OWN_MAC: &str = "OWN_MAC";
+    /// `[u64; 4]`: the words of [`crate::pick::Own`], of the interface the program is attached to.
+    pub const OWN: &str = "OWN";
     /// `u16`: that interface's port number.
     pub const OWN_PORT: &str = "OWN_PORT";
-    /// `u64`: [`crate::pick::Backend::head_key`] of both.
-    pub const HEAD_KEY: &str = "HEAD_KEY";
     /// `u8`: 1 where a packet for an unserved port of a VIP goes to the host instead of being dropped.
     pub const UNSERVED_PASS: &str = "UNSERVED_PASS";
     /// `u8`: log2 of the number of buckets of the flow table.

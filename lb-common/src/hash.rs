@@ -34,6 +34,26 @@ pub const fn mix_top(source: u64, seed: Seed) -> u64 {
     (first ^ first >> 32 ^ seed.0[1]).wrapping_mul(SECOND)
 }
 
+/// `word` shifted right by the lower six bits of `by`: BPF's own shift (RFC 9669 section 4.1), of which the compiler does not
+/// know that it leaves the upper bits aside.
+#[inline(always)]
+#[must_use]
+pub fn shift_right(word: u64, by: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut word = word;
+        // SAFETY: one instruction of two registers, without memory.
+        unsafe {
+            core::arch::asm!("{0} >>= {1}", inout(reg) word, in(reg) by, options(pure, nomem, nostack));
+        }
+        word
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        word >> (by & 63)
+    }
+}
+
 /// 128 bits, such as an IPv6 address, folded into the word that [`mix`] takes. Two addresses of one /64 never meet; any
 /// other two meet with a probability of about 2^-64 that only the secret decides.
 #[inline(always)]

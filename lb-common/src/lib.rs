@@ -9,6 +9,7 @@
 //! and [`icmp`] answer for the VIPs; [`verdict`] names every end it can come to. What differs between IPv4 and IPv6 is in
 //! [`address`], what a configuration does not use in [`features`].
 #![no_std]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 pub mod abi;
 pub mod address;

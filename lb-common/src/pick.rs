@@ -125,22 +125,6 @@ impl Backend {
         Self(mac | (port as u64 & Self::LOCAL_PORT as u64) << 48 | resolved | (failed as u64) << 63)
     }
 
-    /// A key of the port with this number and its `own_mac` (as [`crate::wire::mac_word`]). The exclusive or of it and the
-    /// word of a backend which nothing is in the way of (a known MAC address behind this port, not failed, not closed) is
-    /// what a frame from here to there begins with: eight bytes, as a little-endian word.
-    #[must_use]
-    pub const fn head_key(port: u16, own_mac: u64) -> u64 {
-        (Self::RESOLVED | (port as u64) << 48) ^ own_mac << 48
-    }
-
-    /// Whether the exclusive or of a backend's word and the [`Self::head_key`] of some port and `own_mac` is the beginning of a
-    /// frame.
-    #[inline(always)]
-    #[must_use]
-    pub const fn is_head(head: u64, own_mac: u64) -> bool {
-        head >> 48 == own_mac & 0xffff
-    }
-
     /// The same backend, closed to new clients or not: one that drains. Only asked where clients are recorded, because no
     /// slot names it as current.
     #[must_use]
@@ -174,6 +158,49 @@ impl Backend {
     #[must_use]
     pub const fn failed(self) -> bool {
         self.0 & Self::FAILED != 0
+    }
+}
+
+/// What the data path compares with and writes of the interface that a packet came in on, worked out beforehand: a word each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Own {
+    /// Its MAC address, as [`crate::wire::mac_word`], in the upper 48 bits.
+    Mac,
+    /// The upper 16 bits of the word of a [`Backend`] which nothing is in the way of, behind this port.
+    Ready,
+    /// The exclusive or of such a word and this is what a frame from here to there begins with: eight bytes, as a
+    /// little-endian word.
+    Key,
+    /// The four bytes behind them, likewise.
+    Rest,
+}
+
+impl Own {
+    /// How many there are.
+    pub const COUNT: usize = 4;
+
+    /// This word for the port with this number and its MAC address, as [`crate::wire::mac_word`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(self, port: u16, mac: u64) -> u64 {
+        let ready = Backend::RESOLVED >> 48 | port as u64;
+        match self {
+            Self::Mac => mac << 16,
+            Self::Ready => ready,
+            Self::Key => (ready ^ mac) << 48,
+            Self::Rest => mac >> 16 & 0xffff_ffff,
+        }
+    }
+
+    /// All of them, in their order.
+    #[must_use]
+    pub const fn words(port: u16, mac: u64) -> [u64; Self::COUNT] {
+        [
+            Self::Mac.of(port, mac),
+            Self::Ready.of(port, mac),
+            Self::Key.of(port, mac),
+            Self::Rest.of(port, mac),
+        ]
     }
 }
 
@@ -244,12 +271,13 @@ mod tests {
 
     #[test]
     fn a_ready_backends_word_becomes_a_head() {
-        let (mac, own) = (0x0605_0403_0201, 0x1615_1413_1211);
+        let (mac, mine) = (0x0605_0403_0201, 0x1615_1413_1211);
         for port in [0, 1, 63] {
-            let head = |backend: Backend| backend.0 ^ Backend::head_key(port, own);
+            let [shifted, upper, key, rest] = Own::words(port, mine);
             let ready = Backend::new(mac, port, false);
-            assert_eq!(head(ready), mac | own << 48);
-            assert!(Backend::is_head(head(ready), own));
+            assert_eq!(ready.0 >> 48, upper);
+            assert_eq!(ready.0 ^ key, mac | mine << 48);
+            assert_eq!((shifted, rest), (mine << 16, mine >> 16));
             for other in [
                 Backend::new(mac, port + 1, false),
                 Backend::new(mac, Backend::LOCAL_PORT, false),
@@ -258,7 +286,7 @@ mod tests {
                 ready.closed_to_new(true),
                 Backend::default(),
             ] {
-                assert!(!Backend::is_head(head(other), own), "{other:?}");
+                assert_ne!(other.0 >> 48, upper, "{other:?}");
             }
         }
     }

@@ -23,15 +23,14 @@ pub fn ethernet<P: Packet>(packet: &mut P, destination: u64, source: u64) -> Res
 /// The same, where a frame's first bytes are at hand.
 #[inline(always)]
 pub fn addresses_in(head: &mut [u8], destination: u64, source: u64) {
-    head_in(head, destination | source << 48, source);
+    head_in(head, destination | source << 48, (source >> 16) as u32);
     debug_assert_eq!(head[..6], mac_bytes(destination));
     debug_assert_eq!(head[6..12], mac_bytes(source));
 }
 
-/// The same, where `first` is the first eight bytes (destination and the source's first two) as a little-endian word.
+/// The same as two little-endian words: the first eight bytes (destination and the source's first two), and the `rest`.
 #[inline(always)]
-pub fn head_in(head: &mut [u8], first: u64, source: u64) {
-    let rest = (source >> 16) as u32;
+pub fn head_in(head: &mut [u8], first: u64, rest: u32) {
     let Some((eight, behind)) = head.split_first_chunk_mut() else {
         return;
     };

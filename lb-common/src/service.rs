@@ -2,28 +2,30 @@
 
 use crate::abi::{Bucket, WAYS};
 use crate::address::{Address, Ipv6};
+use crate::hash::shift_right;
 use crate::pick::Affinity;
 use crate::tables::Tables;
 
 /// What a service is found by, packed into one word: never 0.
 ///
 /// Bits 0-31 the VIP (IPv4 in network byte order; of IPv6 what [`Directory::fold`] makes of it), 32-39 the protocol, 40-47
-/// the family's mark, 48-63 the port (network byte order): of IPv4 the eight bytes that a packet without options has from its
-/// destination on, with protocol and mark in the place of the client's port.
+/// 1 for IPv6 and 2 for all ports, 48-63 the port (network byte order): of IPv4 the eight bytes that a packet
+/// without options has from its destination on, with protocol and mark in the place of the client's port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceKey(pub u64);
 
 /// An odd multiplier with well spread bits, as in [`crate::hash`].
 const FOLD: u64 = 0xbf58_476d_1ce4_e5b9;
-const FAMILY_IPV4: u64 = 1 << 40;
-const FAMILY_IPV6: u64 = 2 << 40;
+const FAMILY_IPV6: u64 = 1 << 40;
+/// No packet's key has this: one for port 0 finds nothing, and one for 0.0.0.0 no empty way.
+const ALL_PORTS: u64 = 2 << 40;
 
 impl ServiceKey {
-    /// A port of an IPv4 VIP. `vip` and `port` in host order.
+    /// A port of an IPv4 VIP, or all of them where it is 0. `vip` and `port` in host order.
     #[inline(always)]
     #[must_use]
     pub const fn ipv4(vip: u32, protocol: u8, port: u16) -> Self {
-        Self::of(FAMILY_IPV4, u32::from_be(vip), protocol, port)
+        Self::of(0, u32::from_be(vip), protocol, port)
     }
 
     /// All ports of a protocol of an IPv4 VIP: tried where no single port matches.
@@ -40,7 +42,7 @@ impl ServiceKey {
         Self::ipv4(vip, 0, 0)
     }
 
-    /// A port of an IPv6 VIP. `fold` from [`Directory::fold`], so the key is good for one directory word only.
+    /// A port of an IPv6 VIP, or all of them where it is 0. `fold` from [`Directory::fold`], so the key is good for one directory word only.
     #[inline(always)]
     #[must_use]
     pub const fn ipv6(fold: u32, protocol: u8, port: u16) -> Self {
@@ -49,23 +51,25 @@ impl ServiceKey {
 
     #[inline(always)]
     const fn of(family: u64, vip: u32, protocol: u8, port: u16) -> Self {
+        let all = if port == 0 { ALL_PORTS } else { 0 };
         let port = u16::from_be(port) as u64;
-        Self(port << 48 | family | (protocol as u64) << 32 | vip as u64)
+        Self(port << 48 | all | family | (protocol as u64) << 32 | vip as u64)
     }
 
-    /// A port of an IPv4 VIP: `bytes` are the destination, two more, and the port, as a little-endian word.
+    /// What a packet to an IPv4 VIP is looked up by: `bytes` are its destination, two more, and its port, as a little-endian
+    /// word. Port 0 is no service's.
     #[inline(always)]
     #[must_use]
-    pub const fn of_ipv4_bytes(bytes: u64, protocol: u8) -> Self {
-        let between = (FAMILY_IPV4 >> 32) as u32 | protocol as u32;
-        Self(bytes & 0xffff_0000_ffff_ffff | (between as u64) << 32)
+    pub const fn of_ipv4_packet(bytes: u64, protocol: u8) -> Self {
+        Self(bytes & 0xffff_0000_ffff_ffff | (protocol as u64) << 32)
     }
 
-    /// Whether it has no port.
+    /// The same of IPv6: `port` in network byte order.
     #[inline(always)]
     #[must_use]
-    pub const fn is_portless(self) -> bool {
-        self.0 >> 48 == 0
+    pub const fn of_ipv6_packet(fold: u32, protocol: u8, port: u16) -> Self {
+        let between = (FAMILY_IPV6 >> 32) as u32 | protocol as u32;
+        Self((port as u64) << 48 | (between as u64) << 32 | fold as u64)
     }
 
     /// Whether the VIP is an IPv6 address, which the key does not hold whole.
@@ -238,8 +242,8 @@ impl ServiceValue {
     /// The index of a source in the service's table, from its hash's upper bits.
     #[inline(always)]
     #[must_use]
-    pub const fn index(self, hash: u64) -> u32 {
-        (hash >> (self.0 & 63)) as u32
+    pub fn index(self, hash: u64) -> u32 {
+        shift_right(hash, self.0) as u32
     }
 
     /// log2 of the table's size.
@@ -317,8 +321,8 @@ impl Directory {
     /// The bucket of `key`.
     #[inline(always)]
     #[must_use]
-    pub const fn bucket(self, key: ServiceKey) -> u32 {
-        ((key.0.wrapping_mul(self.0) >> 1 ^ self.0) >> (self.0 >> 1 & 0x3f)) as u32
+    pub fn bucket(self, key: ServiceKey) -> u32 {
+        shift_right(key.0.wrapping_mul(self.0) >> 1 ^ self.0, self.0 >> 1) as u32
     }
 }
 
@@ -491,6 +495,23 @@ mod tests {
             (0xc000_020a, 6, 443)
         );
         assert_ne!(ServiceKey::ipv4_vip(0), ServiceKey(0));
+        let any = ServiceKey::ipv4_any_port(0xc000_020a, 17);
+        assert_eq!((any.protocol(), any.port(), any.is_ipv6()), (17, 0, false));
+    }
+
+    #[test]
+    fn a_packets_key_is_that_of_its_port() {
+        let bytes = u64::from_le_bytes([192, 0, 2, 10, 0xff, 0xee, 1, 187]);
+        let of = |bytes| ServiceKey::of_ipv4_packet(bytes, 6);
+        assert_eq!(of(bytes), ServiceKey::ipv4(0xc000_020a, 6, 443));
+        let of6 = |port: u16| ServiceKey::of_ipv6_packet(0xc000_020a, 17, port.to_be());
+        assert_eq!(of6(53), ServiceKey::ipv6(0xc000_020a, 17, 53));
+        // Port 0 is not "all ports".
+        assert_ne!(
+            of(bytes << 16 >> 16),
+            ServiceKey::ipv4_any_port(0xc000_020a, 6)
+        );
+        assert_ne!(of6(0), ServiceKey::ipv6(0xc000_020a, 17, 0));
     }
 
     #[test]

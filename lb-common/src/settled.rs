@@ -22,7 +22,7 @@ use crate::tables::Tables;
 use crate::transition::backend_of_flow;
 use crate::verdict::Verdict;
 use crate::wire::{
-    ETH_LEN, IPV4_LEN, IPV6_LEN, MAC_MASK, PROTO_UDP, TCP_FLAGS, be32_at, ipv6_at, le64_at,
+    ETH_LEN, IPV4_LEN, IPV6_LEN, PROTO_UDP, TCP_FLAGS, be32_at, ipv6_at, le16_at, le64_at,
 };
 
 /// What is asked for at once: of a configuration without these nothing else is left of the questions.
@@ -36,7 +36,7 @@ trait Head {
     fn client(&self) -> Self::Address;
     fn destination(&self) -> Self::Address;
     fn ports(&self) -> u32;
-    fn eth_destination(&self) -> u64;
+    fn ethernet(&self) -> u64;
     fn service_key(&self, directory: Directory, protocol: u8) -> ServiceKey;
     fn bytes(&mut self) -> &mut [u8];
 }
@@ -60,13 +60,13 @@ impl Head for [u8; ipv4::COMMON_LEN] {
     }
 
     #[inline(always)]
-    fn eth_destination(&self) -> u64 {
-        le64_at::<0, _>(self) & MAC_MASK
+    fn ethernet(&self) -> u64 {
+        le64_at::<0, _>(self)
     }
 
     #[inline(always)]
     fn service_key(&self, _directory: Directory, protocol: u8) -> ServiceKey {
-        ServiceKey::of_ipv4_bytes(le64_at::<{ ETH_LEN + 16 }, _>(self), protocol)
+        ServiceKey::of_ipv4_packet(le64_at::<{ ETH_LEN + 16 }, _>(self), protocol)
     }
 
     #[inline(always)]
@@ -94,14 +94,14 @@ impl Head for [u8; ipv6::COMMON_LEN] {
     }
 
     #[inline(always)]
-    fn eth_destination(&self) -> u64 {
-        le64_at::<0, _>(self) & MAC_MASK
+    fn ethernet(&self) -> u64 {
+        le64_at::<0, _>(self)
     }
 
     #[inline(always)]
     fn service_key(&self, directory: Directory, protocol: u8) -> ServiceKey {
-        let port = self.ports() as u16;
-        ServiceKey::ipv6(directory.fold(self.destination()), protocol, port)
+        let port = le16_at::<{ ETH_LEN + IPV6_LEN + 2 }, _>(self);
+        ServiceKey::of_ipv6_packet(directory.fold(self.destination()), protocol, port)
     }
 
     #[inline(always)]
@@ -185,8 +185,7 @@ fn forward<H: Head, T: Tables>(
         Err(_) => return None,
     };
     let client = head.client();
-    if !tables.is_own(head.eth_destination()) || client.is_martian() || client == head.destination()
-    {
+    if !tables.is_own_head(head.ethernet()) || client.is_martian() || client == head.destination() {
         return None;
     }
     let rare = tables.features().has(RARE);
@@ -260,9 +259,8 @@ fn send_to<H: Head, T: Tables>(
             Some(counted(tables, Err(Verdict::OtherNode)))
         };
     }
-    let (first, own_mac) = (backend.0 ^ tables.head_key(), tables.own_mac());
-    if Backend::is_head(first, own_mac) {
-        rewrite::head_in(head.bytes(), first, own_mac);
+    if let Some((first, rest)) = tables.head_to(backend) {
+        rewrite::head_in(head.bytes(), first, rest);
         tables.count_backend(number, length as u64);
         return Some(Outcome {
             verdict: Verdict::Forwarded,
@@ -305,9 +303,6 @@ fn service_of<H: Head, T: Tables>(
     }
     let directory = Directory(control.directory.get());
     let key = head.service_key(directory, protocol);
-    if key.is_portless() {
-        return Err(Verdict::Unserved);
-    }
     if let Some(service) = find(tables, directory, key, vip) {
         return Ok(service);
     }
@@ -316,7 +311,7 @@ fn service_of<H: Head, T: Tables>(
     let Some(entry) = lookup(tables, directory, vip, 0, 0) else {
         return Err(Verdict::NotOurs);
     };
-    if !entry.has_any_port() {
+    if !entry.has_any_port() || head.ports() as u16 == 0 {
         return Err(Verdict::Unserved);
     }
     match lookup(tables, directory, vip, protocol, 0) {

@@ -9,9 +9,10 @@ use crate::flow::{self, FlowBucket, FlowBucket6, FlowKey, FlowName, FlowState, P
 use crate::forward;
 use crate::fragment::FragmentKey;
 use crate::hot::HotState;
-use crate::pick::{Backend, Slot};
+use crate::pick::{Backend, Own, Slot};
 use crate::service::ServiceValue;
 use crate::verdict::Verdict;
+use crate::wire::MAC_MASK;
 
 /// What the flow table had to do; one counter each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,10 +180,10 @@ pub trait Tables {
     fn own_mac(&self) -> u64;
     /// The port number of that interface.
     fn own_port(&self) -> u16;
-    /// What makes a ready backend's word a frame's first eight bytes: [`Backend::head_key`].
+    /// What [`Own`] says of both.
     #[inline(always)]
-    fn head_key(&self) -> u64 {
-        Backend::head_key(self.own_port(), self.own_mac())
+    fn own(&self, what: Own) -> u64 {
+        what.of(self.own_port(), self.own_mac())
     }
     /// Whether packets for unserved ports of a VIP go to the host.
     fn unserved_pass(&self) -> bool;
@@ -196,6 +197,24 @@ pub trait Tables {
     fn is_own(&self, eth_destination: u64) -> bool {
         eth_destination == self.own_mac()
             || self.features().has(Features::PICK) && eth_destination == self.cluster_mac()
+    }
+
+    /// The same, of a frame's first eight bytes as a little-endian word.
+    #[inline(always)]
+    fn is_own_head(&self, first: u64) -> bool {
+        first << 16 == self.own(Own::Mac)
+            || self.features().has(Features::PICK) && first & MAC_MASK == self.cluster_mac()
+    }
+
+    /// The first twelve bytes of a frame from here to a backend, as little-endian words, if nothing is in its way: a known MAC
+    /// address behind the port that the packet came in on, not failed, not closed.
+    #[inline(always)]
+    fn head_to(&self, backend: Backend) -> Option<(u64, u32)> {
+        if backend.0 >> 48 == self.own(Own::Ready) {
+            Some((backend.0 ^ self.own(Own::Key), self.own(Own::Rest) as u32))
+        } else {
+            None
+        }
     }
 
     /// The MAC address that an answer for a VIP names, as [`crate::wire::mac_word`]. The frame itself still comes from

@@ -146,6 +146,20 @@ const fn halves(bytes: [u8; 16]) -> [[u8; 8]; 2] {
     }
 }
 
+/// The two bytes at the constant offset `AT`, the first in the lower bits.
+#[inline(always)]
+#[must_use]
+pub const fn le16_at<const AT: usize, const N: usize>(bytes: &[u8; N]) -> u16 {
+    u16::from_le_bytes(bytes_at::<AT, 2, N>(bytes))
+}
+
+/// The four bytes at the constant offset `AT`, the first in the lowest bits.
+#[inline(always)]
+#[must_use]
+pub const fn le32_at<const AT: usize, const N: usize>(bytes: &[u8; N]) -> u32 {
+    u32::from_le_bytes(bytes_at::<AT, 4, N>(bytes))
+}
+
 /// The eight bytes at the constant offset `AT`, the first in the lowest bits (as [`mac_word`] keeps them).
 #[inline(always)]
 #[must_use]

@@ -22,7 +22,7 @@ use lb_common::{
     flow::{FlowBucket, FlowBucket6, FlowKey, FlowState, Key as _, Put, TICK_SHIFT},
     fragment::FragmentKey,
     memory::{Word32, Word64},
-    pick::{Backend, Slot},
+    pick::{Backend, Own, Slot},
     service::ServiceValue,
     tables::{Event, Tables},
     verdict::Verdict,
@@ -30,15 +30,12 @@ use lb_common::{
 
 use crate::functions;
 
-/// The MAC address of the interface this instance is attached to.
+/// The words of [`Own`]: of the interface this instance is attached to.
 #[unsafe(no_mangle)]
-static OWN_MAC: Global<u64> = Global::new(0);
+static OWN: [u64; Own::COUNT] = [0; Own::COUNT];
 /// The port number of that interface.
 #[unsafe(no_mangle)]
 static OWN_PORT: Global<u16> = Global::new(0);
-/// [`Backend::head_key`] of both.
-#[unsafe(no_mangle)]
-static HEAD_KEY: Global<u64> = Global::new(0);
 /// Whether packets for unserved ports of a VIP go to the host.
 #[unsafe(no_mangle)]
 static UNSERVED_PASS: Global<u8> = Global::new(0);
@@ -243,7 +240,7 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn own_mac(&self) -> u64 {
-        OWN_MAC.load()
+        self.own(Own::Mac) >> 16
     }
 
     #[inline(always)]
@@ -252,8 +249,9 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn head_key(&self) -> u64 {
-        HEAD_KEY.load()
+    fn own(&self, what: Own) -> u64 {
+        // SAFETY: a place in the static. Volatile, because the loader changes what the compiler sees.
+        unsafe { (&raw const OWN[what as usize]).read_volatile() }
     }
 
     #[inline(always)]

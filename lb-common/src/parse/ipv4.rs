@@ -5,7 +5,7 @@ use crate::verdict::Verdict;
 use crate::wire::{
     ETH_LEN, ETH_TYPE, ETHERTYPE_IPV4, IPV4_FRAGMENT_MASK, IPV4_FRAGMENT_OFFSET, IPV4_LEN,
     IPV4_MORE_FRAGMENTS, PROTO_ICMP, PROTO_TCP, PROTO_UDP, TCP_LEN, UDP_LEN, be16_at, be32_at,
-    u8_at,
+    le32_at, u8_at,
 };
 
 use super::{Flow, Fragment, Icmp, Ip, Link, Part, Unfit};
@@ -23,7 +23,9 @@ pub(crate) fn common(head: &[u8; COMMON_LEN], length: usize) -> Option<u8> {
     if be32_at::<ETH_TYPE, _>(head) >> 8 != u32::from(ETHERTYPE_IPV4) << 8 | 0x45 {
         return None;
     }
-    let fragment = be16_at::<{ ETH_LEN + 6 }, _>(head) & IPV4_FRAGMENT_MASK;
+    // With the identification before it, in the packet's order: one instruction for the mask.
+    const FRAGMENT: u32 = (IPV4_FRAGMENT_MASK.to_be() as u32) << 16;
+    let fragment = le32_at::<{ ETH_LEN + 4 }, _>(head) & FRAGMENT;
     let total = be16_at::<{ ETH_LEN + 2 }, _>(head) as usize;
     let protocol = u8_at::<{ ETH_LEN + 9 }, _>(head);
     let least = match protocol {

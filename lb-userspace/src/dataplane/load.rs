@@ -6,7 +6,7 @@ use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use lb_common::{
     abi::{self, SLOTS_IN_LINE, global, map},
     features::Features,
-    pick::Backend,
+    pick::Own,
 };
 
 use super::{
@@ -125,7 +125,7 @@ pub fn load(
     instance: &Instance,
 ) -> Result<Ebpf, DataplaneError> {
     let mac = lb_common::wire::mac_word(instance.mac);
-    let head_key = Backend::head_key(instance.port, mac);
+    let own = Own::words(instance.port, mac);
     let unserved_pass = u8::from(instance.unserved_pass);
     let flow_bits = instance.flow_buckets.ilog2() as u8;
     let flow6_bits = instance.flow6_buckets.ilog2() as u8;
@@ -139,9 +139,8 @@ pub fn load(
     let mut loader = EbpfLoader::new();
     loader
         .verifier_log_level(VerifierLogLevel::STATS)
-        .override_global(global::OWN_MAC, &mac, true)
+        .override_global(global::OWN, &own, true)
         .override_global(global::OWN_PORT, &instance.port, true)
-        .override_global(global::HEAD_KEY, &head_key, true)
         .override_global(global::UNSERVED_PASS, &unserved_pass, true)
         .override_global(global::FLOW_BITS, &flow_bits, true)
         .override_global(global::FLOW6_BITS, &flow6_bits, true)
