@@ -113,7 +113,7 @@ pub mod program {
 
 /// The names of the read-only globals set at load time.
 pub mod global {
-    /// `[u64; 4]`: the words of [`crate::pick::Own`], of the interface the program is attached to.
+    /// `[u64; 5]`: the words of [`crate::pick::Own`], of the interface the program is attached to.
     pub const OWN: &str = "OWN";
     /// `u16`: that interface's port number.
     pub const OWN_PORT: &str = "OWN_PORT";

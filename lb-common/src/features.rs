@@ -30,6 +30,9 @@ impl Features {
     /// Everything but [`Self::PICK`], which contradicts forwarding.
     pub const ALL_FORWARDING: Self = Self(Self::ALL.0 & !Self::PICK.0);
 
+    /// What the hot path has to ask for at each packet. Of a configuration without these nothing is left of the questions.
+    pub const RARE: Self = Self::SPREAD.with(Self::TRACK_ALWAYS).with(Self::PICK);
+
     /// Names of the features as `status` and the log show them, in the order of the bits.
     pub const NAMES: [&'static str; 9] = [
         "ipv6",

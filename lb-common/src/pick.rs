@@ -1,6 +1,7 @@
 //! source -> hash -> slot -> backend.
 
 use crate::address::Address;
+use crate::features::Features;
 use crate::hash::{Seed, mix};
 
 /// Which part of the packet picks.
@@ -164,8 +165,10 @@ impl Backend {
 /// What the data path compares with and writes of the interface that a packet came in on, worked out beforehand: a word each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Own {
-    /// Its MAC address, as [`crate::wire::mac_word`], in the upper 48 bits.
+    /// Its MAC address, as [`crate::wire::mac_word`].
     Mac,
+    /// The same in the upper 48 bits; with [`Features::RARE`] in use, what no address is.
+    Plain,
     /// The upper 16 bits of the word of a [`Backend`] which nothing is in the way of, behind this port.
     Ready,
     /// The exclusive or of such a word and this is what a frame from here to there begins with: eight bytes, as a
@@ -177,15 +180,17 @@ pub enum Own {
 
 impl Own {
     /// How many there are.
-    pub const COUNT: usize = 4;
+    pub const COUNT: usize = 5;
 
     /// This word for the port with this number and its MAC address, as [`crate::wire::mac_word`].
     #[inline(always)]
     #[must_use]
-    pub const fn of(self, port: u16, mac: u64) -> u64 {
+    pub const fn of(self, port: u16, mac: u64, features: Features) -> u64 {
         let ready = Backend::RESOLVED >> 48 | port as u64;
         match self {
-            Self::Mac => mac << 16,
+            Self::Mac => mac,
+            Self::Plain if features.has(Features::RARE) => u64::MAX,
+            Self::Plain => mac << 16,
             Self::Ready => ready,
             Self::Key => (ready ^ mac) << 48,
             Self::Rest => mac >> 16 & 0xffff_ffff,
@@ -194,12 +199,13 @@ impl Own {
 
     /// All of them, in their order.
     #[must_use]
-    pub const fn words(port: u16, mac: u64) -> [u64; Self::COUNT] {
+    pub const fn words(port: u16, mac: u64, features: Features) -> [u64; Self::COUNT] {
         [
-            Self::Mac.of(port, mac),
-            Self::Ready.of(port, mac),
-            Self::Key.of(port, mac),
-            Self::Rest.of(port, mac),
+            Self::Mac.of(port, mac, features),
+            Self::Plain.of(port, mac, features),
+            Self::Ready.of(port, mac, features),
+            Self::Key.of(port, mac, features),
+            Self::Rest.of(port, mac, features),
         ]
     }
 }
@@ -273,11 +279,13 @@ mod tests {
     fn a_ready_backends_word_becomes_a_head() {
         let (mac, mine) = (0x0605_0403_0201, 0x1615_1413_1211);
         for port in [0, 1, 63] {
-            let [shifted, upper, key, rest] = Own::words(port, mine);
+            let [word, shifted, upper, key, rest] = Own::words(port, mine, Features::FRAGMENTS);
             let ready = Backend::new(mac, port, false);
             assert_eq!(ready.0 >> 48, upper);
             assert_eq!(ready.0 ^ key, mac | mine << 48);
-            assert_eq!((shifted, rest), (mine << 16, mine >> 16));
+            assert_eq!((word, shifted, rest), (mine, mine << 16, mine >> 16));
+            let rare = Own::Plain.of(port, mine, Features::PICK);
+            assert_ne!(rare, rare >> 16 << 16, "no address is that");
             for other in [
                 Backend::new(mac, port + 1, false),
                 Backend::new(mac, Backend::LOCAL_PORT, false),

@@ -9,8 +9,7 @@ use crate::tables::Tables;
 /// What a service is found by, packed into one word: never 0.
 ///
 /// Bits 0-31 the VIP (IPv4 in network byte order; of IPv6 what [`Directory::fold`] makes of it), 32-39 the protocol, 40-47
-/// 1 for IPv6 and 2 for all ports, 48-63 the port (network byte order): of IPv4 the eight bytes that a packet
-/// without options has from its destination on, with protocol and mark in the place of the client's port.
+/// 1 for IPv6 and 2 for all ports, 48-63 the port (network byte order).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceKey(pub u64);
 
@@ -56,12 +55,11 @@ impl ServiceKey {
         Self(port << 48 | all | family | (protocol as u64) << 32 | vip as u64)
     }
 
-    /// What a packet to an IPv4 VIP is looked up by: `bytes` are its destination, two more, and its port, as a little-endian
-    /// word. Port 0 is no service's.
+    /// What a packet to an IPv4 VIP is looked up by: `vip` and `port` in network byte order. Port 0 is no service's.
     #[inline(always)]
     #[must_use]
-    pub const fn of_ipv4_packet(bytes: u64, protocol: u8) -> Self {
-        Self(bytes & 0xffff_0000_ffff_ffff | (protocol as u64) << 32)
+    pub const fn of_ipv4_packet(vip: u32, protocol: u8, port: u16) -> Self {
+        Self((port as u64) << 48 | (protocol as u64) << 32 | vip as u64)
     }
 
     /// The same of IPv6: `port` in network byte order.
@@ -337,7 +335,7 @@ impl NoVip {
     pub fn but(vips: impl IntoIterator<Item = u32>) -> Self {
         Self(
             vips.into_iter()
-                .fold(u64::MAX, |word, vip| word & !(1 << Self::class(vip))),
+                .fold(u64::MAX, |word, vip| word & !(1 << 63 >> Self::class(vip))),
         )
     }
 
@@ -351,7 +349,8 @@ impl NoVip {
     #[inline(always)]
     #[must_use]
     pub const fn has(self, address: u32) -> bool {
-        self.0 >> Self::class(address) & 1 == 1
+        // By the sign: a shift and a comparison.
+        (self.0 << Self::class(address)).cast_signed() < 0
     }
 
     /// The upper six bits of a product with the golden ratio's bits: neighbours are far apart. Of the address as it is in a
@@ -501,16 +500,13 @@ mod tests {
 
     #[test]
     fn a_packets_key_is_that_of_its_port() {
-        let bytes = u64::from_le_bytes([192, 0, 2, 10, 0xff, 0xee, 1, 187]);
-        let of = |bytes| ServiceKey::of_ipv4_packet(bytes, 6);
-        assert_eq!(of(bytes), ServiceKey::ipv4(0xc000_020a, 6, 443));
+        let vip = 0xc000_020a_u32.to_be();
+        let of = |port: u16| ServiceKey::of_ipv4_packet(vip, 6, port.to_be());
+        assert_eq!(of(443), ServiceKey::ipv4(0xc000_020a, 6, 443));
         let of6 = |port: u16| ServiceKey::of_ipv6_packet(0xc000_020a, 17, port.to_be());
         assert_eq!(of6(53), ServiceKey::ipv6(0xc000_020a, 17, 53));
         // Port 0 is not "all ports".
-        assert_ne!(
-            of(bytes << 16 >> 16),
-            ServiceKey::ipv4_any_port(0xc000_020a, 6)
-        );
+        assert_ne!(of(0), ServiceKey::ipv4_any_port(0xc000_020a, 6));
         assert_ne!(of6(0), ServiceKey::ipv6(0xc000_020a, 17, 0));
     }
 

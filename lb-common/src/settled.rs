@@ -15,20 +15,16 @@ use crate::flow::FlowKey;
 use crate::forward::{Outcome, counted, egress_of, recorded_track, slot_of};
 use crate::packet::Packet;
 use crate::parse::{Signal, ipv4, ipv6, of_flags};
-use crate::pick::{Backend, Slot};
+use crate::pick::{Backend, Own, Slot};
 use crate::rewrite;
 use crate::service::{Directory, NoVip, ServiceKey, ServiceValue, Track, find, lookup};
 use crate::tables::Tables;
 use crate::transition::backend_of_flow;
 use crate::verdict::Verdict;
 use crate::wire::{
-    ETH_LEN, IPV4_LEN, IPV6_LEN, PROTO_UDP, TCP_FLAGS, be32_at, ipv6_at, le16_at, le64_at,
+    ETH_LEN, IPV4_LEN, IPV6_LEN, MAC_MASK, PROTO_UDP, TCP_FLAGS, be32_at, ipv6_at, le16_at,
+    le32_at, le64_at,
 };
-
-/// What is asked for at once: of a configuration without these nothing else is left of the questions.
-const RARE: Features = Features::SPREAD
-    .with(Features::TRACK_ALWAYS)
-    .with(Features::PICK);
 
 /// The beginning of a whole TCP or UDP packet, as far as the ports.
 trait Head {
@@ -66,7 +62,9 @@ impl Head for [u8; ipv4::COMMON_LEN] {
 
     #[inline(always)]
     fn service_key(&self, _directory: Directory, protocol: u8) -> ServiceKey {
-        ServiceKey::of_ipv4_packet(le64_at::<{ ETH_LEN + 16 }, _>(self), protocol)
+        let vip = le32_at::<{ ETH_LEN + 16 }, _>(self);
+        let port = le16_at::<{ ETH_LEN + IPV4_LEN + 2 }, _>(self);
+        ServiceKey::of_ipv4_packet(vip, protocol, port)
     }
 
     #[inline(always)]
@@ -185,10 +183,17 @@ fn forward<H: Head, T: Tables>(
         Err(_) => return None,
     };
     let client = head.client();
-    if !tables.is_own_head(head.ethernet()) || client.is_martian() || client == head.destination() {
+    // Of a program with rare features the word is one that no frame begins with: so the others need not ask for them.
+    let rare = if head.ethernet() << 16 == tables.own(Own::Plain) {
+        false
+    } else if tables.features().has(Features::RARE) && tables.is_own(head.ethernet() & MAC_MASK) {
+        true
+    } else {
+        return None;
+    };
+    if client.is_martian() || client == head.destination() {
         return None;
     }
-    let rare = tables.features().has(RARE);
     if rare && tables.features().has(Features::SPREAD) && service.spreads() {
         return None;
     }

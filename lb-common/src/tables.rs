@@ -12,7 +12,6 @@ use crate::hot::HotState;
 use crate::pick::{Backend, Own, Slot};
 use crate::service::ServiceValue;
 use crate::verdict::Verdict;
-use crate::wire::MAC_MASK;
 
 /// What the flow table had to do; one counter each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,10 +179,10 @@ pub trait Tables {
     fn own_mac(&self) -> u64;
     /// The port number of that interface.
     fn own_port(&self) -> u16;
-    /// What [`Own`] says of both.
+    /// What [`Own`] says of both, and of the features.
     #[inline(always)]
     fn own(&self, what: Own) -> u64 {
-        what.of(self.own_port(), self.own_mac())
+        what.of(self.own_port(), self.own_mac(), self.features())
     }
     /// Whether packets for unserved ports of a VIP go to the host.
     fn unserved_pass(&self) -> bool;
@@ -197,13 +196,6 @@ pub trait Tables {
     fn is_own(&self, eth_destination: u64) -> bool {
         eth_destination == self.own_mac()
             || self.features().has(Features::PICK) && eth_destination == self.cluster_mac()
-    }
-
-    /// The same, of a frame's first eight bytes as a little-endian word.
-    #[inline(always)]
-    fn is_own_head(&self, first: u64) -> bool {
-        first << 16 == self.own(Own::Mac)
-            || self.features().has(Features::PICK) && first & MAC_MASK == self.cluster_mac()
     }
 
     /// The first twelve bytes of a frame from here to a backend, as little-endian words, if nothing is in its way: a known MAC

@@ -240,7 +240,7 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn own_mac(&self) -> u64 {
-        self.own(Own::Mac) >> 16
+        self.own(Own::Mac)
     }
 
     #[inline(always)]

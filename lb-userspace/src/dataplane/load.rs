@@ -125,7 +125,7 @@ pub fn load(
     instance: &Instance,
 ) -> Result<Ebpf, DataplaneError> {
     let mac = lb_common::wire::mac_word(instance.mac);
-    let own = Own::words(instance.port, mac);
+    let own = Own::words(instance.port, mac, instance.features);
     let unserved_pass = u8::from(instance.unserved_pass);
     let flow_bits = instance.flow_buckets.ilog2() as u8;
     let flow6_bits = instance.flow6_buckets.ilog2() as u8;
