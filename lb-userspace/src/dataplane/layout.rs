@@ -264,6 +264,28 @@ mod tests {
     }
 
     #[test]
+    fn a_direct_map_is_one_value_of_whole_elements() {
+        let of = |name: &str, value_size, max_entries| {
+            let layout = LAYOUTS.iter().find(|layout| layout.name == name);
+            layout
+                .expect("it is one of them")
+                .elements(value_size, max_entries)
+        };
+        assert_eq!(of(map::SLOTS, 64 * 5, 1), Some(5));
+        assert_eq!(of(map::SLOTS, 64 * 5 + 4, 1), None, "a part is left over");
+        assert_eq!(of(map::SLOTS, 64, 5), None, "as version 3 had it");
+        assert_eq!(of(map::FLOWS, 64, 5), Some(5));
+        assert_eq!(of(map::FLOWS, 64 * 5, 1), None, "it is not direct");
+        for (name, _) in map::DIRECT {
+            assert!(
+                LAYOUTS
+                    .iter()
+                    .any(|layout| layout.name == name && layout.direct)
+            );
+        }
+    }
+
+    #[test]
     fn values_of_each_processor_are_counted() {
         let sizes = Sizes::default();
         let of = |cpus| {
