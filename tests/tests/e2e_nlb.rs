@@ -103,8 +103,27 @@ impl Cluster {
                         .all(|peer| peer.heard && peer.agrees)
             };
             let what = format!("that {node} agrees with {nodes:?}");
-            self.daemon(node).wait_for(&what, wanted).unwrap();
+            self.wait_for(node, &what, wanted);
         }
+    }
+
+    /// Waits for a node's status; what a node does not come to know may be another's trouble, so a failure shows them all.
+    fn wait_for(&mut self, node: &str, what: &str, wanted: impl Fn(&Status) -> bool) {
+        let Err(error) = self.daemon(node).wait_for(what, wanted) else {
+            return;
+        };
+        let mut all = String::new();
+        for (name, daemon) in &mut self.daemons {
+            let neighbours = self.testbed.host(name).run("ip", &["neighbour", "show"]);
+            let neighbours =
+                neighbours.map(|out| String::from_utf8_lossy(&out.stdout).into_owned());
+            let state = match daemon.check_running().and_then(|()| daemon.status()) {
+                Ok(status) => format!("{}\n{}", status.summary(), daemon.log_tail()),
+                Err(error) => error.to_string(),
+            };
+            all.push_str(&format!("\n{name}: {state}\n{neighbours:?}\n"));
+        }
+        panic!("{error}\n{all}");
     }
 
     fn client(&self) -> &Host {
@@ -307,7 +326,7 @@ impl Cluster {
                     && cluster.peers.iter().all(|peer| peer.heard && peer.agrees)
             };
             let what = format!("that {node} knows that {drained} drains");
-            self.daemon(node).wait_for(&what, wanted).unwrap();
+            self.wait_for(node, &what, wanted);
         }
     }
 }

@@ -22,6 +22,7 @@ pub mod fragments;
 pub mod hot;
 pub mod knowledge;
 pub mod memory;
+pub mod occupied;
 pub mod orders;
 pub mod peers;
 pub mod ports;

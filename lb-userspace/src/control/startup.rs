@@ -106,9 +106,6 @@ pub fn start(
     now: Millis,
 ) -> Result<Running> {
     let pin_path = &config.node.pin_path;
-    for name in &config.node.interfaces {
-        refuse_occupied(pin_path, name, facts)?;
-    }
     if let Some(place) = bpffs::ensure(pin_path)? {
         info!(path = %place.display(), "mounted the BPF file system, which was missing");
     }
@@ -185,24 +182,6 @@ pub fn start(
             lock
         },
     })
-}
-
-/// Before anything is made: an interface with somebody else's XDP program is left alone.
-fn refuse_occupied(pin_path: &Path, name: &str, facts: &HostFacts) -> Result<()> {
-    let interface = facts
-        .interface(name)
-        .with_context(|| format!("there is no interface {name}"))?;
-    if let Some(xdp) = interface.link.xdp
-        && attach::own_program(pin_path, name) != Some(xdp.program)
-    {
-        return Err(DataplaneError::Occupied {
-            interface: name.into(),
-            program: attach::program_name(xdp.program),
-            id: xdp.program,
-        }
-        .into());
-    }
-    Ok(())
 }
 
 fn lock(pin_path: &Path) -> Result<File> {
