@@ -8,12 +8,13 @@ use std::collections::VecDeque;
 
 use super::{
     actual::{Actual, BuiltFor},
-    reconcile::table,
+    reconcile::runs,
 };
+use crate::maglev::Run;
 
 /// Tables for fewer backends are built quickly enough.
 const MEMBERS: usize = 128;
-/// So many are kept, half a mebibyte each at the most. Where more backends of large services have trouble at once, their
+/// So many are kept, with some fifty bytes for each backend. Where more backends of large services have trouble at once, their
 /// tables are built when they fail.
 const KEPT: usize = 8;
 
@@ -31,7 +32,7 @@ pub struct Prepared {
 struct Table {
     bits: u8,
     built_for: BuiltFor,
-    slots: Vec<u16>,
+    runs: Vec<Run>,
 }
 
 impl Prepared {
@@ -58,29 +59,29 @@ impl Prepared {
         else {
             return;
         };
-        let slots = table(&built_for, bits);
+        let runs = runs(&built_for, bits);
         self.built += 1;
         self.tables.push_back(Table {
             bits,
             built_for,
-            slots,
+            runs,
         });
         if self.tables.len() > KEPT {
             self.tables.pop_front();
         }
     }
 
-    /// The table of 2^`bits` slots for these: prepared, or built now.
-    pub(super) fn table(&mut self, built_for: &BuiltFor, bits: u8) -> Vec<u16> {
+    /// The table of 2^`bits` slots for these, as its runs: prepared, or built now.
+    pub(super) fn runs(&mut self, built_for: &BuiltFor, bits: u8) -> Vec<Run> {
         let same = |table: &Table| table.bits == bits && table.built_for == *built_for;
         match self.tables.iter().position(same) {
             Some(place) => self
                 .tables
                 .remove(place)
-                .map_or_else(Vec::new, |table| table.slots),
+                .map_or_else(Vec::new, |table| table.runs),
             None => {
                 self.built += 1;
-                table(built_for, bits)
+                runs(built_for, bits)
             }
         }
     }
