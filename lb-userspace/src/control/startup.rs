@@ -21,13 +21,13 @@ use super::{
     decisions::Decisions,
     execute::Executor,
     features,
-    fixed::{Held, other_limits, refuse_too_large},
+    fixed::{Held, other_limits, refuse_too_large, sizes},
     ports::PortState,
 };
 use crate::{
     config::{self, Config, Unserved, XdpMode},
     dataplane::{
-        Access, DataplaneError, Instance, Maps, Sizes,
+        Access, DataplaneError, Instance, Maps,
         attach::{self, Mode, ProbeEgress, Wanted},
         bpffs,
         layout::maps_dir,
@@ -60,17 +60,6 @@ pub struct Running {
     pub adopted: bool,
     /// Keeps a second controller away from the same pins.
     _lock: File,
-}
-
-/// The maps' sizes that a configuration asks for.
-#[must_use]
-pub fn sizes(config: &Config) -> Sizes {
-    let wanted = config.capacities();
-    Sizes {
-        fragment_buckets: Sizes::fragment_buckets(config.limits.fragments),
-        ..Sizes::of(wanted.flows, wanted.slots, wanted.backends, wanted.ports)
-            .with_flows6(wanted.flows6)
-    }
 }
 
 /// Removes what this start pinned, unless it was successful.
