@@ -32,6 +32,7 @@ pub mod reconcile;
 pub mod regions;
 pub mod report;
 pub mod retarget;
+pub mod silence;
 pub mod siphash;
 pub mod startup;
 pub mod sweep;
