@@ -115,18 +115,9 @@ impl Prepared {
 mod tests {
     use super::*;
     use crate::control::{
-        desired::DesiredBackend,
         failure::{Failed, fail},
-        samples::{Bench, backend, service},
+        samples::Bench,
     };
-
-    fn bench(backends: usize) -> Bench {
-        let backends: Vec<DesiredBackend> =
-            (0..backends).map(|n| backend(&format!("b{n}"))).collect();
-        let mut bench = Bench::sized(1 << 18, 8, 2048);
-        bench.bring(&[service("web", 10, &backends)]);
-        bench
-    }
 
     fn down(number: u16) -> Failed {
         Failed {
@@ -139,7 +130,7 @@ mod tests {
 
     #[test]
     fn a_failure_that_was_foreseen_builds_no_table() {
-        let bench = bench(300);
+        let bench = Bench::of_one_large(300);
         let number = bench.number("web", "b7");
         let mut prepared = Prepared::default();
         let unprepared = fail(bench.actual(), 0, &[down(number)], 1, &mut prepared).unwrap();
@@ -160,7 +151,7 @@ mod tests {
 
     #[test]
     fn what_was_prepared_before_a_change_is_not_used_after_it() {
-        let mut bench = bench(300);
+        let mut bench = Bench::of_one_large(300);
         let [first, second] = ["b7", "b8"].map(|name| bench.number("web", name));
         let mut prepared = Prepared::default();
         prepared.suspect(bench.actual(), second);
@@ -177,12 +168,12 @@ mod tests {
 
     #[test]
     fn little_is_kept_and_nothing_of_small_services() {
-        let small = bench(20);
+        let small = Bench::of_one_large(20);
         let mut prepared = Prepared::default();
         prepared.suspect(small.actual(), small.number("web", "b7"));
         assert!(!prepared.is_wanted());
 
-        let large = bench(300);
+        let large = Bench::of_one_large(300);
         for n in 0..100 {
             prepared.suspect(large.actual(), large.number("web", &format!("b{n}")));
             assert!(prepared.suspects.len() <= KEPT);
