@@ -3,12 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant};
 
 use lb_tests::testbed::scene::{HTTP_PROBE, PATIENCE, SEED};
 use lb_tests::testbed::{
-    DEADLINE, Host, INTERFACE, LoadGenerator, LoadSpec, Mac, Nginx, Record, StatusExt, Testbed,
-    XdpLb, XdpProgram, get,
+    Host, INTERFACE, LoadGenerator, LoadSpec, Mac, Nginx, Record, StatusExt, Testbed, XdpLb,
+    XdpProgram, get,
 };
 use lb_userspace::api::Status;
 
@@ -193,30 +192,6 @@ fn of(homes: &BTreeMap<IpAddr, String>, nodes: &[&str]) -> Vec<IpAddr> {
         .collect()
 }
 
-/// Waits until the load has had an answer for each of its addresses, begun after now.
-fn wait_for_answers(load: &LoadGenerator, sources: &[IpAddr]) -> Vec<Record> {
-    let (begin, deadline) = (Instant::now(), Instant::now() + DEADLINE);
-    let mut records = Vec::new();
-    loop {
-        records.extend(load.take());
-        let answered: BTreeSet<IpAddr> = records
-            .iter()
-            .filter(|record: &&Record| record.start > begin && record.error.is_none())
-            .map(|record| record.source)
-            .collect();
-        if sources.iter().all(|source| answered.contains(source)) {
-            return records;
-        }
-        assert!(
-            Instant::now() < deadline,
-            "only {} of {} addresses were answered",
-            answered.len(),
-            sources.len()
-        );
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
 fn assert_undisturbed(records: &[Record], homes: &BTreeMap<IpAddr, String>) {
     assert!(!records.is_empty());
     for record in records {
@@ -279,27 +254,27 @@ fn three_nodes_and_one_dying() {
     assert!(!refused.status.success());
     let all: Vec<IpAddr> = homes.keys().copied().collect();
     let load = cluster.long_connections(all.clone());
-    wait_for_answers(&load, &all);
+    load.wait_for_answers(&all).unwrap();
     cluster.daemons["b1"].cli_ok(&["drain", "b1"]).unwrap();
     cluster.wait_for_drain("b1");
     let drained = cluster.homes();
     assert!(of(&drained, &["b1"]).is_empty(), "{drained:?}");
-    assert_undisturbed(&wait_for_answers(&load, &all), &homes);
+    assert_undisturbed(&load.wait_for_answers(&all).unwrap(), &homes);
     cluster.daemons["b1"].cli_ok(&["resume", "b1"]).unwrap();
     cluster.wait_for_agreement(&names(&["b1", "b2", "b3"]));
-    assert_undisturbed(&wait_for_answers(&load, &all), &homes);
+    assert_undisturbed(&load.wait_for_answers(&all).unwrap(), &homes);
     load.stop().unwrap();
 
     // One dies, with all it has.
     let survivors = of(&homes, &["b1", "b2"]);
     let load = cluster.long_connections(survivors.clone());
-    wait_for_answers(&load, &survivors);
+    load.wait_for_answers(&survivors).unwrap();
     cluster.testbed.host("b3").link_down().unwrap();
     cluster.daemon("b3").kill9().unwrap();
     cluster.wait_for_agreement(&names(&["b1", "b2"]));
     let without = cluster.homes();
     assert!(of(&without, &["b3"]).is_empty(), "{without:?}");
-    let records = wait_for_answers(&load, &survivors);
+    let records = load.wait_for_answers(&survivors).unwrap();
     assert!(records.iter().all(|record| record.error.is_none()));
 
     // It comes back with nothing, as after a loss of power.
@@ -307,7 +282,7 @@ fn three_nodes_and_one_dying() {
     cluster.testbed.host("b3").link_up().unwrap();
     cluster.daemon("b3").spawn(&[]).unwrap();
     cluster.wait_for_agreement(&names(&["b1", "b2", "b3"]));
-    let records = wait_for_answers(&load, &survivors);
+    let records = load.wait_for_answers(&survivors).unwrap();
     assert!(records.iter().all(|record| record.error.is_none()));
     load.stop().unwrap();
     let back = cluster.homes();
