@@ -46,7 +46,7 @@ pub(crate) fn run(wanted: impl Fn(&str) -> bool, quick: bool) -> Result<Vec<Outc
     for (name, probed, others) in [(FAILOVER, 16, less(4_000)), (FAILOVER_1000, less(1_000), 0)] {
         if wanted(name) {
             let _shown = Progress::spinner(name);
-            let applied = controller::failures(probed, others, times)
+            let applied = controller::failures(probed, others, times, 2)
                 .with_context(|| format!("measuring {name}"))?;
             let series = applied.iter().map(|apply| apply.duration_us as f64 * 1e3);
             outcomes.extend(time(name, &series.collect(), Some(MILLISECOND)));

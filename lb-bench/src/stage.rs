@@ -12,10 +12,10 @@ use lb_userspace::{
         decisions::{Decision, Decisions},
         execute::Executor,
         features::features,
+        fixed::sizes,
         knowledge::{Knowledge, Neighbour},
         ports::PortState,
         reconcile::{Scope, reconcile},
-        startup::sizes,
     },
     dataplane::{
         Instance, Maps,

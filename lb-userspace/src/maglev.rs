@@ -81,6 +81,30 @@ pub fn table_bits(weights: &[u32]) -> u8 {
 /// If `bits` is more than [`MAX_BITS`].
 #[must_use]
 pub fn build(members: &[Member<'_>], bits: u8) -> Vec<u16> {
+    let mut slots = Vec::with_capacity(1 << bits);
+    for run in build_runs(members, bits) {
+        slots.resize(slots.len() + run.slots as usize, run.number);
+    }
+    slots
+}
+
+/// Slots one after the other that hold the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// How many.
+    pub slots: u32,
+    /// The number of their backend.
+    pub number: u16,
+}
+
+/// The table that [`build`] gives, from its first slot to its last, as runs: in a large table they are a fraction of the
+/// slots.
+///
+/// # Panics
+///
+/// As [`build`].
+#[must_use]
+pub fn build_runs(members: &[Member<'_>], bits: u8) -> Vec<Run> {
     assert!(
         bits <= MAX_BITS,
         "a table has at most 2^{MAX_BITS} slots, not 2^{bits}"
@@ -99,7 +123,7 @@ pub fn build(members: &[Member<'_>], bits: u8) -> Vec<u16> {
         .map(|(member, quota)| Racer::new(member, quota))
         .collect();
     race(racers, &mut table, block_bits);
-    table.slots
+    table.into_runs()
 }
 
 /// Doubles a table: slot i becomes slots 2i and 2i+1. The index of a slot is the hash's top bits, so
@@ -226,18 +250,27 @@ impl Racer {
 
 /// The table while it is being filled. Each block is a run of slots, filled from its beginning.
 struct Blocks {
-    slots: Vec<u16>,
+    /// What was claimed, in the order of time.
+    claims: Vec<Claim>,
     /// Slots taken, of each block.
     taken: Vec<u32>,
     /// Slots of a block.
     size: u32,
 }
 
+/// The next slots of a block.
+struct Claim {
+    block: u32,
+    run: Run,
+}
+
 impl Blocks {
     fn new(block_bits: u8, bits: u8) -> Self {
+        let blocks = 1 << block_bits;
         Self {
-            slots: vec![NO_BACKEND; 1 << bits],
-            taken: vec![0; 1 << block_bits],
+            // Most blocks have one owner or two.
+            claims: Vec::with_capacity(2 * blocks),
+            taken: vec![0; blocks],
             size: 1 << (bits - block_bits),
         }
     }
@@ -249,17 +282,49 @@ impl Blocks {
     /// Gives up to `wanted` free slots of a block to `number`; returns how many those were.
     fn claim(&mut self, block: u32, wanted: u32, number: u16) -> u32 {
         let taken = &mut self.taken[block as usize];
-        let count = wanted.min(self.size - *taken);
-        let start = (block * self.size + *taken) as usize;
-        self.slots[start..start + count as usize].fill(number);
-        *taken += count;
-        count
+        let slots = wanted.min(self.size - *taken);
+        if slots > 0 {
+            let run = Run { slots, number };
+            self.claims.push(Claim { block, run });
+            *taken += slots;
+        }
+        slots
     }
 
     fn claim_rest(&mut self, number: u16) {
         for block in 0..self.taken.len() as u32 {
             self.claim(block, self.size, number);
         }
+    }
+
+    /// The claims by block, and within one in the order of time.
+    fn into_runs(mut self) -> Vec<Run> {
+        // Nobody takes part.
+        self.claim_rest(NO_BACKEND);
+        let Self {
+            claims,
+            taken: mut places,
+            ..
+        } = self;
+        places.fill(0);
+        for claim in &claims {
+            places[claim.block as usize] += 1;
+        }
+        let mut before = 0;
+        for place in &mut places {
+            before += std::mem::replace(place, before);
+        }
+        let nothing = Run {
+            slots: 0,
+            number: NO_BACKEND,
+        };
+        let mut runs = vec![nothing; claims.len()];
+        for Claim { block, run } in claims {
+            let place = &mut places[block as usize];
+            runs[*place as usize] = run;
+            *place += 1;
+        }
+        runs
     }
 }
 
@@ -421,7 +486,7 @@ mod tests {
                 let racer = &mut racers[order];
                 racer.quota -= table.claim(block, racer.quota, racer.number);
             }
-            assert_eq!(table.slots, build(&members, bits), "{members:?}");
+            assert_eq!(table.into_runs(), build_runs(&members, bits), "{members:?}");
         }
     }
 }

@@ -17,9 +17,14 @@ use crate::testbed::{
 
 /// A `[service.probe]` of a handshake each second, by the clients' way.
 pub const TCP_PROBE: &str = "[service.probe]\ntype = \"tcp\"\nport = 80\ninterval = \"1s\"\ntimeout = \"500ms\"\nrise = 2\nfall = 3\n";
-/// The same to the backend's own address, which can be silenced for each of a [`Farm`]'s backends alone.
-pub const OWN_PROBE: &str = "[service.probe]\ntype = \"tcp\"\nport = 80\nvia = \"address\"\ninterval = \"1s\"\n\
-                             timeout = \"500ms\"\nrise = 1\nfall = 2\n";
+/// The same to the backend's own address, which can be silenced for each of a [`Farm`]'s backends alone; `fall` that fail in a
+/// row make it `down`.
+fn own_probe(fall: u32) -> String {
+    format!(
+        "[service.probe]\ntype = \"tcp\"\nport = 80\nvia = \"address\"\ninterval = \"1s\"\ntimeout = \"500ms\"\n\
+         rise = 1\nfall = {fall}\n"
+    )
+}
 /// How often it is looked whether the tables are in the maps.
 const LOOK: Duration = Duration::from_millis(2);
 /// After everybody is up, until a daemon counts as idle.
@@ -129,13 +134,13 @@ pub fn idle(backends: usize, time: Duration) -> Result<Idle> {
 }
 
 /// Failures of single backends, one after the other, as the daemon tells of them: one service has `probed` backends, probed at
-/// their own addresses, and so many `others` have sixteen that are not probed.
+/// their own addresses, and so many `others` have sixteen that are not probed. `fall` probes that fail make a backend `down`.
 ///
 /// # Errors
 /// When the network can't be made, or a failure is not seen in time.
-pub fn failures(probed: usize, others: usize, times: usize) -> Result<Vec<LastApply>> {
+pub fn failures(probed: usize, others: usize, times: usize, fall: u32) -> Result<Vec<LastApply>> {
     let farm = Farm::build("fail", probed.max(16))?;
-    let mut text = farm.config(1, probed, OWN_PROBE);
+    let mut text = farm.config(1, probed, &own_probe(fall));
     if others > 0 {
         let more = farm.config(others + 1, 16, NO_PROBE);
         let first = "\n[[service]]\nname = \"s1\"";

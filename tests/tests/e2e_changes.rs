@@ -99,30 +99,6 @@ fn long_connections(scene: &Scene, sources: Vec<IpAddr>) -> LoadGenerator {
     LoadGenerator::start(scene.testbed.host("c1"), spec).unwrap()
 }
 
-/// Waits until the load has had an answer for each of its addresses, begun after now.
-fn wait_for_answers(load: &LoadGenerator, sources: &[IpAddr]) -> Vec<Record> {
-    let (begin, deadline) = (Instant::now(), Instant::now() + DEADLINE);
-    let mut records = Vec::new();
-    loop {
-        records.extend(load.take());
-        let answered: BTreeSet<IpAddr> = records
-            .iter()
-            .filter(|record: &&Record| record.start > begin && record.error.is_none())
-            .map(|record| record.source)
-            .collect();
-        if sources.iter().all(|source| answered.contains(source)) {
-            return records;
-        }
-        assert!(
-            Instant::now() < deadline,
-            "only {} of {} addresses were answered",
-            answered.len(),
-            sources.len()
-        );
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
 /// Every request was answered by its address's home.
 fn assert_undisturbed(records: &[Record], homes: &Homes) {
     assert!(!records.is_empty());
@@ -175,7 +151,7 @@ fn a_server_that_ends_loses_its_share_and_gets_it_back() {
     let before = homes(&scene);
     let others: Vec<IpAddr> = [of(&before, "b1"), of(&before, "b3")].concat();
     let load = long_connections(&scene, others.clone());
-    let mut records = wait_for_answers(&load, &others);
+    let mut records = load.wait_for_answers(&others).unwrap();
 
     scene.server("b2").stop().unwrap();
     let status = scene.daemon.wait_state("b2", "down").unwrap();
@@ -191,7 +167,7 @@ fn a_server_that_ends_loses_its_share_and_gets_it_back() {
     scene.server("b2").resume().unwrap();
     scene.daemon.wait_state("b2", "up").unwrap();
     assert_eq!(homes(&scene), before, "everyone is home again");
-    records.extend(wait_for_answers(&load, &others));
+    records.extend(load.wait_for_answers(&others).unwrap());
     records.extend(load.stop().unwrap());
     assert_undisturbed(&records, &before);
 }
@@ -202,7 +178,7 @@ fn a_host_that_is_cut_off_loses_its_share_and_gets_it_back() {
     let before = homes(&scene);
     let others: Vec<IpAddr> = [of(&before, "b1"), of(&before, "b3")].concat();
     let load = long_connections(&scene, others.clone());
-    let mut records = wait_for_answers(&load, &others);
+    let mut records = load.wait_for_answers(&others).unwrap();
 
     scene.testbed.host("b2").link_down().unwrap();
     let status = scene.daemon.wait_state("b2", "down").unwrap();
@@ -226,7 +202,7 @@ fn a_host_that_is_cut_off_loses_its_share_and_gets_it_back() {
     scene.testbed.host("b2").link_up().unwrap();
     scene.daemon.wait_state("b2", "up").unwrap();
     assert_eq!(homes(&scene), before, "everyone is home again");
-    records.extend(wait_for_answers(&load, &others));
+    records.extend(load.wait_for_answers(&others).unwrap());
     records.extend(load.stop().unwrap());
     assert_undisturbed(&records, &before);
 }
@@ -271,7 +247,7 @@ fn a_drain_lets_transfers_end_and_sends_new_connections_elsewhere() {
     let transfers = downloads(&scene, &clients[..clients.len().min(4)], 8);
     let others: Vec<IpAddr> = [of(&before, "b2"), of(&before, "b3")].concat();
     let load = long_connections(&scene, others.clone());
-    let mut records = wait_for_answers(&load, &others);
+    let mut records = load.wait_for_answers(&others).unwrap();
 
     // The command waits until the last transfer has ended; the test goes on meanwhile.
     let (waited, elsewhere) = std::thread::scope(|scope| {
@@ -322,7 +298,7 @@ fn a_drain_lets_transfers_end_and_sends_new_connections_elsewhere() {
     scene.daemon.cli_ok(&["resume", "b1"]).unwrap();
     scene.daemon.wait_state("b1", "up").unwrap();
     assert_eq!(homes(&scene), before, "everyone is home again");
-    records.extend(wait_for_answers(&load, &others));
+    records.extend(load.wait_for_answers(&others).unwrap());
     records.extend(load.stop().unwrap());
     assert_undisturbed(&records, &before);
 }
@@ -384,7 +360,7 @@ fn a_reload_adds_removes_and_refuses_without_breaking_anything() {
     let before = homes(&scene);
     let load = LoadGenerator::start(scene.testbed.host("c1"), scene.load()).unwrap();
     let sources: Vec<IpAddr> = before.keys().copied().collect();
-    let mut records = wait_for_answers(&load, &sources);
+    let mut records = load.wait_for_answers(&sources).unwrap();
     let slots = |status: &Status, name: &str| status.backend(name).unwrap().slots;
 
     // A bad file is refused whole.

@@ -3,12 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant};
 
 use lb_tests::testbed::scene::{HTTP_PROBE, PATIENCE, SEED};
 use lb_tests::testbed::{
-    DEADLINE, Host, INTERFACE, LoadGenerator, LoadSpec, Mac, Nginx, Record, StatusExt, Testbed,
-    XdpLb, XdpProgram, get,
+    Host, INTERFACE, LoadGenerator, LoadSpec, Mac, Nginx, Record, StatusExt, Testbed, XdpLb,
+    XdpProgram, get,
 };
 use lb_userspace::api::Status;
 
@@ -103,8 +102,27 @@ impl Cluster {
                         .all(|peer| peer.heard && peer.agrees)
             };
             let what = format!("that {node} agrees with {nodes:?}");
-            self.daemon(node).wait_for(&what, wanted).unwrap();
+            self.wait_for(node, &what, wanted);
         }
+    }
+
+    /// Waits for a node's status; what a node does not come to know may be another's trouble, so a failure shows them all.
+    fn wait_for(&mut self, node: &str, what: &str, wanted: impl Fn(&Status) -> bool) {
+        let Err(error) = self.daemon(node).wait_for(what, wanted) else {
+            return;
+        };
+        let mut all = String::new();
+        for (name, daemon) in &mut self.daemons {
+            let neighbours = self.testbed.host(name).run("ip", &["neighbour", "show"]);
+            let neighbours =
+                neighbours.map(|out| String::from_utf8_lossy(&out.stdout).into_owned());
+            let state = match daemon.check_running().and_then(|()| daemon.status()) {
+                Ok(status) => format!("{}\n{}", status.summary(), daemon.log_tail()),
+                Err(error) => error.to_string(),
+            };
+            all.push_str(&format!("\n{name}: {state}\n{neighbours:?}\n"));
+        }
+        panic!("{error}\n{all}");
     }
 
     fn client(&self) -> &Host {
@@ -174,30 +192,6 @@ fn of(homes: &BTreeMap<IpAddr, String>, nodes: &[&str]) -> Vec<IpAddr> {
         .collect()
 }
 
-/// Waits until the load has had an answer for each of its addresses, begun after now.
-fn wait_for_answers(load: &LoadGenerator, sources: &[IpAddr]) -> Vec<Record> {
-    let (begin, deadline) = (Instant::now(), Instant::now() + DEADLINE);
-    let mut records = Vec::new();
-    loop {
-        records.extend(load.take());
-        let answered: BTreeSet<IpAddr> = records
-            .iter()
-            .filter(|record: &&Record| record.start > begin && record.error.is_none())
-            .map(|record| record.source)
-            .collect();
-        if sources.iter().all(|source| answered.contains(source)) {
-            return records;
-        }
-        assert!(
-            Instant::now() < deadline,
-            "only {} of {} addresses were answered",
-            answered.len(),
-            sources.len()
-        );
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
 fn assert_undisturbed(records: &[Record], homes: &BTreeMap<IpAddr, String>) {
     assert!(!records.is_empty());
     for record in records {
@@ -260,27 +254,27 @@ fn three_nodes_and_one_dying() {
     assert!(!refused.status.success());
     let all: Vec<IpAddr> = homes.keys().copied().collect();
     let load = cluster.long_connections(all.clone());
-    wait_for_answers(&load, &all);
+    load.wait_for_answers(&all).unwrap();
     cluster.daemons["b1"].cli_ok(&["drain", "b1"]).unwrap();
     cluster.wait_for_drain("b1");
     let drained = cluster.homes();
     assert!(of(&drained, &["b1"]).is_empty(), "{drained:?}");
-    assert_undisturbed(&wait_for_answers(&load, &all), &homes);
+    assert_undisturbed(&load.wait_for_answers(&all).unwrap(), &homes);
     cluster.daemons["b1"].cli_ok(&["resume", "b1"]).unwrap();
     cluster.wait_for_agreement(&names(&["b1", "b2", "b3"]));
-    assert_undisturbed(&wait_for_answers(&load, &all), &homes);
+    assert_undisturbed(&load.wait_for_answers(&all).unwrap(), &homes);
     load.stop().unwrap();
 
     // One dies, with all it has.
     let survivors = of(&homes, &["b1", "b2"]);
     let load = cluster.long_connections(survivors.clone());
-    wait_for_answers(&load, &survivors);
+    load.wait_for_answers(&survivors).unwrap();
     cluster.testbed.host("b3").link_down().unwrap();
     cluster.daemon("b3").kill9().unwrap();
     cluster.wait_for_agreement(&names(&["b1", "b2"]));
     let without = cluster.homes();
     assert!(of(&without, &["b3"]).is_empty(), "{without:?}");
-    let records = wait_for_answers(&load, &survivors);
+    let records = load.wait_for_answers(&survivors).unwrap();
     assert!(records.iter().all(|record| record.error.is_none()));
 
     // It comes back with nothing, as after a loss of power.
@@ -288,7 +282,7 @@ fn three_nodes_and_one_dying() {
     cluster.testbed.host("b3").link_up().unwrap();
     cluster.daemon("b3").spawn(&[]).unwrap();
     cluster.wait_for_agreement(&names(&["b1", "b2", "b3"]));
-    let records = wait_for_answers(&load, &survivors);
+    let records = load.wait_for_answers(&survivors).unwrap();
     assert!(records.iter().all(|record| record.error.is_none()));
     load.stop().unwrap();
     let back = cluster.homes();
@@ -307,7 +301,7 @@ impl Cluster {
                     && cluster.peers.iter().all(|peer| peer.heard && peer.agrees)
             };
             let what = format!("that {node} knows that {drained} drains");
-            self.daemon(node).wait_for(&what, wanted).unwrap();
+            self.wait_for(node, &what, wanted);
         }
     }
 }

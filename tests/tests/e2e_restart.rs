@@ -325,6 +325,41 @@ fn killed_in_the_middle_of_its_start_the_next_start_succeeds() {
     }
 }
 
+/// The kernel takes a program off the interface a moment after its last pin has gone: a start in between waits for it.
+#[test]
+fn a_start_waits_for_the_kernel_to_take_off_what_was_unpinned() {
+    let testbed = Testbed::builder()
+        .clients(1, 5)
+        .backends(2)
+        .label("unpinned")
+        .build()
+        .unwrap();
+    let pins = |name: &str| testbed.pin_path().join(name);
+    let config = |name: &str| {
+        let there = testbed.pin_path().display().to_string();
+        let node = testbed.node_config_with(SEED);
+        let node = node.replace(&there, &pins(name).display().to_string());
+        let service = tcp_service(&testbed, "web", 80, "client", NO_PROBE);
+        [node, service, testbed.backend_config()].concat()
+    };
+    let mut daemon = XdpLb::prepare(&testbed, &config("first")).unwrap();
+    daemon.restart().unwrap();
+    daemon.kill9().unwrap();
+
+    daemon.write_config(&config("second")).unwrap();
+    daemon.spawn(&[]).unwrap();
+    let deadline = Instant::now() + DEADLINE;
+    while !daemon.log_tail().contains("not pinned here: waiting") {
+        daemon.check_running().unwrap();
+        assert!(Instant::now() < deadline, "{}", daemon.log_tail());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::fs::remove_dir_all(pins("first")).unwrap();
+    daemon
+        .wait_for("that all backends are up", StatusExt::all_up)
+        .unwrap();
+}
+
 #[test]
 fn an_interface_that_is_taken_from_the_file_is_let_go_by_the_next_start() {
     let testbed = Testbed::builder()

@@ -1,14 +1,14 @@
 //! `cargo xtask bench`: builds the suite of `lb-bench` and becomes it.
 
-use std::{env, ffi::OsString, os::unix::process::CommandExt as _};
+use std::ffi::OsString;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use crate::{
     build,
-    privilege::{Privilege, administrator_path},
+    privilege::become_root_program,
     setup::{self, Needs},
-    workspace::{Workspace, command_line, quiet_stdout, run_to_end},
+    workspace::{Workspace, quiet_stdout, run_to_end},
 };
 
 /// What the suite is told; `--help` behind `--` shows it all.
@@ -30,24 +30,12 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
         "--package",
         "lb-bench",
     ])))?;
-    let root = Privilege::find("to load BPF programs and make network namespaces")?;
-    let mut environment = vec![
-        (
-            "XDP_LB_BINARY".to_owned(),
-            workspace.binary().into_os_string(),
-        ),
-        ("PATH".to_owned(), administrator_path()),
-    ];
-    for name in ["RUST_LOG", "RUST_BACKTRACE", "NO_COLOR"] {
-        if let Some(value) = env::var_os(name) {
-            environment.push((name.to_owned(), value));
-        }
-    }
-    let mut command = root.command(workspace.target.join("release/lb-bench"), &environment);
-    command.args(&arguments.arguments);
-    // In place of xtask, as with the demo.
-    let error = command.exec();
-    Err(error).with_context(|| format!("cannot start `{}`", command_line(&command)))
+    become_root_program(
+        workspace,
+        "release/lb-bench",
+        &arguments.arguments,
+        "to load BPF programs and make network namespaces",
+    )
 }
 
 #[cfg(test)]

@@ -1,14 +1,14 @@
 //! `cargo xtask demo`: builds the demo of `lb-tests` and becomes it.
 
-use std::{env, ffi::OsString, os::unix::process::CommandExt as _};
+use std::ffi::OsString;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use crate::{
     build,
-    privilege::{Privilege, administrator_path},
+    privilege::become_root_program,
     setup::{self, Needs},
-    workspace::{Workspace, command_line, quiet_stdout, run_to_end},
+    workspace::{Workspace, quiet_stdout, run_to_end},
 };
 
 /// What the demo is told.
@@ -47,25 +47,12 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
         "--bin",
         "demo",
     ])))?;
-    let root = Privilege::find("to make network namespaces and load an XDP program")?;
-    let mut environment = vec![
-        (
-            "XDP_LB_BINARY".to_owned(),
-            workspace.binary().into_os_string(),
-        ),
-        ("PATH".to_owned(), administrator_path()),
-    ];
-    for name in ["RUST_LOG", "RUST_BACKTRACE", "NO_COLOR"] {
-        if let Some(value) = env::var_os(name) {
-            environment.push((name.to_owned(), value));
-        }
-    }
-    let mut command = root.command(workspace.target.join("debug/demo"), &environment);
-    command.args(arguments.to_pass_on());
-    // In place of xtask, so that a signal, wherever it is sent, reaches the demo, and its clean-up and exit status are all
-    // that the caller waits for.
-    let error = command.exec();
-    Err(error).with_context(|| format!("cannot start `{}`", command_line(&command)))
+    become_root_program(
+        workspace,
+        "debug/demo",
+        &arguments.to_pass_on(),
+        "to make network namespaces and load an XDP program",
+    )
 }
 
 #[cfg(test)]

@@ -1,11 +1,15 @@
 //! How a command gets root: it has it already, by sudo, or not at all.
 
 use std::{
+    env,
     ffi::{OsStr, OsString},
+    os::unix::process::CommandExt as _,
     process::Command,
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
+
+use crate::workspace::{Workspace, command_line};
 
 /// A variable of the environment: name and value.
 pub(crate) type Variable = (String, OsString);
@@ -55,9 +59,38 @@ impl Privilege {
     }
 }
 
+/// Becomes a program that measures or shows what was built, as root, which `purpose` wants; it is told where xdp-lb is.
+///
+/// In place of xtask, so that a signal, wherever it is sent, reaches the program, and its clean-up and exit status are all that
+/// the caller waits for: it returns only with an error.
+pub(crate) fn become_root_program(
+    workspace: &Workspace,
+    program: &str,
+    arguments: &[OsString],
+    purpose: &str,
+) -> Result<()> {
+    let mut environment = vec![
+        (
+            "XDP_LB_BINARY".to_owned(),
+            workspace.binary().into_os_string(),
+        ),
+        ("PATH".to_owned(), administrator_path()),
+    ];
+    for name in ["RUST_LOG", "RUST_BACKTRACE", "NO_COLOR"] {
+        if let Some(value) = env::var_os(name) {
+            environment.push((name.to_owned(), value));
+        }
+    }
+    let root = Privilege::find(purpose)?;
+    let mut command = root.command(workspace.target.join(program), &environment);
+    command.args(arguments);
+    let error = command.exec();
+    Err(error).with_context(|| format!("cannot start `{}`", command_line(&command)))
+}
+
 /// `PATH` with the directories where ip, nginx and the like live, which a user's `PATH` may lack.
 pub(crate) fn administrator_path() -> OsString {
-    let mut path = std::env::var_os("PATH").unwrap_or_default();
+    let mut path = env::var_os("PATH").unwrap_or_default();
     for directory in ["/usr/local/sbin", "/usr/sbin", "/sbin"] {
         if !path.is_empty() {
             path.push(":");
@@ -70,7 +103,6 @@ pub(crate) fn administrator_path() -> OsString {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::workspace::command_line;
 
     fn binary() -> [Variable; 1] {
         [("XDP_LB_BINARY".to_owned(), "/x/xdp-lb".into())]

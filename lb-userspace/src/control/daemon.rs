@@ -35,6 +35,7 @@ use super::{
     features,
     hot::watch::Watch,
     knowledge::Knowledge,
+    occupied::wait_until_free,
     orders,
     peers::PERIOD,
     prepared::Prepared,
@@ -89,6 +90,7 @@ pub async fn run(options: Options) -> Result<()> {
     let socket = server::bind(&file.config.control.socket)?;
     let decisions_before = Decisions::load(&file.config.control.state)?;
     let mut decisions = decisions_before.clone();
+    let facts = wait_until_free(&file.config, facts).await?;
     let started = Instant::now();
     let running = startup::start(&file.config, &mut decisions, &facts, 0)?;
     let mut undo = RemoveNewPins {

@@ -77,8 +77,8 @@ pub fn fail(
     if left.len() == built_for.len() && !numbers.iter().any(|number| actual.is_named(*number)) {
         return Some(ops);
     }
-    let table = prepared.table(&left, service.bits);
-    let changes = changes(&service.slots, &table, service.track, has_failed);
+    let runs = prepared.runs(&left, service.bits);
+    let changes = changes(&service.slots, &runs, service.track, has_failed);
     if !changes.is_empty() || left.len() != built_for.len() {
         ops.push(Op::Slots {
             service: service_id,

@@ -1,10 +1,21 @@
 //! What can't change while the maps are in use: settings that a reload can't apply, and sizes that the maps were made with.
 
-use super::{reconcile::TooSmall, startup::sizes};
+use super::reconcile::TooSmall;
 use crate::{
     config::{Config, Mode, Needs},
     dataplane::{Maps, Sizes},
 };
+
+/// The maps' sizes that a configuration asks for.
+#[must_use]
+pub fn sizes(config: &Config) -> Sizes {
+    let wanted = config.capacities();
+    Sizes {
+        fragment_buckets: Sizes::fragment_buckets(config.limits.fragments),
+        ..Sizes::of(wanted.flows, wanted.slots, wanted.backends, wanted.ports)
+            .with_flows6(wanted.flows6)
+    }
+}
 
 /// The sizes that the maps were made with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use lb_common::{
 use super::{
     actual::ActualService,
     retarget::Track,
-    sweep::{ENDED_KEPT, OPENING_SILENCE, is_live, ticks},
+    silence::{ENDED_KEPT, OPENING_SILENCE, is_live, ticks},
 };
 
 /// A slot in transition rests at least so long, that a packet which read it before its last change has left the program.

@@ -8,12 +8,13 @@ use std::collections::VecDeque;
 
 use super::{
     actual::{Actual, BuiltFor},
-    reconcile::table,
+    reconcile::runs,
 };
+use crate::maglev::Run;
 
 /// Tables for fewer backends are built quickly enough.
 const MEMBERS: usize = 128;
-/// So many are kept, half a mebibyte each at the most. Where more backends of large services have trouble at once, their
+/// So many are kept, with some fifty bytes for each backend. Where more backends of large services have trouble at once, their
 /// tables are built when they fail.
 const KEPT: usize = 8;
 
@@ -31,7 +32,7 @@ pub struct Prepared {
 struct Table {
     bits: u8,
     built_for: BuiltFor,
-    slots: Vec<u16>,
+    runs: Vec<Run>,
 }
 
 impl Prepared {
@@ -58,29 +59,29 @@ impl Prepared {
         else {
             return;
         };
-        let slots = table(&built_for, bits);
+        let runs = runs(&built_for, bits);
         self.built += 1;
         self.tables.push_back(Table {
             bits,
             built_for,
-            slots,
+            runs,
         });
         if self.tables.len() > KEPT {
             self.tables.pop_front();
         }
     }
 
-    /// The table of 2^`bits` slots for these: prepared, or built now.
-    pub(super) fn table(&mut self, built_for: &BuiltFor, bits: u8) -> Vec<u16> {
+    /// The table of 2^`bits` slots for these, as its runs: prepared, or built now.
+    pub(super) fn runs(&mut self, built_for: &BuiltFor, bits: u8) -> Vec<Run> {
         let same = |table: &Table| table.bits == bits && table.built_for == *built_for;
         match self.tables.iter().position(same) {
             Some(place) => self
                 .tables
                 .remove(place)
-                .map_or_else(Vec::new, |table| table.slots),
+                .map_or_else(Vec::new, |table| table.runs),
             None => {
                 self.built += 1;
-                table(built_for, bits)
+                runs(built_for, bits)
             }
         }
     }
@@ -114,18 +115,9 @@ impl Prepared {
 mod tests {
     use super::*;
     use crate::control::{
-        desired::DesiredBackend,
         failure::{Failed, fail},
-        samples::{Bench, backend, service},
+        samples::Bench,
     };
-
-    fn bench(backends: usize) -> Bench {
-        let backends: Vec<DesiredBackend> =
-            (0..backends).map(|n| backend(&format!("b{n}"))).collect();
-        let mut bench = Bench::sized(1 << 18, 8, 2048);
-        bench.bring(&[service("web", 10, &backends)]);
-        bench
-    }
 
     fn down(number: u16) -> Failed {
         Failed {
@@ -138,7 +130,7 @@ mod tests {
 
     #[test]
     fn a_failure_that_was_foreseen_builds_no_table() {
-        let bench = bench(300);
+        let bench = Bench::of_one_large(300);
         let number = bench.number("web", "b7");
         let mut prepared = Prepared::default();
         let unprepared = fail(bench.actual(), 0, &[down(number)], 1, &mut prepared).unwrap();
@@ -159,7 +151,7 @@ mod tests {
 
     #[test]
     fn what_was_prepared_before_a_change_is_not_used_after_it() {
-        let mut bench = bench(300);
+        let mut bench = Bench::of_one_large(300);
         let [first, second] = ["b7", "b8"].map(|name| bench.number("web", name));
         let mut prepared = Prepared::default();
         prepared.suspect(bench.actual(), second);
@@ -176,12 +168,12 @@ mod tests {
 
     #[test]
     fn little_is_kept_and_nothing_of_small_services() {
-        let small = bench(20);
+        let small = Bench::of_one_large(20);
         let mut prepared = Prepared::default();
         prepared.suspect(small.actual(), small.number("web", "b7"));
         assert!(!prepared.is_wanted());
 
-        let large = bench(300);
+        let large = Bench::of_one_large(300);
         for n in 0..100 {
             prepared.suspect(large.actual(), large.number("web", &format!("b{n}")));
             assert!(prepared.suspects.len() <= KEPT);

@@ -21,7 +21,7 @@ use super::{
     regions::Regions,
     retarget::{Track, retarget},
 };
-use crate::maglev;
+use crate::maglev::{self, Run};
 
 /// The maps are too small for what is wanted. Nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -258,7 +258,7 @@ impl Plan<'_> {
             .flat_map(|old| old.built_for.iter().flatten())
             .map(|(identity, _, number)| (*number, identity))
             .collect();
-        let built_for: BuiltFor = desired
+        let mut built_for: BuiltFor = desired
             .active()
             .map(|b| {
                 let number = numbers[&(b.name.as_str(), b.address)];
@@ -268,6 +268,8 @@ impl Plan<'_> {
                 (identity, b.weight, number)
             })
             .collect();
+        // The order in which a table is built: so that a failure, which has no time, need not sort.
+        built_for.sort_unstable();
 
         // Backends before slots: a slot never names a backend whose entry is not there yet, and a failed backend's
         // recorded flows move with the one store of its entry.
@@ -774,38 +776,57 @@ fn target(
         .collect()
 }
 
-/// The slots that the change to the backends in `table` changes, by their index.
+/// The slots that the change to the backends of `runs` changes, by their index.
 pub(super) fn changes(
     before: &[Slot],
-    table: &[u16],
+    runs: &[Run],
     track: Track,
     failed: impl Fn(u16) -> bool,
 ) -> Vec<(u32, Slot)> {
     let mut changes = Vec::new();
-    for ((index, slot), target) in (0..).zip(before).zip(table) {
-        // Nearly all of them: settled on the backend that they go on with.
-        if *slot == Slot::settled(*target) {
-            continue;
+    let (mut index, mut rest) = (0, before);
+    for run in runs {
+        let Some((slots, after)) = rest.split_at_checked(run.slots as usize) else {
+            break;
+        };
+        let same = Slot::settled(run.number);
+        // Nearly all of them: settled on the backend that they go on with. Compared as a whole, many at once.
+        if slots
+            .iter()
+            .fold(0, |other, slot| other | (slot.0 ^ same.0))
+            != 0
+        {
+            for (index, slot) in (index..).zip(slots) {
+                let new = retarget(*slot, run.number, track, &failed);
+                if new != *slot {
+                    changes.push((index, new));
+                }
+            }
         }
-        let new = retarget(*slot, *target, track, &failed);
-        if new != *slot {
-            changes.push((index, new));
-        }
+        (index, rest) = (index + run.slots, after);
     }
     changes
 }
 
 /// The backend of each of 2^`bits` slots.
 pub(super) fn table(built_for: &BuiltFor, bits: u8) -> Vec<u16> {
-    let members: Vec<maglev::Member<'_>> = built_for
+    maglev::build(&members(built_for), bits)
+}
+
+/// The same as runs.
+pub(super) fn runs(built_for: &BuiltFor, bits: u8) -> Vec<Run> {
+    maglev::build_runs(&members(built_for), bits)
+}
+
+fn members(built_for: &BuiltFor) -> Vec<maglev::Member<'_>> {
+    built_for
         .iter()
         .map(|(identity, weight, number)| maglev::Member {
             identity,
             weight: *weight,
             number: *number,
         })
-        .collect();
-    maglev::build(&members, bits)
+        .collect()
 }
 
 #[cfg(test)]

@@ -315,6 +315,15 @@ impl Bench {
         Self::roomy(slots, services, backends, 64)
     }
 
+    /// With one service, `web`, of so many backends: `b0`, `b1` and so on.
+    pub(super) fn of_one_large(backends: usize) -> Self {
+        let backends: Vec<DesiredBackend> =
+            (0..backends).map(|n| backend(&format!("b{n}"))).collect();
+        let mut bench = Self::sized(1 << 18, 8, 2048);
+        bench.bring(&[service("web", 10, &backends)]);
+        bench
+    }
+
     pub(super) fn roomy(slots: u32, services: u16, backends: u32, service_buckets: u32) -> Self {
         Self::of(PlainMemory::new(slots, services, backends, service_buckets))
     }

@@ -21,13 +21,13 @@ use super::{
     decisions::Decisions,
     execute::Executor,
     features,
-    fixed::{Held, other_limits, refuse_too_large},
+    fixed::{Held, other_limits, refuse_too_large, sizes},
     ports::PortState,
 };
 use crate::{
     config::{self, Config, Unserved, XdpMode},
     dataplane::{
-        Access, DataplaneError, Instance, Maps, Sizes,
+        Access, DataplaneError, Instance, Maps,
         attach::{self, Mode, ProbeEgress, Wanted},
         bpffs,
         layout::maps_dir,
@@ -60,17 +60,6 @@ pub struct Running {
     pub adopted: bool,
     /// Keeps a second controller away from the same pins.
     _lock: File,
-}
-
-/// The maps' sizes that a configuration asks for.
-#[must_use]
-pub fn sizes(config: &Config) -> Sizes {
-    let wanted = config.capacities();
-    Sizes {
-        fragment_buckets: Sizes::fragment_buckets(config.limits.fragments),
-        ..Sizes::of(wanted.flows, wanted.slots, wanted.backends, wanted.ports)
-            .with_flows6(wanted.flows6)
-    }
 }
 
 /// Removes what this start pinned, unless it was successful.
@@ -106,9 +95,6 @@ pub fn start(
     now: Millis,
 ) -> Result<Running> {
     let pin_path = &config.node.pin_path;
-    for name in &config.node.interfaces {
-        refuse_occupied(pin_path, name, facts)?;
-    }
     if let Some(place) = bpffs::ensure(pin_path)? {
         info!(path = %place.display(), "mounted the BPF file system, which was missing");
     }
@@ -185,24 +171,6 @@ pub fn start(
             lock
         },
     })
-}
-
-/// Before anything is made: an interface with somebody else's XDP program is left alone.
-fn refuse_occupied(pin_path: &Path, name: &str, facts: &HostFacts) -> Result<()> {
-    let interface = facts
-        .interface(name)
-        .with_context(|| format!("there is no interface {name}"))?;
-    if let Some(xdp) = interface.link.xdp
-        && attach::own_program(pin_path, name) != Some(xdp.program)
-    {
-        return Err(DataplaneError::Occupied {
-            interface: name.into(),
-            program: attach::program_name(xdp.program),
-            id: xdp.program,
-        }
-        .into());
-    }
-    Ok(())
 }
 
 fn lock(pin_path: &Path) -> Result<File> {

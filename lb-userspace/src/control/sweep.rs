@@ -6,59 +6,22 @@
 //! since, a drain is over only if it had begun by then. So a flow that is never silent for `flow_idle` is never moved; one
 //! that was, and wakes up during a pass, may find its slot settled after a few packets.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    time::Duration,
-};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use lb_common::{
     abi::{BackendState, WAYS},
-    flow::{FlowBucket, FlowBucket6, FlowState, LONGEST_SILENCE, Phase, TICK_NS, Way},
+    flow::{FlowBucket, FlowBucket6, FlowState, Way},
     hash::Seed,
     hot::HotState,
     pick::Slot,
 };
 
+pub use super::silence::CLOSING_SILENCE;
 use super::{
     actual::{Actual, ActualBackend, ActualService, Millis, Op, Retired},
     fragments,
     hot::{Belongs, HotSource, Keeper, Source, belongs, is_stale},
 };
-
-/// After this long without a packet, a flow whose client has sent FIN counts as ended: a closing connection's last
-/// acknowledgements come within a few round trips, but a server may think for a while about a half-closed one (RFC 9293
-/// section 3.6) before it answers, and a planned change must not break that.
-pub const CLOSING_SILENCE: Duration = Duration::from_secs(60);
-
-/// After this long without a packet, a flow of which nothing but its opening has been seen counts as ended: a client that
-/// gets no answer has given up by then, or waits longer between two tries than a user would (RFC 6298 section 2, from 1 s,
-/// doubling: 1, 3, 7, 15, 31, 63 s).
-pub const OPENING_SILENCE: Duration = Duration::from_secs(75);
-
-/// For this long the record of an ended flow stays, so that a late packet of it is not taken for a flow older than the
-/// change (TIME_WAIT is as long on Linux: `TCP_TIMEWAIT_LEN`).
-pub const ENDED_KEPT: Duration = Duration::from_secs(60);
-
-/// Whole ticks that fit no more than `duration` of silence, as far as the 16-bit time can tell.
-pub(super) fn ticks(duration: Duration) -> u16 {
-    let ticks = duration.as_nanos().div_ceil(u128::from(TICK_NS));
-    // One more, because the moment of the last packet is rounded down.
-    u16::try_from(ticks + 1)
-        .unwrap_or(u16::MAX)
-        .min(LONGEST_SILENCE)
-}
-
-/// Whether a recorded flow has not ended.
-#[must_use]
-pub fn is_live(state: FlowState, now: u16, flow_idle: Duration) -> bool {
-    let silent = state.silence(now);
-    match state.phase() {
-        Phase::Opening => silent < ticks(OPENING_SILENCE.min(flow_idle)),
-        Phase::Open => silent < ticks(flow_idle),
-        Phase::Closing => silent < ticks(CLOSING_SILENCE.min(flow_idle)),
-        Phase::Ended => false,
-    }
-}
 
 /// What a pass looks at, as it is during one piece.
 #[derive(Clone, Copy, Debug)]

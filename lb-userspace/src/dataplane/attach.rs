@@ -80,15 +80,20 @@ pub fn own_program(pin_path: &Path, interface: &str) -> Option<u32> {
     Some(id)
 }
 
-/// The name of a loaded program.
+/// The name of a loaded program; `None` where it has none, or where the kernel does not tell (it takes CAP_SYS_ADMIN).
 #[must_use]
-pub fn program_name(id: u32) -> String {
+pub fn program_name(id: u32) -> Option<String> {
     loaded_programs()
         .filter_map(Result::ok)
         .find(|info| info.id() == id)
         .and_then(|info| info.name_as_str().map(str::to_owned))
         .filter(|name| !name.is_empty())
-        .unwrap_or_else(|| "a program without a name".into())
+}
+
+/// What a message says for a program's name.
+#[must_use]
+pub fn shown_name(name: Option<String>) -> String {
+    name.unwrap_or_else(|| "a program without a name".into())
 }
 
 /// Attaches the program of `object` to an interface, or puts it in place of the one that our pinned link runs.
@@ -114,7 +119,7 @@ pub fn attach(
     {
         return Err(DataplaneError::Occupied {
             interface: interface.into(),
-            program: program_name(id),
+            program: shown_name(program_name(id)),
             id,
         });
     }

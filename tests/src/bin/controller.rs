@@ -44,6 +44,9 @@ enum What {
         /// How many backends fail, one after the other
         #[arg(long, default_value_t = 5)]
         times: usize,
+        /// After how many failed probes; at the first one nothing is prepared
+        #[arg(long, default_value_t = 2)]
+        fall: u32,
     },
 }
 
@@ -77,8 +80,9 @@ fn run(what: &What) -> testbed::Result<()> {
             backends,
             others,
             times,
+            fall,
         } => {
-            for apply in controller::failures(backends, others, times)? {
+            for apply in controller::failures(backends, others, times, fall)? {
                 println!("{apply:?}");
             }
         }

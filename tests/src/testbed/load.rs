@@ -1,5 +1,6 @@
 //! Load: real HTTP requests from a client's many addresses, each with a record of what became of it.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -9,12 +10,15 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
+use super::director::DEADLINE;
 use super::error::{Error, IoContext, Result};
 use super::host::Host;
 use super::http::{Connection, Failure, runtime, thread_lost};
 
 /// The finest pace of the timer; faster rates send several requests per tick.
 const TICK: Duration = Duration::from_millis(1);
+/// How often it is looked whether all have been answered.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// What to send.
 #[derive(Clone, Debug)]
@@ -119,6 +123,39 @@ impl LoadGenerator {
     #[must_use]
     pub fn take(&self) -> Vec<Record> {
         std::mem::take(&mut *lock(&self.records))
+    }
+
+    /// Waits until there has been an answer for each of `sources`, to a request begun after now; gives all records meanwhile.
+    ///
+    /// # Errors
+    /// When one of them has had none within [`DEADLINE`].
+    pub fn wait_for_answers(&self, sources: &[IpAddr]) -> Result<Vec<Record>> {
+        let begin = Instant::now();
+        let mut records = Vec::new();
+        loop {
+            records.extend(self.take());
+            let answered: BTreeSet<IpAddr> = records
+                .iter()
+                .filter(|record: &&Record| record.start > begin && record.error.is_none())
+                .map(|record| record.source)
+                .collect();
+            let left: Vec<&IpAddr> = sources
+                .iter()
+                .filter(|source| !answered.contains(source))
+                .collect();
+            if left.is_empty() {
+                return Ok(records);
+            }
+            if begin.elapsed() > DEADLINE {
+                return Err(Error::Timeout {
+                    what: format!("an answer for each of {} addresses", sources.len()),
+                    waited: DEADLINE,
+                    last: format!("none for {left:?}"),
+                    log: String::new(),
+                });
+            }
+            std::thread::sleep(LOOK);
+        }
     }
 
     /// Ends the load after the requests in flight and gives the records not taken yet.

@@ -9,8 +9,7 @@ use std::{
 
 use semver::Version;
 
-use super::plan::llvm_dev_packages;
-use crate::workspace::output_of;
+use crate::{toolchain::LINKER_LLVMS, workspace::output_of};
 
 /// Package lists older than this are fetched anew before anything is installed: a mirror keeps no outdated packages.
 const LISTS_STALE_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
@@ -234,9 +233,25 @@ fn llvm_of(package: &str, dependencies: &BTreeMap<String, BTreeSet<String>>) -> 
     None
 }
 
+/// LLVM's development files that apt could be asked for.
+fn llvm_dev_packages(names: &str) -> BTreeSet<u64> {
+    names
+        .lines()
+        .filter_map(|name| name.strip_prefix("llvm-")?.strip_suffix("-dev"))
+        .filter_map(|major| major.parse().ok())
+        .filter(|major| LINKER_LLVMS.contains(major))
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_llvms_that_the_linker_takes_count() {
+        let names = "llvm-14-dev\nllvm-22-dev\nllvm-dev\nllvm-22-runtime\nllvm-24-dev\n";
+        assert_eq!(llvm_dev_packages(names), BTreeSet::from([22]));
+    }
 
     /// Debian 12, shortened to what matters.
     const DEPENDS: &str = "rustc-web

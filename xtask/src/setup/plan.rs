@@ -2,7 +2,7 @@
 //! hand can be tested.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fmt::{self, Display, Formatter},
     path::PathBuf,
 };
@@ -413,16 +413,6 @@ fn llvm_package(llvm: u64) -> Package {
         name: format!("llvm-{llvm}-dev"),
         why: format!("bpf-linker is built with LLVM {llvm}, as the compiler was"),
     }
-}
-
-/// LLVM's development files that apt could be asked for.
-pub(crate) fn llvm_dev_packages(names: &str) -> BTreeSet<u64> {
-    names
-        .lines()
-        .filter_map(|name| name.strip_prefix("llvm-")?.strip_suffix("-dev"))
-        .filter_map(|major| major.parse().ok())
-        .filter(|major| LINKER_LLVMS.contains(major))
-        .collect()
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Machines that nobody has at hand, and what each is to install.
 
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::{setup::apt::Family, toolchain::Origin};
 
@@ -344,10 +346,4 @@ fn every_reason_is_given() {
         assert!(!step.reasons().is_empty(), "{step}");
     }
     assert_eq!(steps[0].reasons().len(), 4 + RUNTIME_TOOLS.len());
-}
-
-#[test]
-fn only_llvms_that_the_linker_takes_count() {
-    let names = "llvm-14-dev\nllvm-22-dev\nllvm-dev\nllvm-22-runtime\nllvm-24-dev\n";
-    assert_eq!(llvm_dev_packages(names), BTreeSet::from([22]));
 }

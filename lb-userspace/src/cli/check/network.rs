@@ -107,7 +107,7 @@ pub(super) fn interface(interface: &Interface, node: &Node) -> Vec<Check> {
             checks.push(occupied(
                 &link.name,
                 attached.program,
-                &attach::program_name(attached.program),
+                &attach::shown_name(attach::program_name(attached.program)),
             ));
         }
         None => {

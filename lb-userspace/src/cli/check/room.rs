@@ -6,10 +6,7 @@ use super::Check;
 use crate::{
     cli::human,
     config::Config,
-    control::{
-        fixed::{Held, other_limits, refuse_too_large},
-        startup::sizes,
-    },
+    control::fixed::{Held, other_limits, refuse_too_large, sizes},
     dataplane::{MapFacts, Maps, layout::planned, layout::processors, memory},
 };
 

@@ -1,7 +1,7 @@
 //! When a flow counts, when its record goes, and when a slot settles.
 
 use lb_common::{
-    flow::{FlowKey, Key as _, Owner},
+    flow::{FlowKey, Key as _, Phase},
     pick::{hash_of, slot_index},
 };
 
@@ -10,63 +10,6 @@ use crate::control::{
     desired::DesiredBackend,
     samples::{Bench, IDLE, SEED, backend, in_state, service},
 };
-
-fn state(seen: u16, phase: Phase) -> FlowState {
-    let owner = Owner {
-        service: 1,
-        udp: false,
-    };
-    FlowState::new(1, owner, seen, 0, phase)
-}
-
-#[test]
-fn ticks_are_rounded_up_and_bounded() {
-    assert_eq!(ticks(Duration::ZERO), 1);
-    assert_eq!(ticks(Duration::from_nanos(1)), 2);
-    assert_eq!(ticks(Duration::from_nanos(TICK_NS)), 2);
-    assert_eq!(ticks(Duration::from_nanos(TICK_NS + 1)), 3);
-    assert_eq!(ticks(Duration::from_secs(1 << 30)), LONGEST_SILENCE);
-}
-
-#[test]
-fn live_closing_ended_and_the_wrap_of_the_time() {
-    const LONG: Duration = Duration::from_secs(600);
-    // Phase, flow_idle, silence in ticks, live? Ten seconds are 19 ticks, rounded up, and one more; a minute is 113.
-    let cases = [
-        (Phase::Open, IDLE, 0, true),
-        (Phase::Open, IDLE, 19, true),
-        (Phase::Open, IDLE, 20, false),
-        (Phase::Open, IDLE, LONGEST_SILENCE, false),
-        // Its last packet came after the sweep had looked at the clock.
-        (Phase::Open, IDLE, u16::MAX, true),
-        (Phase::Opening, IDLE, u16::MAX, true),
-        (Phase::Closing, IDLE, u16::MAX - 1, true),
-        (Phase::Open, LONG, 113, true),
-        (Phase::Closing, LONG, 112, true),
-        (Phase::Closing, LONG, 113, false),
-        (Phase::Opening, LONG, 140, true),
-        (Phase::Opening, LONG, 141, false),
-        (Phase::Opening, IDLE, 20, false),
-        (Phase::Closing, IDLE, 19, true),
-        (Phase::Closing, IDLE, 20, false),
-        (Phase::Ended, LONG, 0, false),
-    ];
-    for (phase, idle, silence, live) in cases {
-        for now in [0u16, 5, 100, 30_000, u16::MAX] {
-            let state = state(now.wrapping_sub(silence), phase);
-            assert_eq!(
-                is_live(state, now, idle),
-                live,
-                "{phase:?}, silent for {silence} at {now}"
-            );
-        }
-    }
-    let short = Duration::from_secs(1);
-    assert!(
-        !is_live(state(0, Phase::Closing), 3, short),
-        "never longer than flow_idle"
-    );
-}
 
 /// `web` with `a` and `b`, of which `b` is in another state since `bench.now`.
 fn changed(to: BackendState) -> Bench {
