@@ -353,7 +353,11 @@ impl Pass {
                 in_transition,
                 keeper,
             } = belongs(actual, service, key, view.seed);
-            let needed = in_transition || service.records_always() && !client;
+            let needed = if client {
+                in_transition
+            } else {
+                service.records_always() || in_transition && service.following.records(key.udp)
+            };
             let backend = actual
                 .backends()
                 .get(&state.backend())
