@@ -13,11 +13,7 @@ use std::{
     time::Duration,
 };
 
-use lb_common::{
-    flow::TICK_NS,
-    tables::Event,
-    verdict::Verdict,
-};
+use lb_common::{flow::TICK_NS, tables::Event, verdict::Verdict};
 use proptest::{
     collection::vec,
     test_runner::{Config, TestRunner},
@@ -61,8 +57,7 @@ struct World {
     lives: Vec<Option<Life>>,
     /// Those that failed while they were leaving, or before: their flows never come back.
     lost: BTreeSet<Server>,
-    /// By service: where clients were sent by nothing but their pick since its last change, and from which port, if that
-    /// counts.
+    /// By service: where the new flows of each client have gone since its last change, and from which port, if that counts.
     picks: Vec<BTreeMap<(IpAddr, u32), Result<Server, Verdict>>>,
     /// So many packets.
     sent: usize,

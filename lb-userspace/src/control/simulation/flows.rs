@@ -253,6 +253,9 @@ impl World {
             }
             self.assert_kept(flow, got, opening);
             Self::assert_taken(flow, got, &may, opening);
+            if !clients && opening.is_none() {
+                self.assert_picked(flow, got);
+            }
         }
         // What is refused ends nothing: it may be an old duplicate.
         if let Ok(home) = got {
@@ -354,6 +357,9 @@ impl World {
         if !self.headless && !stayed {
             Self::assert_taken(flow, got, &may, None);
             self.assert_kept(flow, got, None);
+            if !clients {
+                self.assert_picked(flow, got);
+            }
         }
         self.lives[flow] = match got {
             Ok(home) => Some(Life {
@@ -411,7 +417,7 @@ impl World {
         }
     }
 
-    /// As long as nothing changes, the pick is a function of the packet alone; with affinity, of its client.
+    /// As long as nothing changes, a new flow's pick is a function of the packet alone; with affinity, of its client.
     fn assert_picked(&mut self, flow: usize, got: Result<Server, Verdict>) {
         let service = service_of(flow);
         let Path { client, ports, .. } = self.path(flow);
