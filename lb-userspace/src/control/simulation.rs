@@ -160,7 +160,13 @@ impl World {
                 *listed = !*listed;
                 self.reconcile(before, None);
             }
-            Step::Follow(service, track, clients) => self.follow(service, track, clients),
+            Step::Follow(service, track, clients) => self.follow(service, track, clients, None),
+            Step::KilledFollow(service, track, clients, writes) => {
+                self.follow(service, track, clients, Some(writes));
+                if self.headless {
+                    self.take_over();
+                }
+            }
             Step::Pass(ms) => self.bench.now += ms,
             Step::Sweep => {
                 self.sweep();

@@ -257,7 +257,13 @@ impl World {
     }
 
     /// The service's `track` and `affinity_timeout` are these from now on, as far as they fit.
-    pub(super) fn follow(&mut self, service: usize, track: InfoTrack, clients: bool) {
+    pub(super) fn follow(
+        &mut self,
+        service: usize,
+        track: InfoTrack,
+        clients: bool,
+        writes: Option<u32>,
+    ) {
         let before = self.model.clone();
         let service = service % SERVICES;
         let mut track = self.traffics[service].fitting(track);
@@ -270,6 +276,6 @@ impl World {
             track,
             affinity_timeout: clients.then_some(AFFINITY_TIMEOUT),
         };
-        self.reconcile(before, None);
+        self.reconcile(before, writes);
     }
 }

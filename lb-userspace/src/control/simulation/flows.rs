@@ -3,12 +3,11 @@
 use std::{collections::BTreeSet, net::IpAddr, sync::atomic::Ordering, time::Duration};
 
 use lb_common::{
-    abi::InfoTrack,
     address::{Address, Ipv6},
     flow::{FlowKey, FlowState, Key as _, Phase, find},
     forward::{place_of, process},
     packet::Buffer,
-    service::{Directory, ServiceValue, lookup},
+    service::{Directory, ServiceValue, Track, lookup},
     tables::Tables as _,
     verdict::Verdict,
     wire::{PROTO_TCP, PROTO_UDP, mac_bytes},
@@ -17,7 +16,7 @@ use lb_common::{
 use super::{
     super::samples::SEED,
     AFFINITY_TIMEOUT, HOT_SERVICE, PACKETS, SERVICES, World,
-    model::{Life, Server, patience, service_name},
+    model::{Life, Server, patience},
     packets::{Says, frame},
     services::{Path, Promise, path, service_of, vip},
 };
@@ -98,29 +97,28 @@ impl World {
         find(tables, key, key.hash(SEED))
     }
 
+    /// Its service, as packets find it.
+    fn value(&self, flow: usize) -> Option<ServiceValue> {
+        self.of_family(
+            flow,
+            |_, value, _, _| Some(value),
+            |_, value, _, _| Some(value),
+        )
+    }
+
     /// Whether a packet of the flow is recorded, as the maps are.
     pub(super) fn is_recorded(&self, flow: usize) -> bool {
-        let actual = self.bench.actual();
-        let id = actual.service_id(&service_name(service_of(flow)));
-        let track = id.map(|id| actual.services()[&id].following.track);
-        match track {
+        match self.value(flow).map(ServiceValue::track) {
             None => false,
-            Some(InfoTrack::Always) => true,
-            Some(InfoTrack::Quic) => self.in_transition(flow),
-            Some(InfoTrack::Changes | InfoTrack::Never) => {
-                !self.path(flow).udp && self.in_transition(flow)
-            }
+            Some(Track::Always) => true,
+            Some(Track::Quic) => self.in_transition(flow),
+            Some(Track::Changes) => !self.path(flow).udp && self.in_transition(flow),
         }
     }
 
-    /// Whether the service has an `affinity_timeout`, as the maps are.
-    fn records_clients(&self, service: usize) -> bool {
-        let actual = self.bench.actual();
-        let id = actual.service_id(&service_name(service));
-        id.is_some_and(|id| {
-            let following = actual.services()[&id].following;
-            following.affinity_timeout.is_some()
-        })
+    /// Whether its service has an `affinity_timeout`, as the maps are.
+    fn records_clients(&self, flow: usize) -> bool {
+        self.value(flow).is_some_and(ServiceValue::clients)
     }
 
     /// Sends one packet through the real data path: who got it.
@@ -158,7 +156,7 @@ impl World {
     /// Who may get a new flow of this one's client.
     fn may_get(&self, flow: usize) -> BTreeSet<Server> {
         let service = service_of(flow);
-        if self.records_clients(service) && self.in_transition(flow) {
+        if self.records_clients(flow) && self.in_transition(flow) {
             self.takers(service)
         } else {
             self.may_open(service)
@@ -202,7 +200,7 @@ impl World {
     /// A client that is kept where it is gets no other backend for a new flow; `or` is where it may go besides.
     fn assert_kept(&self, flow: usize, got: Result<Server, Verdict>, or: Option<Server>) {
         if let Some(life) = self.lives[flow].filter(|life| life.client_kept)
-            && self.records_clients(service_of(flow))
+            && self.records_clients(flow)
         {
             let silent = Duration::from_millis(self.bench.now - life.last);
             assert!(
@@ -235,7 +233,7 @@ impl World {
         let service = service_of(flow);
         let recorded = self.is_recorded(flow);
         let opening = self.opening(flow);
-        let clients = self.records_clients(service);
+        let clients = self.records_clients(flow);
         let may = self.may_get(flow);
         let before = self.lives[flow];
         let got = self.send(flow, Says::Opens);
@@ -344,7 +342,7 @@ impl World {
     fn go_on_unmarked(&mut self, flow: usize, says: Says) {
         let service = service_of(flow);
         let recorded = self.is_recorded(flow);
-        let clients = self.records_clients(service);
+        let clients = self.records_clients(flow);
         let may = self.may_get(flow);
         let before = self.lives[flow];
         let got = self.send(flow, says);
@@ -388,7 +386,7 @@ impl World {
     /// A packet of a service that follows no flow of this protocol: it goes where its client picks now.
     fn come_anew(&mut self, flow: usize, says: Says) {
         let service = service_of(flow);
-        let clients = self.records_clients(service);
+        let clients = self.records_clients(flow);
         let may = self.may_get(flow);
         let got = self.send(flow, says);
         if !self.headless {

@@ -33,6 +33,8 @@ pub(super) enum Step {
     ToggleSpread,
     /// A service has another `track` from now on, and an `affinity_timeout` or not, as far as that fits.
     Follow(usize, InfoTrack, bool),
+    /// The same, but the controller is killed after that many writes.
+    KilledFollow(usize, InfoTrack, bool, u32),
     /// Time passes, in milliseconds, without a sweep.
     Pass(u64),
     /// The controller sweeps.
@@ -120,6 +122,8 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         1 => (0..SERVICES).prop_map(Step::ToggleService),
         3 => (0..SERVICES, track(), any::<bool>())
             .prop_map(|(s, track, clients)| Step::Follow(s, track, clients)),
+        1 => (0..SERVICES, track(), any::<bool>(), prop_oneof![0u32..8, 0u32..3000])
+            .prop_map(|(s, track, clients, writes)| Step::KilledFollow(s, track, clients, writes)),
         2 => (0u64..4000).prop_map(Step::Pass),
         3 => Just(Step::Sweep),
         4 => (1usize..16).prop_map(Step::SweepPieces),
