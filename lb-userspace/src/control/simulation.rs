@@ -131,6 +131,9 @@ impl World {
             Step::Send(first, count) => self.each(first, count, Says::Continues),
             Step::Close(first, count) => self.each(first, count, Says::Closes),
             Step::Reset(first, count) => self.each(first, count, Says::Resets),
+            Step::Complain(first, count) => {
+                (first..first + count).for_each(|flow| self.complain(flow % FLOWS));
+            }
             Step::Change(service, backend, change) => self.apply(service, backend, change, None),
             Step::Killed(service, backend, change, writes) => {
                 self.apply(service, backend, change, Some(writes));

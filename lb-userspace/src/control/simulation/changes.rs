@@ -38,9 +38,10 @@ impl World {
         };
         self.lose();
         self.hold();
-        for service in 0..SERVICES {
-            if self.model[service] != before[service] {
-                self.picks[service].clear();
+        let changed = self.model.iter().zip(&before);
+        for (picks, (after, before)) in self.picks.iter_mut().zip(changed) {
+            if after != before {
+                picks.clear();
             }
         }
         // Whoever fails now, or is gone with its service, loses its flows.

@@ -17,7 +17,7 @@ use super::{
     super::samples::SEED,
     AFFINITY_TIMEOUT, HOT_SERVICE, PACKETS, SERVICES, World,
     model::{Life, Server, patience},
-    packets::{Says, frame},
+    packets::{Says, frame, too_big},
     services::{Path, Promise, path, service_of, vip},
 };
 
@@ -121,12 +121,16 @@ impl World {
         self.value(flow).is_some_and(ServiceValue::clients)
     }
 
-    /// Sends one packet through the real data path: who got it.
+    /// Sends one packet of a flow through the real data path: who got it.
     fn send(&mut self, flow: usize, says: Says) -> Result<Server, Verdict> {
-        PACKETS.fetch_add(1, Ordering::Relaxed);
         self.sent += 1;
         let traffic = self.traffics[service_of(flow)];
-        let mut frame = frame(self.path(flow), traffic, says, self.sent);
+        let frame = frame(self.path(flow), traffic, says, self.sent);
+        self.deliver(flow, frame)
+    }
+
+    fn deliver(&self, flow: usize, mut frame: Vec<u8>) -> Result<Server, Verdict> {
+        PACKETS.fetch_add(1, Ordering::Relaxed);
         let tables = &self.bench.executor.maps.tables;
         tables.set_now(self.bench.tick());
         let outcome = process(&mut Buffer::new(&mut frame), tables);
@@ -412,6 +416,30 @@ impl World {
                 spoke: true,
                 excused: false,
             });
+        }
+    }
+
+    /// Somebody on the way complains of what the flow's server has sent: it hears of it, and nothing else comes of it.
+    pub(super) fn complain(&mut self, flow: usize) {
+        self.sent += 1;
+        let got = self.deliver(flow, too_big(self.path(flow), self.sent));
+        if self.is_not_served(service_of(flow), got) {
+            return;
+        }
+        let promise = self.promise(flow);
+        let life = self.lives[flow].filter(|life| !self.may_move(life));
+        match (life, got) {
+            (Some(life), _) if promise != Promise::Nothing => {
+                assert_eq!(got, Ok(life.home), "{flow} is complained of, {life:?}");
+            }
+            (_, Ok(server)) => {
+                assert!(!self.has_failed(server), "{server:?} has failed");
+                if promise == Promise::Nothing {
+                    let may = self.may_get(flow);
+                    assert!(may.contains(&server), "{flow}: {server:?} of {may:?}");
+                }
+            }
+            (_, Err(verdict)) => assert_eq!(verdict, Verdict::NoBackend),
         }
     }
 

@@ -277,8 +277,6 @@ impl World {
             .backend_number(id, &backend.name, backend.address)
     }
 
-    /// Whether a packet of the flow is recorded, as the maps are.
-
     /// What is promised to a flow.
     pub(super) fn promise(&self, flow: usize) -> Promise {
         let track = self.model[service_of(flow)].following.track;

@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use lb_common::wire::{PROTO_TCP, PROTO_UDP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, mac_bytes};
+use lb_common::wire::{
+    PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, mac_bytes,
+};
 
 use super::{
     super::samples::OWN_MAC,
@@ -74,26 +76,72 @@ pub(super) fn frame(path: Path, traffic: Traffic, says: Says, kind: usize) -> Ve
         transport.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
     }
     let protocol = if path.udp { PROTO_UDP } else { PROTO_TCP };
-    let length = transport.len() as u16;
-    let mut frame = mac_bytes(OWN_MAC).to_vec();
-    frame.extend([2, 9, 9, 9, 9, 9]);
-    match (path.client, path.vip) {
-        (IpAddr::V4(client), IpAddr::V4(vip)) => {
-            frame.extend([0x08, 0x00, 0x45, 0]);
-            frame.extend((20 + length).to_be_bytes());
-            frame.extend([0, 0, 0, 0, 64, protocol, 0, 0]);
-            frame.extend(client.octets());
-            frame.extend(vip.octets());
+    let mut frame = ethernet(path.vip);
+    frame.extend(packet(path.client, path.vip, protocol, &transport));
+    frame
+}
+
+/// A router's word that a packet of the flow's server was too large for it (RFC 792, RFC 4443 section 3.2); `kind` makes two
+/// routers.
+pub(super) fn too_big(path: Path, kind: usize) -> Vec<u8> {
+    let mut quoted = path.ports.rotate_left(16).to_be_bytes().to_vec();
+    quoted.extend([0; 8]);
+    let protocol = if path.udp { PROTO_UDP } else { PROTO_TCP };
+    let quoted = packet(path.vip, path.client, protocol, &quoted);
+    let (router, icmp, head): (IpAddr, u8, [u8; 8]) = match path.vip {
+        IpAddr::V4(_) => (
+            [198, 18, 0, kind as u8 % 2].into(),
+            PROTO_ICMP,
+            [3, 4, 0, 0, 0, 0, 5, 0],
+        ),
+        IpAddr::V6(_) => (
+            [0x2001, 0xdb8, 9, 0, 0, 0, 0, 1 + kind as u16 % 2].into(),
+            PROTO_ICMPV6,
+            [2, 0, 0, 0, 0, 0, 5, 0],
+        ),
+    };
+    let mut frame = ethernet(path.vip);
+    frame.extend(packet(
+        router,
+        path.vip,
+        icmp,
+        &[&head[..], &quoted].concat(),
+    ));
+    frame
+}
+
+/// The header of a frame for the director, with the ethertype of this address.
+fn ethernet(address: IpAddr) -> Vec<u8> {
+    let mut header = mac_bytes(OWN_MAC).to_vec();
+    header.extend([2, 9, 9, 9, 9, 9]);
+    header.extend(if address.is_ipv4() {
+        [0x08, 0x00]
+    } else {
+        [0x86, 0xdd]
+    });
+    header
+}
+
+fn packet(source: IpAddr, destination: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let length = payload.len() as u16;
+    let mut packet = Vec::new();
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            packet.extend([0x45, 0]);
+            packet.extend((20 + length).to_be_bytes());
+            packet.extend([0, 0, 0, 0, 64, protocol, 0, 0]);
+            packet.extend(source.octets());
+            packet.extend(destination.octets());
         }
-        (IpAddr::V6(client), IpAddr::V6(vip)) => {
-            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
-            frame.extend(length.to_be_bytes());
-            frame.extend([protocol, 64]);
-            frame.extend(client.octets());
-            frame.extend(vip.octets());
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            packet.extend([0x60, 0, 0, 0]);
+            packet.extend(length.to_be_bytes());
+            packet.extend([protocol, 64]);
+            packet.extend(source.octets());
+            packet.extend(destination.octets());
         }
         families => unreachable!("{families:?}"),
     }
-    frame.extend(transport);
-    frame
+    packet.extend(payload);
+    packet
 }

@@ -123,7 +123,7 @@ pub(super) fn path(traffics: &Traffics, flow: usize) -> Path {
         Traffic::Tcp => (flow, false),
         Traffic::Quic | Traffic::Udp => (flow, true),
         // Two in a row are one client's.
-        Traffic::QuicAndTcp => (flow - index % 2 * 2, index % 2 == 0),
+        Traffic::QuicAndTcp => (flow - index % 2 * 2, index.is_multiple_of(2)),
     };
     let client = match service {
         HOT_SERVICE => source_of(index).into(),

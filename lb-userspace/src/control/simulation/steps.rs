@@ -19,6 +19,8 @@ pub(super) enum Step {
     Close(usize, usize),
     /// RSTs, likewise.
     Reset(usize, usize),
+    /// ICMP errors about that many flows from this one on.
+    Complain(usize, usize),
     /// Something about one backend, and the controller acts on it.
     Change(usize, usize, Change),
     /// The same, but the controller is killed after that many writes; packets come; another controller takes over.
@@ -113,6 +115,7 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         8 => some().prop_map(|(first, count)| Step::Send(first, count)),
         1 => some().prop_map(|(first, count)| Step::Close(first, count / 8)),
         1 => some().prop_map(|(first, count)| Step::Reset(first, count / 8)),
+        1 => some().prop_map(|(first, count)| Step::Complain(first, count)),
         9 => (0..SERVICES, 0..BACKENDS, change()).prop_map(|(s, b, c)| Step::Change(s, b, c)),
         2 => (0..SERVICES, 0..BACKENDS, change(), prop_oneof![0u32..12, 0u32..3000])
             .prop_map(|(s, b, c, writes)| Step::Killed(s, b, c, writes)),
