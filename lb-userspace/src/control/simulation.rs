@@ -200,7 +200,7 @@ fn a_flow_stays_where_it_is_as_long_as_its_backend_does() {
     let cases = std::env::var("PROPTEST_CASES")
         .ok()
         .and_then(|cases| cases.parse().ok())
-        .unwrap_or(48);
+        .unwrap_or(80);
     let mut runner = TestRunner::new(Config {
         cases,
         failure_persistence: None,

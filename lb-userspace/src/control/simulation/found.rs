@@ -106,3 +106,18 @@ fn datagrams_that_are_not_recorded_any_more_are_no_flows() {
         Step::Sweep,
     ]);
 }
+
+/// A client whose connection is older than the change and never silent is known when the slot turns: its next one goes there
+/// as well.
+#[test]
+fn a_client_with_an_old_flow_keeps_its_backend_when_its_slot_turns() {
+    live(&[
+        Step::Follow(0, InfoTrack::Changes, true),
+        Step::Open(0, FLOWS),
+        Step::Change(0, 4, Change::ToggleListed),
+        Step::Wait(9000),
+        Step::Send(0, FLOWS),
+        Step::Wait(8000),
+        Step::Open(0, FLOWS),
+    ]);
+}
