@@ -172,14 +172,12 @@ fn keep_client<A: Address, T: Tables>(
 ) {
     if let Some(client) = client {
         let hash = client.hash(seed);
-        match flow::find(tables, client, hash) {
-            Some(state) if state.backend() == backend => {
-                flow::touch(tables, client, hash, state, Phase::Open);
-            }
-            None if takes_new(tables, backend) => {
-                flow::record(tables, client, hash, backend, Phase::Open);
-            }
-            _ => {}
+        let renews = match flow::find(tables, client, hash) {
+            Some(state) => state.backend() == backend && state.seen() != tables.now(),
+            None => takes_new(tables, backend),
+        };
+        if renews {
+            flow::record(tables, client, hash, backend, Phase::Open);
         }
     }
 }
