@@ -121,3 +121,17 @@ fn a_client_with_an_old_flow_keeps_its_backend_when_its_slot_turns() {
         Step::Open(0, FLOWS),
     ]);
 }
+
+/// The records of datagrams that a service has ceased to record are cleared before it begins to again, or flows that have
+/// moved meanwhile would go back to a backend that drains.
+#[test]
+fn datagrams_do_not_go_back_to_where_they_were_recorded() {
+    live(&[
+        Step::Open(0, FLOWS),
+        Step::Follow(3, InfoTrack::Changes, false),
+        Step::Change(3, 0, Change::ToggleDrain),
+        Step::Send(0, FLOWS),
+        Step::Follow(3, InfoTrack::Always, false),
+        Step::Send(0, FLOWS),
+    ]);
+}
