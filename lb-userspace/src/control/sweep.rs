@@ -353,10 +353,11 @@ impl Pass {
                 in_transition,
                 keeper,
             } = belongs(actual, service, key, view.seed);
+            let following = service.following;
             let needed = if client {
-                in_transition
+                in_transition && following.affinity_timeout.is_some()
             } else {
-                service.records_always() || in_transition && service.following.records(key.udp)
+                service.records_always() || in_transition && following.records(key.udp)
             };
             let backend = actual
                 .backends()
