@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use lb_common::{
-    abi::{InfoTrack, ServiceInfo},
+    abi::{InfoTrack, PROTO_TCP_UDP, ServiceInfo},
     flow::{FlowState, Phase},
     pick::{Backend, Slot},
     service::{ServiceValue, Track as Recorded},
@@ -112,10 +112,14 @@ impl ActualService {
     #[must_use]
     pub fn disowns(&self, next: &Self) -> bool {
         let (before, after) = (self.following, next.following);
+        let carries = |udp| match self.entries.protocol {
+            PROTO_TCP_UDP => true,
+            protocol => udp == (protocol == PROTO_UDP),
+        };
+        let ceases = |udp| carries(udp) && before.records(udp) && !after.records(udp);
         self.track == Track::Flows && next.track == Track::Nothing
-            || [false, true]
-                .iter()
-                .any(|udp| before.records(*udp) && !after.records(*udp))
+            || ceases(false)
+            || ceases(true)
             || before.affinity_timeout.is_some() && after.affinity_timeout.is_none()
     }
 
@@ -185,7 +189,7 @@ impl ActualService {
 #[cfg(test)]
 mod tests {
     use lb_common::{
-        abi::{PROTO_TCP_UDP, text_field},
+        abi::text_field,
         flow::{Owner, TICK_NS},
         pick::Affinity,
         wire::PROTO_TCP,
