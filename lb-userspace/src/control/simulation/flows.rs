@@ -116,6 +116,13 @@ impl World {
         }
     }
 
+    /// Whether a controller was killed before packets of the flow's protocol are followed, as its service wants it from now
+    /// on: the flow may move, once, when they are.
+    fn is_not_followed_yet(&self, flow: usize) -> bool {
+        let track = self.value(flow).map(ServiceValue::track);
+        self.headless && self.path(flow).udp && track == Some(Track::Changes)
+    }
+
     /// Whether its service has an `affinity_timeout`, as the maps are.
     fn records_clients(&self, flow: usize) -> bool {
         self.value(flow).is_some_and(ServiceValue::clients)
@@ -297,7 +304,7 @@ impl World {
                     || before.is_some_and(|life| life.closing && life.home == home),
                 ended: !udp && says == Says::Resets || before.is_some_and(|life| life.ended),
                 excused,
-                homeless: self.has_failed(home),
+                homeless: self.has_failed(home) || self.is_not_followed_yet(flow),
                 recorded,
                 client_kept: before.is_some_and(|life| life.client_kept && life.home == home),
                 outlived: before.is_some_and(|life| life.outlived),
@@ -370,7 +377,7 @@ impl World {
                 closing: false,
                 ended: false,
                 excused,
-                homeless: self.has_failed(home),
+                homeless: self.has_failed(home) || self.is_not_followed_yet(flow),
                 recorded,
                 client_kept: if stayed {
                     before.is_some_and(|life| life.client_kept)
