@@ -160,7 +160,9 @@ fn backend_of_new<A: Address, T: Tables>(
     Ok(backend)
 }
 
-/// A flow's packet keeps its client's record from ageing, if the client is recorded on the same backend.
+/// A flow's packet keeps its client's record from ageing, if the client is recorded on the same backend. A client that is not
+/// recorded is from now on, if that backend takes new flows: its flow may be older than the change, and the client must be
+/// known when nobody is taken for older any more.
 #[inline(always)]
 fn keep_client<A: Address, T: Tables>(
     tables: &T,
@@ -170,10 +172,12 @@ fn keep_client<A: Address, T: Tables>(
 ) {
     if let Some(client) = client {
         let hash = client.hash(seed);
-        if let Some(state) = flow::find(tables, client, hash)
-            && state.backend() == backend
-        {
-            flow::touch(tables, client, hash, state, Phase::Open);
+        let renews = match flow::find(tables, client, hash) {
+            Some(state) => state.backend() == backend && state.seen() != tables.now(),
+            None => takes_new(tables, backend),
+        };
+        if renews {
+            flow::record(tables, client, hash, backend, Phase::Open);
         }
     }
 }

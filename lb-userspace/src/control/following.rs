@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use lb_common::{
-    abi::{InfoTrack, ServiceInfo},
+    abi::{InfoTrack, PROTO_TCP_UDP, ServiceInfo},
     flow::{FlowState, Phase},
     pick::{Backend, Slot},
     service::{ServiceValue, Track as Recorded},
@@ -72,6 +72,15 @@ impl Following {
         }
     }
 
+    /// Whether flows of UDP, or else those of TCP, are recorded in slots in transition, and go by their records.
+    #[must_use]
+    pub const fn records(self, udp: bool) -> bool {
+        match self.track {
+            InfoTrack::Always | InfoTrack::Quic => true,
+            InfoTrack::Changes | InfoTrack::Never => !udp,
+        }
+    }
+
     /// Whether flows without a record may be older than a change, and belong to the backend before it.
     fn has_older_flows(self, protocol: u8) -> bool {
         match self.track {
@@ -96,6 +105,22 @@ impl ActualService {
     #[must_use]
     pub fn records_always(&self) -> bool {
         self.following.track == InfoTrack::Always
+    }
+
+    /// Whether records of this service tell nothing any more once it is as `next`: what they name goes elsewhere from then on,
+    /// and they would be believed if it were as before again.
+    #[must_use]
+    pub fn disowns(&self, next: &Self) -> bool {
+        let (before, after) = (self.following, next.following);
+        let carries = |udp| match self.entries.protocol {
+            PROTO_TCP_UDP => true,
+            protocol => udp == (protocol == PROTO_UDP),
+        };
+        let ceases = |udp| carries(udp) && before.records(udp) && !after.records(udp);
+        self.track == Track::Flows && next.track == Track::Nothing
+            || ceases(false)
+            || ceases(true)
+            || before.affinity_timeout.is_some() && after.affinity_timeout.is_none()
     }
 
     /// What a record is worth at the coarse time `now`; `client` if it is of a client, not of a flow.
@@ -164,7 +189,7 @@ impl ActualService {
 #[cfg(test)]
 mod tests {
     use lb_common::{
-        abi::{PROTO_TCP_UDP, text_field},
+        abi::text_field,
         flow::{Owner, TICK_NS},
         pick::Affinity,
         wire::PROTO_TCP,

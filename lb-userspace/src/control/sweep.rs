@@ -316,7 +316,12 @@ impl Pass {
                 in_transition,
                 keeper,
             } = belongs(actual, service, key, view.seed);
-            let needed = in_transition || service.records_always() && !client;
+            let following = service.following;
+            let needed = if client {
+                in_transition && following.affinity_timeout.is_some()
+            } else {
+                service.records_always() || in_transition && following.records(key.udp)
+            };
             let backend = actual
                 .backends()
                 .get(&state.backend())

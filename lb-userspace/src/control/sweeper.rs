@@ -25,11 +25,13 @@ pub struct Sweeper {
     spent: Duration,
     /// No pass begins before, unless one is asked for.
     rests_until: Millis,
-    /// A slot has settled, and no pass that began later is over: flows that were recorded since the look at their bucket
-    /// still are, though their slots have settled.
+    /// A slot has settled, or a service has ceased to record every flow, and no pass that began later is over: flows are
+    /// still recorded, though their slots have settled.
     unclean: bool,
-    /// Meanwhile settled slots have moved at once, because their backend failed: such records name a backend that their
-    /// flows are not on any more.
+    /// The latter has happened since this pass began, which may have looked at such records before.
+    outdated: bool,
+    /// Meanwhile settled slots have moved at once, because their backend failed, or flows have, because the service does not
+    /// record them any more: such records name a backend that their flows are not on any more.
     misleading: bool,
 }
 
@@ -75,7 +77,7 @@ impl Sweeper {
             return false;
         };
         self.pass = None;
-        self.unclean = found.settled > 0;
+        self.unclean = std::mem::take(&mut self.outdated) || found.settled > 0;
         self.misleading &= self.unclean;
         // The records that outlived their slots' transition go soon.
         self.again |= self.unclean;
@@ -91,6 +93,21 @@ impl Sweeper {
             return;
         }
         self.last.quiet = false;
+        for op in ops {
+            let Op::Service { id, service } = op else {
+                continue;
+            };
+            let Some(old) = actual.services().get(id) else {
+                continue;
+            };
+            let disowned = old.disowns(service);
+            if disowned || old.records_always() && !service.records_always() {
+                self.outdated |= self.pass.is_some();
+                self.unclean = true;
+                self.again = true;
+                self.misleading |= disowned;
+            }
+        }
         let settled_since = self.unclean || self.pass.is_some();
         if settled_since && !self.misleading {
             self.misleading = ops.iter().any(|op| moves_settled_slots(actual, op));
@@ -101,7 +118,8 @@ impl Sweeper {
     /// its backend failed, and is put into transition by that change, could find the record of a flow from before it
     /// settled, and send the flow to a backend that it left with the failure.
     ///
-    /// It takes two changes within the time of a pass after a slot settled, of which the first is a failure.
+    /// It takes two changes within the time of a pass after a slot settled, of which the first is a failure; or a reload that
+    /// changes `track` and another one that changes it back.
     #[must_use]
     pub const fn must_finish(&self) -> bool {
         self.misleading

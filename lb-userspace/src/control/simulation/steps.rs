@@ -1,20 +1,26 @@
 //! What may happen in the simulation, and how often.
 
+use lb_common::abi::InfoTrack;
 use proptest::prelude::*;
 
-use super::{BACKENDS, FLOWS, SERVICES, SOURCES, WEIGHTS};
+use super::{
+    BACKENDS, FLOWS, SERVICES, SOURCES, WEIGHTS,
+    services::{Traffic, Traffics},
+};
 
 /// What may happen next. Numbers are taken modulo what there is.
 #[derive(Clone, Debug)]
 pub(super) enum Step {
-    /// SYNs of that many flows from this one on.
+    /// SYNs, QUIC's Initial packets or datagrams of that many flows from this one on.
     Open(usize, usize),
     /// Packets in the middle of that many flows from this one on.
     Send(usize, usize),
-    /// FINs, likewise.
+    /// FINs, likewise; of other protocols what tells nobody that it is the last.
     Close(usize, usize),
     /// RSTs, likewise.
     Reset(usize, usize),
+    /// ICMP errors about that many flows from this one on.
+    Complain(usize, usize),
     /// Something about one backend, and the controller acts on it.
     Change(usize, usize, Change),
     /// The same, but the controller is killed after that many writes; packets come; another controller takes over.
@@ -27,8 +33,10 @@ pub(super) enum Step {
     KilledTurn(usize, bool, u32),
     /// The configuration of the second service ceases to spread hot sources, or begins to.
     ToggleSpread,
-    /// A service's `track` is `always` or `changes` from now on, and the first one has an `affinity_timeout` or not.
-    Follow(usize, bool, bool),
+    /// A service has another `track` from now on, and an `affinity_timeout` or not, as far as that fits.
+    Follow(usize, InfoTrack, bool),
+    /// The same, but the controller is killed after that many writes.
+    KilledFollow(usize, InfoTrack, bool, u32),
     /// Time passes, in milliseconds, without a sweep.
     Pass(u64),
     /// The controller sweeps.
@@ -77,6 +85,28 @@ fn change() -> impl Strategy<Value = Change> {
     ]
 }
 
+fn track() -> impl Strategy<Value = InfoTrack> {
+    prop_oneof![
+        2 => Just(InfoTrack::Changes),
+        2 => Just(InfoTrack::Always),
+        3 => Just(InfoTrack::Quic),
+        1 => Just(InfoTrack::Never),
+    ]
+}
+
+/// What the clients speak: the first service is always TCP's.
+pub(super) fn traffics() -> impl Strategy<Value = Traffics> {
+    let any = || {
+        prop_oneof![
+            Just(Traffic::Quic),
+            Just(Traffic::QuicAndTcp),
+            Just(Traffic::Udp)
+        ]
+    };
+    let second = prop_oneof![3 => Just(Traffic::Tcp), 2 => any()];
+    (second, any(), any()).prop_map(|(second, third, last)| [Traffic::Tcp, second, third, last])
+}
+
 /// Any step.
 pub(super) fn step() -> impl Strategy<Value = Step> {
     let some = || (0..FLOWS, 1..FLOWS);
@@ -85,6 +115,7 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         8 => some().prop_map(|(first, count)| Step::Send(first, count)),
         1 => some().prop_map(|(first, count)| Step::Close(first, count / 8)),
         1 => some().prop_map(|(first, count)| Step::Reset(first, count / 8)),
+        1 => some().prop_map(|(first, count)| Step::Complain(first, count)),
         9 => (0..SERVICES, 0..BACKENDS, change()).prop_map(|(s, b, c)| Step::Change(s, b, c)),
         2 => (0..SERVICES, 0..BACKENDS, change(), prop_oneof![0u32..12, 0u32..3000])
             .prop_map(|(s, b, c, writes)| Step::Killed(s, b, c, writes)),
@@ -92,8 +123,10 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         1 => (0..SOURCES, any::<bool>(), 0u32..4).prop_map(|(s, spread, w)| Step::KilledTurn(s, spread, w)),
         1 => Just(Step::ToggleSpread),
         1 => (0..SERVICES).prop_map(Step::ToggleService),
-        2 => (0..SERVICES, any::<bool>(), any::<bool>())
-            .prop_map(|(s, always, clients)| Step::Follow(s, always, clients)),
+        3 => (0..SERVICES, track(), any::<bool>())
+            .prop_map(|(s, track, clients)| Step::Follow(s, track, clients)),
+        1 => (0..SERVICES, track(), any::<bool>(), prop_oneof![0u32..8, 0u32..3000])
+            .prop_map(|(s, track, clients, writes)| Step::KilledFollow(s, track, clients, writes)),
         2 => (0u64..4000).prop_map(Step::Pass),
         3 => Just(Step::Sweep),
         4 => (1usize..16).prop_map(Step::SweepPieces),
