@@ -16,7 +16,6 @@ use lb_common::{
     pick::Slot,
 };
 
-pub use super::silence::CLOSING_SILENCE;
 use super::{
     actual::{Actual, ActualBackend, ActualService, Millis, Op, Retired},
     fragments,

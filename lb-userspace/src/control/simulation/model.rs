@@ -14,7 +14,7 @@ use super::{
         directory::Entries,
         following::Following,
         samples::service,
-        sweep::CLOSING_SILENCE,
+        silence::CLOSING_SILENCE,
     },
     BACKENDS, HOT_SERVICE, SERVICES, World,
     services::{Promise, idle, port, service_of, vip},

@@ -455,8 +455,16 @@ impl Family {
             )
             .forwarded(4),
             case(
-                self.say("clients: an old flow is recorded without its client"),
+                self.say("clients: an old flow is recorded, and its client with it"),
                 &changing,
+                tcp.clone(),
+            )
+            .forwarded(1)
+            .records(web(1))
+            .records(self.web(1, Phase::Open)),
+            case(
+                self.say("clients: but not where new flows of the client would not go"),
+                &changing.clone().closed_to_new(1),
                 tcp,
             )
             .forwarded(1)
