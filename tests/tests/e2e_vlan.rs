@@ -16,14 +16,20 @@ fn in_vlan(host: &Host) -> Ipv4Addr {
     Ipv4Addr::new(a, 79, c, d)
 }
 
-/// A link of VLAN 7 on the host's interface, as an administrator makes it.
-fn join_vlan(host: &Host) {
+/// A link of VLAN 7 on the host's interface, with a MAC address of its own: to that, the host takes no frame without the tag.
+fn join_backend_to_vlan(host: &Host) {
+    let [a, b, c, d] = in_vlan(host).octets();
+    let mac = format!("02:07:{a:02x}:{b:02x}:{c:02x}:{d:02x}");
+    join_vlan(
+        host,
+        &format!("link add link eth0 name eth0.7 address {mac} type vlan id 7"),
+    );
+}
+
+/// What adding the link says, its address in the VLAN, and it is up: as an administrator does it.
+fn join_vlan(host: &Host, add: &str) {
     let address = format!("address add {}/16 dev eth0.7", in_vlan(host));
-    for words in [
-        "link add link eth0 name eth0.7 type vlan id 7",
-        &address,
-        "link set eth0.7 up",
-    ] {
+    for words in [add, &address, "link set eth0.7 up"] {
         let words: Vec<&str> = words.split(' ').collect();
         let done = host.run("ip", &words).unwrap();
         assert!(done.status.success(), "ip {words:?}: {done:?}");
@@ -40,8 +46,10 @@ fn backends_behind_a_vlan_are_probed_and_served() {
         .label("vlan")
         .build()
         .unwrap();
-    for name in ["director", "b2", "b3"] {
-        join_vlan(testbed.host(name));
+    let director = testbed.host("director");
+    join_vlan(director, "link add link eth0 name eth0.7 type vlan id 7");
+    for name in ["b2", "b3"] {
+        join_backend_to_vlan(testbed.host(name));
     }
     let tagged = ["b2", "b3"].map(|name| {
         let address = in_vlan(testbed.host(name));
