@@ -20,11 +20,18 @@ pub const TCP_PROBE: &str = "[service.probe]\ntype = \"tcp\"\nport = 80\ninterva
 /// The same to the backend's own address, which can be silenced for each of a [`Farm`]'s backends alone; `fall` that fail in a
 /// row make it `down`.
 fn own_probe(fall: u32) -> String {
+    let (interval, timeout) = (INTERVAL.as_millis(), TIMEOUT.as_millis());
     format!(
-        "[service.probe]\ntype = \"tcp\"\nport = 80\nvia = \"address\"\ninterval = \"1s\"\ntimeout = \"500ms\"\n\
-         rise = 1\nfall = {fall}\n"
+        "[service.probe]\ntype = \"tcp\"\nport = 80\nvia = \"address\"\ninterval = \"{interval}ms\"\n\
+         timeout = \"{timeout}ms\"\nrise = 1\nfall = {fall}\n"
     )
 }
+/// From one probe of [`own_probe`] to the next.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// How long such a probe waits for an answer.
+const TIMEOUT: Duration = Duration::from_millis(500);
+/// Longer than it takes to apply a failure.
+const SETTLED: Duration = Duration::from_millis(500);
 /// How often it is looked whether the tables are in the maps.
 const LOOK: Duration = Duration::from_millis(2);
 /// After everybody is up, until a daemon counts as idle.
@@ -161,6 +168,9 @@ pub fn failures(probed: usize, others: usize, times: usize, fall: u32) -> Result
             })
         };
         farm.silence(address)?;
+        // Nobody asks before it has happened: the status of ten thousands of backends, told, read and polled for, keeps a small
+        // machine's processors from the daemon.
+        sleep((INTERVAL + TIMEOUT) * fall + SETTLED);
         let status = daemon.wait_for("a failure", |status| in_state(status, "down"))?;
         let apply = status
             .node
