@@ -103,6 +103,10 @@ pub mod map {
     ];
 }
 
+/// The most bytes of a direct map: the verifier follows no larger offset (`BPF_MAX_VAR_OFF` in
+/// `include/linux/bpf_verifier.h`).
+pub const MOST_DIRECT_BYTES: u64 = 1 << 29;
+
 /// The names of the programs in the kernel object.
 pub mod program {
     /// The XDP program.

@@ -11,8 +11,8 @@ pub const BACKENDS_MAX: u32 = 65_535;
 pub const FLOWS_MAX: u32 = 1 << 26;
 /// The most slots there can be, which a service's value in the lookup can name: 256 MiB.
 pub const SLOTS_MAX: u32 = lb_common::service::MAX_SLOT_OFFSET;
-/// The most ports that can be asked for: a slip of the finger shall not take a host's memory.
-pub const PORTS_MAX: u32 = 1 << 24;
+/// The most ports that can be asked for: their lookup takes as much as a direct map may (`MOST_DIRECT_BYTES`).
+pub const PORTS_MAX: u32 = 1 << 21;
 
 /// No fewer than these, however little the file holds: a small file grows without the maps being made anew.
 const BACKENDS_MIN: u32 = 4_096;

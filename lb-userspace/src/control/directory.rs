@@ -319,6 +319,36 @@ mod tests {
         );
     }
 
+    /// Ports and VIPs come in runs, and a key holds them as a packet does: no such pattern may need many seeds, or more room
+    /// than `Sizes::of` gives.
+    #[test]
+    fn runs_of_ports_and_vips_find_their_places() {
+        let runs: [(u32, std::ops::RangeInclusive<u16>, u8); 6] = [
+            (1, 1..=65_535, PROTO_TCP_UDP),
+            (64, 10_000..=10_999, PROTO_TCP_UDP),
+            (1024, 8000..=8003, PROTO_TCP_UDP),
+            (4096, 80..=80, 6),
+            (256, 256..=511, 17),
+            (16, 1..=4096, 6),
+        ];
+        for (vips, ports, protocol) in runs {
+            let services: Vec<Entries> = (0..vips)
+                .map(|number| Entries {
+                    vip: std::net::Ipv4Addr::from_bits(0xc613_0000 + number).into(),
+                    protocol,
+                    ports: vec![ports.clone()],
+                })
+                .collect();
+            let keys = entries(services.iter().map(|service| (service, value(1))));
+            let sizes = crate::dataplane::Sizes::of(1, 1, 1, keys.len() as u32);
+            let bits = (sizes.service_buckets / 2).ilog2() as u8;
+            for random in [1, 0x0123_4567_89ab_cdef, u64::MAX / 3] {
+                let full = lay_out(&keys, bits, false, random).err();
+                assert_eq!(full, None, "{vips} VIPs, {ports:?}");
+            }
+        }
+    }
+
     #[test]
     fn every_key_is_in_its_bucket() {
         let service = Entries {

@@ -47,6 +47,9 @@ impl Default for Sizes {
     }
 }
 
+/// The most buckets of one half of the service lookup.
+const MOST_BUCKETS: u32 = (abi::MOST_DIRECT_BYTES / size_of::<abi::Bucket>() as u64 / 2) as u32;
+
 impl Sizes {
     /// The same sizes with an IPv6 flow table for so many flows: as roomy as the other one, see [`Self::of`].
     #[must_use]
@@ -66,11 +69,7 @@ impl Sizes {
     #[must_use]
     pub fn of(flows: u32, slots: u32, backends: u32, entries: u32) -> Self {
         Self {
-            service_buckets: 2 * entries
-                .max(64)
-                .next_power_of_two()
-                .saturating_mul(2)
-                .min(1 << 26),
+            service_buckets: 4 * entries.clamp(64, MOST_BUCKETS / 2).next_power_of_two(),
             services: abi::DEFAULT_SERVICES,
             slots: slots.max(1 << 10).next_power_of_two(),
             backends: (backends + 1).min(1 << 16),
@@ -177,4 +176,33 @@ pub fn load(
     })?;
     direct::put_in_place(&object, &direct)?;
     Ok(object)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{PORTS_MAX, SLOTS_MAX};
+
+    /// A larger one is "unbounded memory access" to the verifier, which no operator could make sense of.
+    #[test]
+    fn no_direct_map_is_larger_than_the_verifier_follows() {
+        let bytes = |sizes: &Sizes| {
+            [
+                u64::from(sizes.service_buckets) * size_of::<abi::Bucket>() as u64,
+                u64::from(sizes.slots) * 4,
+            ]
+        };
+        for ports in [PORTS_MAX, u32::MAX] {
+            let sizes = Sizes::of(1, SLOTS_MAX, 1, ports);
+            assert!(
+                bytes(&sizes)
+                    .iter()
+                    .all(|bytes| *bytes <= abi::MOST_DIRECT_BYTES),
+                "{sizes:?}"
+            );
+        }
+        // What may be asked for gets its room: two buckets for each port.
+        let room = Sizes::of(1, 1, 1, PORTS_MAX).service_buckets / 2;
+        assert_eq!(room, 2 * PORTS_MAX);
+    }
 }

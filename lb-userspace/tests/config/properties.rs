@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, time::Duration};
 
 use lb_userspace::config::{
-    Affinity, Backend, Config, ConfigErrors, Control, Failback, Limits, Mode, Node, Ports, Probe,
-    ProbeKind, Protocol, Rule, Service, Share, Track, Unserved, Via, XdpMode,
+    Affinity, Backend, Config, ConfigErrors, Control, Failback, Limits, Mode, Node, PORTS_MAX,
+    Ports, Probe, ProbeKind, Protocol, Rule, Service, Share, Track, Unserved, Via, XdpMode,
 };
 use proptest::prelude::*;
 
@@ -303,7 +303,7 @@ fn config() -> impl Strategy<Value = Config> {
         // Five services of the largest tables there can be.
         prop::option::of(5_u32 << 18..=1_u32 << 26),
         prop::option::of(100..=65_535_u32),
-        prop::option::of(5_u32 << 17..=1_u32 << 24),
+        prop::option::of(5_u32 << 17..=PORTS_MAX),
         0..=1_u32 << 20,
     )
         .prop_map(
