@@ -40,6 +40,32 @@ pub struct Machine {
     pub packets_per_lap: u32,
     /// Laps of each program.
     pub laps: u32,
+    /// Where the rows in [`Unit::Instructions`](super::results::Unit::Instructions) are of; `null` without them.
+    #[serde(default)]
+    pub vm: Option<VirtualMachine>,
+}
+
+/// A virtual machine whose clock counts instructions.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct VirtualMachine {
+    /// Its kernel's release.
+    pub kernel: String,
+    /// The emulator's version.
+    pub emulator: String,
+    /// An instruction is 2 to this power nanoseconds of its clock.
+    pub icount_shift: u8,
+}
+
+impl VirtualMachine {
+    /// One line, which says what its rows are not.
+    #[must_use]
+    pub fn line(&self) -> String {
+        format!(
+            "vm_*: instructions of one frame, generator and sink included, on Linux {} in QEMU {} (TCG, -icount shift={}); \
+             no caches, no memory, one processor: not comparable with nanoseconds",
+            self.kernel, self.emulator, self.icount_shift
+        )
+    }
 }
 
 impl Machine {
@@ -63,6 +89,7 @@ impl Machine {
             version: env!("CARGO_PKG_VERSION").into(),
             packets_per_lap: crate::dataplane::rig::LAP,
             laps: 0,
+            vm: None,
         }
     }
 
