@@ -148,10 +148,7 @@ fn write(directory: &Path, report: &Report) -> Result<()> {
         anyhow::Ok(())
     };
     put("bench.json", serde_json::to_string_pretty(report)? + "\n")?;
-    put(
-        "bench.svg",
-        chart::svg(&report.results, &report.machine.line())?,
-    )
+    put("bench.svg", chart::svg(&report.results, &report.machine)?)
 }
 
 #[cfg(test)]

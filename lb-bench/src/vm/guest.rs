@@ -290,10 +290,7 @@ mod tests {
             fs::create_dir(proc.path().join(number)).expect("a directory");
             fs::write(proc.path().join(number).join("comm"), name).expect("a file");
         }
-        assert_eq!(
-            thread(proc.path(), REST).expect("found"),
-            Pid::from_raw(13)
-        );
+        assert_eq!(thread(proc.path(), REST).expect("found"), Pid::from_raw(13));
         let error = thread(proc.path(), "ksoftirqd/1").expect_err("there is one processor");
         assert!(error.to_string().contains("ksoftirqd/1"), "{error}");
     }

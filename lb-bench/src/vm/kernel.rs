@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::output;
+use super::{output, qemu::Signals};
 
 /// The packages that depend on the newest kernel: Debian's, Ubuntu's.
 const NEWEST: [&str; 2] = ["linux-image-amd64", "linux-image-generic"];
@@ -43,7 +43,7 @@ pub(super) struct Kernel {
 }
 
 /// Fetches the newest kernel that the distribution has into a directory.
-pub(super) fn fetch(directory: &Path) -> Result<Kernel> {
+pub(super) fn fetch(directory: &Path, signals: &Signals) -> Result<Kernel> {
     ensure!(
         cfg!(target_arch = "x86_64"),
         "the virtual machine is made of x86-64 only; this is {}",
@@ -57,6 +57,7 @@ pub(super) fn fetch(directory: &Path) -> Result<Kernel> {
         Ok(packages) => packages,
         // Lists that are old name packages which the archive has replaced.
         Err(_) => {
+            signals.check()?;
             output(Command::new("apt-get").arg("update"))?;
             download(directory)?
         }
@@ -138,12 +139,12 @@ fn unpacked(root: &Path) -> Result<Kernel> {
     output(Command::new("depmod").arg("-b").arg(root).arg(&release))?;
     let mut modules = Vec::new();
     for name in MODULES {
-        let lines = output(
-            Command::new("modprobe")
-                .arg("--dirname")
-                .arg(root)
-                .args(["--set-version", &release, "--show-depends", name]),
-        )
+        let lines = output(Command::new("modprobe").arg("--dirname").arg(root).args([
+            "--set-version",
+            &release,
+            "--show-depends",
+            name,
+        ]))
         .with_context(|| format!("Linux {release} has no module {name}"))?;
         for module in insmods(&lines)? {
             if !modules.contains(&module) {

@@ -45,7 +45,8 @@ pub(crate) fn run(wanted: &[String]) -> Result<Option<(VirtualMachine, Vec<Outco
         .tempdir_in(SCRATCH)
         .with_context(|| format!("making a directory in {SCRATCH}"))?;
     progress.note("virtual machine: the distribution's kernel");
-    let kernel = kernel::fetch(directory.path()).context("the virtual machine's kernel")?;
+    let kernel =
+        kernel::fetch(directory.path(), &signals).context("the virtual machine's kernel")?;
     progress.note("virtual machine: its first file system");
     let initrd = directory.path().join("initrd");
     fs::write(&initrd, file_system(&kernel.modules)?)

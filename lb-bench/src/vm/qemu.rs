@@ -134,9 +134,7 @@ impl Machine<'_> {
             if let Some(status) = child.0.try_wait().context("waiting for QEMU")? {
                 return ended(status);
             }
-            if let Some(signal) = signals.come()? {
-                bail!("ended by {signal}");
-            }
+            signals.check()?;
             ensure!(
                 began.elapsed() < patience,
                 "it did not come to an end within {} s",
@@ -207,13 +205,13 @@ impl Signals {
         })
     }
 
-    /// The name of one that has come.
-    fn come(&self) -> Result<Option<&'static str>> {
+    /// An error if one has come.
+    pub(super) fn check(&self) -> Result<()> {
         let Some(signal) = self.descriptor.read_signal()? else {
-            return Ok(None);
+            return Ok(());
         };
-        let number = i32::try_from(signal.ssi_signo)?;
-        Ok(Some(Signal::try_from(number)?.as_str()))
+        let signal = Signal::try_from(i32::try_from(signal.ssi_signo)?)?;
+        bail!("ended by {signal}")
     }
 }
 
@@ -225,7 +223,10 @@ impl Drop for Signals {
 
 #[cfg(test)]
 mod tests {
-    use std::{cell::RefCell, path::PathBuf};
+    use std::{
+        cell::{Cell, RefCell},
+        path::PathBuf,
+    };
 
     use nix::{sys::signal::kill, unistd::Pid};
 
@@ -276,74 +277,79 @@ mod tests {
         assert_eq!(row("[1.0] booting\r\n"), None);
     }
 
-    /// A shell script in the emulator's place.
+    /// A shell script in the emulator's place, in a directory.
     fn watched(
+        directory: &Path,
         script: &str,
         patience: Duration,
         step: impl Fn(&str),
-    ) -> (Result<()>, tempfile::TempDir) {
-        let directory = tempfile::tempdir().expect("a directory");
-        let paths = paths(directory.path());
+    ) -> Result<()> {
+        let paths = paths(directory);
         let mut command = Command::new("sh");
         command
             .args(["-c", &format!("echo $$ > pid; {script}")])
-            .current_dir(directory.path());
+            .current_dir(directory);
         let signals = Signals::hold().expect("held");
-        let ended = machine(&paths, &[]).watch(command, &signals, patience, step);
-        (ended, directory)
+        machine(&paths, &[]).watch(command, &signals, patience, step)
     }
 
-    fn is_there(directory: &tempfile::TempDir) -> bool {
-        let pid = fs::read_to_string(directory.path().join("pid")).expect("its number");
+    fn scratch() -> tempfile::TempDir {
+        tempfile::tempdir().expect("a directory")
+    }
+
+    fn is_there(directory: &Path) -> bool {
+        let pid = fs::read_to_string(directory.join("pid")).expect("its number");
         kill(Pid::from_raw(pid.trim().parse().expect("a number")), None).is_ok()
     }
 
     const LONG: Duration = Duration::from_secs(60);
+    /// Names a row on the console.
+    const ROW: &str = "echo 'xdp-lb bench: vm_floor' > console";
 
     #[test]
     fn its_end_and_its_rows_are_seen() {
+        let directory = scratch();
+        let script = format!("{ROW}; until [ -e seen ]; do sleep 0.05; done");
         let rows = RefCell::new(Vec::new());
-        let script = "echo 'xdp-lb bench: vm_floor' > console; while ! [ -e go ]; do sleep 0.05; done";
-        let directory_seen = |row: &str| rows.borrow_mut().push(row.to_owned());
-        // The script waits for a file that the first step makes, wherever it is: its directory is that of the process.
-        let (ended, _directory) = watched(
-            &format!("( sleep 1; touch go ) & {script}"),
-            LONG,
-            directory_seen,
-        );
-        ended.expect("it ends well");
-        assert_eq!(rows.borrow().first().map(String::as_str), Some("vm_floor"));
-        let (failed, _directory) = watched("exit 7", LONG, |_| {});
+        watched(directory.path(), &script, LONG, |row| {
+            rows.borrow_mut().push(row.to_owned());
+            fs::write(directory.path().join("seen"), "").expect("written");
+        })
+        .expect("it ends well");
+        assert_eq!(rows.borrow()[0], "vm_floor");
+        let failed = watched(directory.path(), "exit 7", LONG, |_| {});
         let error = failed.expect_err("it fails").to_string();
         assert!(error.contains("exit status: 7"), "{error}");
     }
 
     #[test]
     fn the_time_is_up() {
-        let (late, directory) = watched("exec sleep 600", Duration::from_millis(500), |_| {});
-        let error = late.expect_err("it never ends").to_string();
+        let directory = scratch();
+        let script = format!("{ROW}; exec sleep 600");
+        let patience = Duration::from_secs(3);
+        let error = watched(directory.path(), &script, patience, |_| {})
+            .expect_err("it never ends")
+            .to_string();
         assert!(error.contains("did not come to an end"), "{error}");
-        assert!(!is_there(&directory), "it still runs");
+        assert!(!is_there(directory.path()), "it still runs");
     }
 
     #[test]
     fn a_signal_ends_it() {
-        let told = RefCell::new(false);
-        let (ended, directory) = watched(
-            "echo 'xdp-lb bench: vm_floor' > console; exec sleep 600",
-            LONG,
-            |_| {
-                if !told.replace(true) {
-                    // To this thread alone, which holds it back; others of the test would be ended.
-                    // SAFETY: the calling thread exists.
-                    let sent =
-                        unsafe { nix::libc::pthread_kill(nix::libc::pthread_self(), nix::libc::SIGINT) };
-                    assert_eq!(sent, 0);
-                }
-            },
-        );
-        let error = ended.expect_err("it was asked to end").to_string();
+        let directory = scratch();
+        let script = format!("{ROW}; exec sleep 600");
+        let told = Cell::new(false);
+        let error = watched(directory.path(), &script, LONG, |_| {
+            if !told.replace(true) {
+                // To this thread alone, which holds it back: the whole process would end with the other tests.
+                // SAFETY: the calling thread exists.
+                let sent = unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGINT) };
+                assert_eq!(sent, 0);
+            }
+        })
+        .expect_err("it was asked to end")
+        .to_string();
         assert!(error.contains("SIGINT"), "{error}");
-        assert!(!is_there(&directory), "it still runs");
+        assert!(!is_there(directory.path()), "it still runs");
     }
 }

@@ -152,7 +152,10 @@ mod tests {
         let text = table(&[row], None, false);
         let line = text.lines().nth(1).expect("a row");
         let words: Vec<&str> = line.split_whitespace().collect();
-        assert_eq!(words, ["vm_bridge", "1234", "instr", "1240", "instr", "2.5", "x"]);
+        assert_eq!(
+            words,
+            ["vm_bridge", "1234", "instr", "1240", "instr", "2.5", "x"]
+        );
     }
 
     #[test]
