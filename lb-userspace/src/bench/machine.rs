@@ -274,6 +274,33 @@ mod tests {
     }
 
     #[test]
+    fn a_virtual_machine_is_named_with_what_it_is_not() {
+        let vm = VirtualMachine {
+            kernel: "6.1.0-56-amd64".into(),
+            emulator: "7.2.22".into(),
+            icount_shift: 0,
+        };
+        let line = vm.line();
+        for part in [
+            "Linux 6.1.0-56-amd64 in QEMU 7.2.22",
+            "icount shift=0",
+            "not comparable",
+        ] {
+            assert!(line.contains(part), "no {part} in {line}");
+        }
+        let machine = Machine {
+            vm: Some(vm),
+            ..quiet()
+        };
+        let mut json = serde_json::to_value(&machine).expect("serializes");
+        assert_eq!(json["vm"]["icount_shift"], 0);
+        // A file of an earlier version has none.
+        json.as_object_mut().expect("an object").remove("vm");
+        let back: Machine = serde_json::from_value(json).expect("reads back");
+        assert_eq!(back, quiet());
+    }
+
+    #[test]
     fn this_machine_has_a_kernel_and_a_processor() {
         let machine = Machine::read();
         assert!(machine.processors >= 1);
