@@ -86,7 +86,7 @@ fn main() -> Result<()> {
         table(&report.results, before, console::colors_enabled())
     );
     if let Some(vm) = &report.machine.vm {
-        println!("\n{}", vm.line());
+        println!("\nvm_*: {}", vm.line());
     }
     for warning in report.machine.warnings() {
         eprintln!("warning: {warning}");

@@ -61,8 +61,7 @@ impl VirtualMachine {
     #[must_use]
     pub fn line(&self) -> String {
         format!(
-            "vm_*: instructions of one frame, generator and sink included, on Linux {} in QEMU {} (TCG, -icount shift={}); \
-             no caches, no memory, one processor: not comparable with nanoseconds",
+            "Linux {} in QEMU {} (TCG, -icount shift={}): instructions of a frame, not comparable with nanoseconds",
             self.kernel, self.emulator, self.icount_shift
         )
     }
