@@ -29,7 +29,7 @@
 use crate::memory::{Word32, Word64};
 
 /// Changes whenever the meaning of any byte in any map changes; a controller adopts pins of its own version only.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// First word of a pinned `CONTROL` map: tells our pins from anybody else's.
 pub const MAGIC: u32 = 0x7864_706c;
