@@ -1,5 +1,5 @@
-//! The hot path: a TCP or UDP packet without anything rare about it, to a settled slot, and with a call of one function to a
-//! slot in transition.
+//! The hot path: a TCP or UDP packet without anything rare about it, to a settled slot, and with a call of one function or
+//! two to a slot in transition.
 //!
 //! It says what [`crate::forward`] says, with the same parts where it can, and has touched nothing when it finds that
 //! something rare is left; but for a flow's record, which is found to be so when it is looked for once more. What it leaves to the others is a function of its own in the kernel: next to code that needs every
