@@ -1,4 +1,7 @@
-//! What can't be done faster: programs that answer at once, and one that does the least a balancer must.
+//! What can't be done faster: programs that answer at once, one that does the least a balancer must, and the same with as
+//! much memory as a balancer's tables take.
+
+use core::ptr;
 
 use aya_ebpf::{
     Global,
@@ -18,6 +21,19 @@ static FLOOR: Array<u64> = Array::with_max_entries(ENTRIES, 0);
 /// The source address of what leaves.
 #[unsafe(no_mangle)]
 static FLOOR_MAC: Global<u64> = Global::new(0);
+
+/// A cache line of [`MEMORY`].
+#[repr(C, align(64))]
+struct Line([Global<u64>; 8]);
+
+/// Memory as large as a table: the first line of a map that has one value, as the data path's own direct maps, which
+/// `lb-userspace/src/dataplane/rig.rs` makes and puts in this one's place.
+#[unsafe(link_section = ".bss.MEMORY")]
+#[unsafe(no_mangle)]
+static MEMORY: Line = Line([const { Global::new(0) }; 8]);
+/// How many lines it has, a power of two, less one.
+#[unsafe(no_mangle)]
+static MEMORY_MASK: Global<u32> = Global::new(0);
 
 /// Answers `XDP_TX`: what is subtracted.
 #[xdp]
@@ -61,6 +77,67 @@ fn floor_swap(context: XdpContext) -> u32 {
     reason = "the macro hands the context over by value"
 )]
 fn floor(context: XdpContext) -> u32 {
+    forward(&context, |_| 0)
+}
+
+/// The floor, and one word of a line of memory that the flow's hash names.
+#[xdp]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the macro hands the context over by value"
+)]
+fn floor_read(context: XdpContext) -> u32 {
+    forward(&context, |flow| word(line(flow)))
+}
+
+/// The same of two lines, of which the first says where the second is.
+#[xdp]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the macro hands the context over by value"
+)]
+fn floor_two_reads(context: XdpContext) -> u32 {
+    forward(&context, |flow| word(line(!flow ^ word(line(flow)))))
+}
+
+/// The same of one line, of which a word is written as well.
+#[xdp]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the macro hands the context over by value"
+)]
+fn floor_write(context: XdpContext) -> u32 {
+    forward(&context, |flow| {
+        let line = line(flow);
+        // SAFETY: the second of its eight words.
+        unsafe { line.add(1).write_volatile(flow) };
+        word(line)
+    })
+}
+
+/// The first word of a line of [`MEMORY`].
+#[inline(always)]
+fn word(line: *mut u64) -> u64 {
+    // SAFETY: `line` says where one is. Volatile: somebody else may have written it.
+    unsafe { line.read_volatile() }
+}
+
+/// The line of [`MEMORY`] of a flow.
+#[inline(always)]
+fn line(flow: u64) -> *mut u64 {
+    /// The golden ratio's bits.
+    const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+    let spread = (flow ^ flow >> 32).wrapping_mul(SPREAD);
+    // The upper bits, on which all others have an effect; there are no more than 2^24 lines.
+    let index = (spread >> 40) as u32 & MEMORY_MASK.load();
+    // As a number: the compiler may think that the static is all there is.
+    let first = (&raw const MEMORY).expose_provenance();
+    ptr::with_exposed_provenance_mut(first + index as usize * size_of::<Line>())
+}
+
+/// What the floor does; `memory` is given the client and the ports, and what it takes from there becomes part of the address.
+#[inline(always)]
+fn forward(context: &XdpContext, memory: impl Fn(u64) -> u64) -> u32 {
     let (start, end) = (context.data(), context.data_end());
     if start + 42 > end {
         return xdp_action::XDP_PASS;
@@ -91,7 +168,8 @@ fn floor(context: XdpContext) -> u32 {
             return xdp_action::XDP_PASS;
         };
         let own = FLOOR_MAC.load();
-        ((start) as *mut u64).write_unaligned(*mac | own << 48);
+        let mac = *mac ^ memory(u64::from(source) << 32 | u64::from(ports));
+        ((start) as *mut u64).write_unaligned(mac | own << 48);
         ((start + 8) as *mut u32).write_unaligned((own >> 16) as u32);
     }
     xdp_action::XDP_TX

@@ -7,7 +7,7 @@ use lb_userspace::{
         frame::{Destination, Flows, Kind, recipe},
         measure::{Contender, Row},
     },
-    dataplane::rig::{Rig, Stand},
+    dataplane::rig::{Memory, Rig, Stand, Target},
 };
 
 use crate::{
@@ -23,6 +23,16 @@ pub(crate) const WARM_UP: u32 = 4096;
 pub(crate) const MANY: u32 = 100;
 /// Flows that the stages which record them have room for.
 pub(crate) const ROOM: u32 = 1 << 20;
+
+/// The floor with memory: what any program pays that has a table of this size. In cache lines of 64 bytes, 2 to this power.
+const MEMORY: [(&str, Memory, u8); 6] = [
+    ("floor_read_2m", Memory::Read, 15),
+    ("floor_read_8m", Memory::Read, 17),
+    ("floor_read_32m", Memory::Read, 19),
+    ("floor_read_64m", Memory::Read, 20),
+    ("floor_two_reads_64m", Memory::TwoReads, 20),
+    ("floor_write_64m", Memory::Write, 20),
+];
 
 /// Rows, and the stages whose maps they use.
 #[derive(Default)]
@@ -87,6 +97,18 @@ impl Rows {
         Ok(())
     }
 
+    /// The floor with so much memory, given the packets of a million TCP flows.
+    pub(crate) fn add_memory(&mut self, name: &str, what: Memory, line_bits: u8) -> Result<()> {
+        self.rows.push(Row {
+            name: name.into(),
+            rig: Rig::load(&recipe(Kind::Tcp, Flows::MILLION, &one4()))?,
+            contender: Contender::Program(Target::memory(what, line_bits)?),
+            action: Some(Action::Transmit),
+            warm_up: 0,
+        });
+        Ok(())
+    }
+
     /// Keeps a stage as long as its rows.
     pub(crate) fn keep(&mut self, stage: Stage) {
         self.stages.push(stage);
@@ -104,6 +126,11 @@ pub(crate) fn rows(wanted: impl Fn(&str) -> bool) -> Result<Rows> {
     rows.add_stand("floor_swap", Stand::Swap)?;
     // All ratios are to it: it is measured three times as often as the others, at several points of the round.
     rows.add_stand(FLOOR, Stand::Floor)?;
+    for (name, what, line_bits) in MEMORY {
+        if wanted(name) {
+            rows.add_memory(name, what, line_bits)?;
+        }
+    }
     settled(&mut rows, &wanted)?;
     rows.add_stand(FLOOR, Stand::Floor)?;
     others(&mut rows, &wanted)?;

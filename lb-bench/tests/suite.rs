@@ -25,6 +25,10 @@ fn the_suite_has_every_row() {
         .collect();
     for row in [
         "floor",
+        "floor_read_2m",
+        "floor_read_64m",
+        "floor_two_reads_64m",
+        "floor_write_64m",
         "tcp4_one_flow",
         "udp4_one_flow",
         "tcp4_1m_flows",

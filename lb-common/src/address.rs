@@ -66,8 +66,8 @@ pub trait Address: Copy + Eq + Debug {
     fn flow_bits<T: Tables>(tables: &T) -> u32;
     /// Address and ports in one word: distinct for IPv4, a keyed digest for IPv6.
     fn endpoints(self, ports: u32, seed: Seed) -> u64;
-    /// Whether a record's way names this client and these ports.
-    fn is_in(self, ports: u32, way: &Self::Way) -> bool;
+    /// What a record's way names differently: 0 where it names this client and these ports.
+    fn differs(self, ports: u32, way: &Self::Way) -> u64;
     /// Writes client and ports into a way.
     fn write(self, ports: u32, way: &Self::Way);
     /// [`crate::flow::find_in_table`], by way of [`Tables`].
@@ -142,8 +142,8 @@ impl Address for u32 {
     }
 
     #[inline(always)]
-    fn is_in(self, ports: u32, way: &FlowWay4) -> bool {
-        way.key.get() == u64::from(self) << 32 | u64::from(ports)
+    fn differs(self, ports: u32, way: &FlowWay4) -> u64 {
+        way.key.get() ^ (u64::from(self) << 32 | u64::from(ports))
     }
 
     #[inline(always)]
@@ -262,10 +262,8 @@ impl Address for Ipv6 {
     }
 
     #[inline(always)]
-    fn is_in(self, ports: u32, way: &FlowWay6) -> bool {
-        way.low.get() == self.low
-            && way.high.get() == self.high
-            && way.ports.get() == u64::from(ports)
+    fn differs(self, ports: u32, way: &FlowWay6) -> u64 {
+        way.low.get() ^ self.low | way.high.get() ^ self.high | way.ports.get() ^ u64::from(ports)
     }
 
     #[inline(always)]

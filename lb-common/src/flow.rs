@@ -1,10 +1,11 @@
 //! The flow table: set-associative buckets without locks, touched only in slots in transition and by services that track
 //! always. One table for each family, and a small one of the same make for fragments.
 //!
-//! A flow has two buckets it may be in (Azar, Broder, Karlin, Upfal, "Balanced allocations", 1999), of four ways each,
-//! and is put into the emptier one. A way is two words that are written one after the other; two processors that write
-//! the same way at once could leave one's key with the other's state, so the state carries check bits of the key it
-//! belongs to, and a way whose check bits do not fit is empty to every reader.
+//! A flow has a home, a bucket of four ways, and two more buckets in the same page that it may be in (Azar, Broder, Karlin,
+//! Upfal, "Balanced allocations", 1999). It is put into its home unless that is nearly full, and into the emptiest of
+//! the three otherwise: nearly every flow is found where it is looked for first. A way is two words that are written one
+//! after the other; two processors that write the same way at once could leave one's key with the other's state, so the
+//! state carries check bits of the key it belongs to, and a way whose check bits do not fit is empty to every reader.
 
 use core::net::IpAddr;
 
@@ -118,8 +119,13 @@ pub trait Key: Copy {
     fn hash(self, seed: Seed) -> u64;
     /// Whose record it is, as [`FlowState`] holds it.
     fn owner(self) -> Owner;
+    /// What `way` names differently: 0 where it names this key.
+    fn differs(self, way: &Self::Way) -> u64;
     /// Whether `way` names this key.
-    fn is_in(self, way: &Self::Way) -> bool;
+    #[inline(always)]
+    fn is_in(self, way: &Self::Way) -> bool {
+        self.differs(way) == 0
+    }
     /// Writes the key into `way`.
     fn write(self, way: &Self::Way);
     /// [`find_in_table`], by way of [`Tables`].
@@ -156,8 +162,8 @@ impl<A: Address> Key for FlowKey<A> {
     }
 
     #[inline(always)]
-    fn is_in(self, way: &A::Way) -> bool {
-        self.client.is_in(self.ports, way)
+    fn differs(self, way: &A::Way) -> u64 {
+        self.client.differs(self.ports, way)
     }
 
     #[inline(always)]
@@ -250,8 +256,14 @@ impl FlowState {
     #[inline(always)]
     #[must_use]
     pub const fn belongs(self, hash: u64, owner: Owner) -> bool {
+        self.differs(hash, owner) == 0
+    }
+
+    /// The bits by which it is not the state of a flow of `owner` with this hash.
+    #[inline(always)]
+    const fn differs(self, hash: u64, owner: Owner) -> u64 {
         const MASK: u64 = USED | UDP | CHECK_MASK | 0xffff << 16;
-        self.0 & MASK == USED | (hash << 28 & CHECK_MASK) | owner.bits()
+        (self.0 ^ (USED | (hash << 28 & CHECK_MASK) | owner.bits())) & MASK
     }
 
     /// Whether there is a flow at all.
@@ -272,6 +284,17 @@ impl FlowState {
     #[must_use]
     pub const fn on(self, backend: u16) -> Self {
         Self(self.0 & !0xffff | backend as u64)
+    }
+
+    /// The same after another packet at `now`, which brings the flow as far as `phase`, if it had not come further.
+    #[inline(always)]
+    #[must_use]
+    pub const fn renewed(self, now: u16, phase: Phase) -> Self {
+        const PHASE: u64 = 3 << PHASE_SHIFT;
+        const KEPT: u64 = !(0xffff << 32 | PHASE);
+        let (known, new) = (self.0 & PHASE, (phase as u64) << PHASE_SHIFT);
+        let phase = if new > known { new } else { known };
+        Self(self.0 & KEPT | (now as u64) << 32 | phase)
     }
 
     /// The service's id.
@@ -433,14 +456,25 @@ pub type FlowBucket6 = FlowLine<FlowWay6>;
 const _: () =
     assert!(size_of::<FlowBucket>() == 64 && size_of::<FlowBucket6>() == 128 && WAYS == 4);
 
-/// The two buckets of a flow in a table of 2^`bits` buckets.
+/// How many buckets a flow may be in.
+pub const HOMES: usize = 3;
+
+/// The buckets of a flow in a table of 2^`bits` buckets, at most 2^26: its home, and two others of the same 32 buckets, which
+/// is a page or half of one, so that what is looked up in all of them is translated once. They are different ones where there
+/// are at least four.
 #[inline(always)]
 #[must_use]
-pub const fn bucket_indices(hash: u64, bits: u32) -> (u32, u32) {
-    let first = (hash >> ((64 - bits) & 63)) as u32;
-    // An independent second choice from the lower half, spread upwards by a multiplication.
-    let second = (hash as u32).wrapping_mul(0x9e37_79b1) >> ((32 - bits) & 31);
-    (first, second)
+pub const fn bucket_indices(hash: u64, bits: u32) -> [u32; HOMES] {
+    let home = (hash >> ((64 - bits) & 63)) as u32;
+    // The six bits below those that name the home of the largest table: three for each of the others, and in the lowest two
+    // of five bits which one it is.
+    let other = (hash >> 30) as u32;
+    let mask = (1 << (bits & 31)) - 1;
+    [
+        home,
+        home ^ (other & 0x1c | 1) & mask,
+        home ^ (other >> 3 & 0x1c | 2) & mask,
+    ]
 }
 
 /// The state of `way`, if it holds this key. The state is read once: what it was found by is what the caller gets, even
@@ -484,13 +518,8 @@ pub fn find<K: Key, T: Tables>(tables: &T, key: K, hash: u64) -> Option<FlowStat
 /// What [`find`] does, in the table itself; not used where the key is not recorded.
 #[inline(always)]
 pub fn find_in_table<K: Key, T: Tables>(tables: &T, key: K, hash: u64) -> FlowState {
-    let (first, second) = bucket_indices(hash, K::bits(tables));
-    // Both lines are fetched at once: waiting for the one, to find nothing there, would cost as much again for the other.
-    if let Some(bucket) = K::line(tables, second) {
-        let [way, ..] = &bucket.ways;
-        let _ = way.state().get();
-    }
-    if let Some(bucket) = K::line(tables, first)
+    let [home, second, third] = bucket_indices(hash, K::bits(tables));
+    if let Some(bucket) = K::line(tables, home)
         && let Some(found) = find_in(bucket, key, hash)
     {
         return found;
@@ -500,7 +529,51 @@ pub fn find_in_table<K: Key, T: Tables>(tables: &T, key: K, hash: u64) -> FlowSt
     {
         return found;
     }
+    if let Some(bucket) = K::line(tables, third)
+        && let Some(found) = find_in(bucket, key, hash)
+    {
+        return found;
+    }
     FlowState(0)
+}
+
+/// The state of `key` in its home, where nearly every recorded flow is, and the way that holds it. The state is read once, as
+/// [`find`] does.
+///
+/// Without branches: a processor that guesses in which way a flow is, and finds out when the line has come from memory, has
+/// begun with the wrong packets meanwhile.
+#[inline(always)]
+pub fn find_at_home<K: Key, T: Tables>(
+    tables: &T,
+    key: K,
+    hash: u64,
+) -> Option<(FlowState, &K::Way)> {
+    let [home, ..] = bucket_indices(hash, K::bits(tables));
+    let bucket = K::line(tables, home)?;
+    let [a, b, c, d] = &bucket.ways;
+    let owner = key.owner();
+    // All ones until it is found: two processors that record a flow at once may leave it in two ways, of which the first counts.
+    let mut sought = u64::MAX;
+    let mut state_in = |way: &K::Way| {
+        let state = FlowState(way.state().get());
+        let other = key.differs(way) | state.differs(hash, owner);
+        // All ones where nothing differs. The compiler knows this for a comparison, and would make a branch of it.
+        let differs = tables.held(tables.held(other | other.wrapping_neg()) >> 63);
+        let same = differs.wrapping_sub(1) & sought;
+        sought ^= same;
+        (state.0 & same, same)
+    };
+    let (a, _) = state_in(a);
+    let (b, in_b) = state_in(b);
+    let (c, in_c) = state_in(c);
+    let (d, in_d) = state_in(d);
+    let state = FlowState(a | b | c | d);
+    if state.used() {
+        let way = in_b & 1 | in_c & 2 | in_d & 3;
+        Some((state, &bucket.ways[(way & 3) as usize]))
+    } else {
+        None
+    }
 }
 
 /// Writes the state of a way of the bucket, if one holds `key`; says whether one does.
@@ -552,23 +625,35 @@ struct Candidate {
     empty: u32,
 }
 
+impl Candidate {
+    /// What it is compared by with those of other buckets.
+    #[inline(always)]
+    const fn rank(self) -> u32 {
+        (self.empty << 22 | self.worth) >> 2
+    }
+}
+
 /// The best way of a bucket to put a flow into; the last of several that are equal.
 #[inline(always)]
-fn candidate<W: Way>(bucket: &FlowLine<W>, now: u16) -> Candidate {
+fn candidate<W: Way, T: Tables>(tables: &T, bucket: &FlowLine<W>, now: u16) -> Candidate {
     let [a, b, c, d] = &bucket.ways;
     let worth = |way: &W| dispensable(FlowState(way.state().get()), now);
     let (a, b, c, d) = (worth(a), worth(b), worth(c), worth(d));
-    let first = larger(a << 2, b << 2 | 1);
-    let second = larger(c << 2 | 2, d << 2 | 3);
+    let first = larger(tables, a << 2, b << 2 | 1);
+    let second = larger(tables, c << 2 | 2, d << 2 | 3);
     Candidate {
-        worth: larger(first, second),
+        worth: larger(tables, first, second),
         empty: a / EMPTY + b / EMPTY + c / EMPTY + d / EMPTY,
     }
 }
 
+/// The larger one, without a branch: the verifier would walk both sides of each for every further bucket again.
 #[inline(always)]
-const fn larger(a: u32, b: u32) -> u32 {
-    if b > a { b } else { a }
+fn larger<T: Tables>(tables: &T, a: u32, b: u32) -> u32 {
+    let difference = tables.held(u64::from(a).wrapping_sub(b.into()));
+    // All ones where the difference is below zero.
+    let below = tables.held((difference.cast_signed() >> 63).cast_unsigned());
+    u64::from(a).wrapping_sub(difference & below) as u32
 }
 
 /// What putting a record into a table had to do.
@@ -596,27 +681,42 @@ impl Put {
     }
 }
 
-/// Gives `key` this state, in the table itself: in the way that holds it, or else in the most dispensable one of its two
-/// buckets.
+/// So many ways of a flow's home are empty where it is put there without a look at the others: one of them may stay so.
+const ROOMY: u32 = 2;
+
+/// Gives `key` this state, in the table itself: in the way that holds it, or else in the most dispensable one of its home, or
+/// of all its buckets where its home has not two empty ways.
 #[inline(always)]
 pub fn put_into_table<K: Key, T: Tables>(tables: &T, key: K, hash: u64, state: FlowState) -> Put {
-    let (first, second) = bucket_indices(hash, K::bits(tables));
-    let (Some(first), Some(second)) = (K::line(tables, first), K::line(tables, second)) else {
+    let [home, second, third] = bucket_indices(hash, K::bits(tables));
+    let (Some(home), Some(second), Some(third)) = (
+        K::line(tables, home),
+        K::line(tables, second),
+        K::line(tables, third),
+    ) else {
         return Put::Renewed;
     };
-    if write_in(first, key, hash, state) || write_in(second, key, hash, state) {
+    if write_in(home, key, hash, state)
+        || write_in(second, key, hash, state)
+        || write_in(third, key, hash, state)
+    {
         return Put::Renewed;
     }
     let now = state.seen();
-    let (in_first, in_second) = (candidate(first, now), candidate(second, now));
-    // The emptier bucket, or the one with the more dispensable way; the first where they are equal.
-    let of_first = (in_first.empty << 22 | in_first.worth) >> 2;
-    let of_second = (in_second.empty << 22 | in_second.worth) >> 2;
-    let (bucket, taken) = if of_second > of_first {
-        (second, in_second)
-    } else {
-        (first, in_first)
-    };
+    let (mut bucket, mut taken) = (home, candidate(tables, home, now));
+    if taken.empty < ROOMY {
+        // The emptiest bucket, or the one with the most dispensable way; the first of those that are equal.
+        let (in_second, in_third) = (
+            candidate(tables, second, now),
+            candidate(tables, third, now),
+        );
+        if in_second.rank() > taken.rank() {
+            (bucket, taken) = (second, in_second);
+        }
+        if in_third.rank() > taken.rank() {
+            (bucket, taken) = (third, in_third);
+        }
+    }
     let way = &bucket.ways[(taken.worth & 3) as usize];
     // The state goes first to nothing, so that no reader takes the old state for the new key's.
     way.state().set(0);
@@ -649,6 +749,15 @@ pub fn record<A: Address, T: Tables>(
     }
 }
 
+/// [`touch`] where it is known which way holds the flow.
+#[inline(always)]
+pub fn renew<W: Way, T: Tables>(tables: &T, way: &W, known: FlowState, phase: Phase) {
+    let state = known.renewed(tables.now(), phase);
+    if state != known {
+        way.state().set(state.0);
+    }
+}
+
 /// Notes that a recorded flow has sent another packet.
 ///
 /// The word is only written when it changes, so that a busy flow does not dirty its cache line with every packet. A
@@ -661,13 +770,10 @@ pub fn touch<A: Address, T: Tables>(
     known: FlowState,
     phase: Phase,
 ) {
-    let phase = if phase as u8 > known.phase() as u8 {
-        phase
-    } else {
-        known.phase()
-    };
-    if known.seen() != tables.now() || known.phase() != phase {
-        record(tables, key, hash, known.backend(), phase);
+    let now = tables.now();
+    let state = known.renewed(now, phase);
+    if state != known {
+        record(tables, key, hash, known.backend(), state.phase());
     }
 }
 

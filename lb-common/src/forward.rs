@@ -43,7 +43,8 @@ struct Picked {
 pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Outcome {
     let done = match settled::process(packet, tables) {
         Way::Done(outcome) => Some(outcome),
-        Way::Tracked(service, slot) => settled::process_tracked(packet, tables, service, slot),
+        Way::Tracked(service, slot) => settled::process_recorded(packet, tables, service)
+            .or_else(|| settled::process_tracked(packet, tables, service, slot)),
         Way::Any => None,
     };
     match done {

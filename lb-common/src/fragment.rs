@@ -67,8 +67,8 @@ impl Key for FragmentKey {
     }
 
     #[inline(always)]
-    fn is_in(self, way: &FlowWay4) -> bool {
-        way.key.get() == self.digest
+    fn differs(self, way: &FlowWay4) -> u64 {
+        way.key.get() ^ self.digest
     }
 
     #[inline(always)]

@@ -128,6 +128,7 @@ impl Backend {
 
     /// The same backend, closed to new clients or not: one that drains. Only asked where clients are recorded, because no
     /// slot names it as current.
+    #[inline(always)]
     #[must_use]
     pub const fn closed_to_new(self, closed: bool) -> Self {
         Self(self.0 & !Self::CLOSED | (closed as u64) << 62)

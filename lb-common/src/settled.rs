@@ -1,5 +1,5 @@
-//! The hot path: a TCP or UDP packet without anything rare about it, to a settled slot, and with a call of one function to a
-//! slot in transition.
+//! The hot path: a TCP or UDP packet without anything rare about it, to a settled slot, and with a call of one function or
+//! two to a slot in transition.
 //!
 //! It says what [`crate::forward`] says, with the same parts where it can, and has touched nothing when it finds that
 //! something rare is left; but for a flow's record, which is found to be so when it is looked for once more. What it leaves to the others is a function of its own in the kernel: next to code that needs every
@@ -11,19 +11,19 @@
 use crate::abi::Control;
 use crate::address::{Address, Ipv6};
 use crate::features::Features;
-use crate::flow::FlowKey;
+use crate::flow::{self, FlowKey, Key as _, Phase};
 use crate::forward::{Outcome, counted, egress_of, recorded_track, slot_of};
 use crate::packet::Packet;
 use crate::parse::{Signal, ipv4, ipv6, of_flags};
 use crate::pick::{Backend, Own, Slot};
 use crate::rewrite;
 use crate::service::{Directory, NoVip, ServiceKey, ServiceValue, Track, find, lookup};
-use crate::tables::Tables;
+use crate::tables::{Step, Tables};
 use crate::transition::backend_of_flow;
 use crate::verdict::Verdict;
 use crate::wire::{
-    ETH_LEN, IPV4_LEN, IPV6_LEN, MAC_MASK, PROTO_UDP, TCP_FLAGS, be32_at, ipv6_at, le16_at,
-    le32_at, le64_at,
+    ETH_LEN, ETH_TYPE, ETHERTYPE_IPV4, IPV4_LEN, IPV4_PROTOCOL, IPV6_LEN, IPV6_NEXT_HEADER,
+    MAC_MASK, PROTO_UDP, TCP_FLAGS, be16_at, be32_at, ipv6_at, le16_at, le32_at, le64_at, u8_at,
 };
 
 /// The beginning of a whole TCP or UDP packet, as far as the ports.
@@ -32,6 +32,7 @@ trait Head {
     fn client(&self) -> Self::Address;
     fn destination(&self) -> Self::Address;
     fn ports(&self) -> u32;
+    fn protocol(&self) -> u8;
     fn ethernet(&self) -> u64;
     fn service_key(&self, directory: Directory, protocol: u8) -> ServiceKey;
     fn bytes(&mut self) -> &mut [u8];
@@ -53,6 +54,11 @@ impl Head for [u8; ipv4::COMMON_LEN] {
     #[inline(always)]
     fn ports(&self) -> u32 {
         be32_at::<{ ETH_LEN + IPV4_LEN }, _>(self)
+    }
+
+    #[inline(always)]
+    fn protocol(&self) -> u8 {
+        u8_at::<{ ETH_LEN + IPV4_PROTOCOL }, _>(self)
     }
 
     #[inline(always)]
@@ -92,6 +98,11 @@ impl Head for [u8; ipv6::COMMON_LEN] {
     }
 
     #[inline(always)]
+    fn protocol(&self) -> u8 {
+        u8_at::<{ ETH_LEN + IPV6_NEXT_HEADER }, _>(self)
+    }
+
+    #[inline(always)]
     fn ethernet(&self) -> u64 {
         le64_at::<0, _>(self)
     }
@@ -113,7 +124,8 @@ impl Head for [u8; ipv6::COMMON_LEN] {
 pub enum Way {
     /// To its end.
     Done(Outcome),
-    /// To a slot in transition, or to a service that records every flow: [`process_tracked`].
+    /// To a slot in transition, or to a service that records every flow: [`process_recorded`], and [`process_tracked`] where
+    /// that gives up.
     Tracked(ServiceValue, Slot),
     /// Not far: nothing has happened, and more than is known here is left.
     Any,
@@ -137,6 +149,84 @@ pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Way {
     Way::Any
 }
 
+/// Takes a packet that [`process`] has brought to a slot in transition, or to a service that records every flow, to its end,
+/// and counts it once, if it goes on with a flow that is recorded at its home and on a backend that works. `None` of all
+/// others, which [`process_tracked`] takes.
+///
+/// Nearly every packet of a recorded flow ends here, and waits for the one line of the flow table: how many others a processor
+/// has begun with meanwhile is a question of how few instructions each has.
+#[inline(always)]
+pub fn process_recorded<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    service: ServiceValue,
+) -> Option<Outcome> {
+    // Both families' frames begin so, and are long enough: `process` has looked.
+    let ethertype = be16_at::<ETH_TYPE, _>(packet.bytes::<{ ETH_LEN }>(0)?);
+    if tables.features().has(Features::IPV6) && ethertype != ETHERTYPE_IPV4 {
+        recorded::<{ ipv6::COMMON_LEN }, _, _>(packet, tables, service)
+    } else {
+        recorded::<{ ipv4::COMMON_LEN }, _, _>(packet, tables, service)
+    }
+}
+
+#[inline(always)]
+fn recorded<const N: usize, P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    service: ServiceValue,
+) -> Option<Outcome>
+where
+    [u8; N]: Head,
+{
+    let features = tables.features();
+    if features.has(Features::CLIENTS) && service.clients() {
+        return None;
+    }
+    let head = packet.bytes::<N>(0)?;
+    let (client, ports) = (head.client(), head.ports());
+    let udp = head.protocol() == PROTO_UDP;
+    let phase = if udp {
+        match recorded_track(features, service) {
+            Track::Always => Phase::Open,
+            Track::Changes | Track::Quic => return None,
+        }
+    } else {
+        let transport = ETH_LEN + <<[u8; N] as Head>::Address as Address>::HEADER_LEN;
+        let [flags] = *packet.bytes::<1>(transport + TCP_FLAGS)?;
+        match of_flags(flags) {
+            Signal::Continues => Phase::Open,
+            Signal::Closes => Phase::Closing,
+            Signal::Resets => Phase::Ended,
+            _ => return None,
+        }
+    };
+    let key = FlowKey {
+        client,
+        ports,
+        service: service.id(),
+        udp,
+    };
+    let hash = key.hash(tables.control()?.seed());
+    let (known, way) = flow::find_at_home(tables, key, hash)?;
+    let number = known.backend();
+    // A backend that drains is closed to new clients alone; its flows are what this is about.
+    let backend = tables.backend(number).closed_to_new(false);
+    if number == 0 || !features.has(Features::PICK) && backend.failed() {
+        return None;
+    }
+    tables.note(Step::Recorded {
+        flow: key.named(),
+        backend: number,
+    });
+    if tables.records() {
+        flow::renew(tables, way, known, phase);
+    }
+    let length = packet.len();
+    let head = packet.bytes_mut::<N>(0)?;
+    send_to_entry(head, length, tables, true, number, backend)
+}
+
 /// Takes a packet that [`process`] has brought to this slot to its end, and counts it once; `None`, and it is neither counted
 /// nor changed, where more than is known here is left. Its flow may be recorded then: who looks for it once more finds it so.
 #[inline(always)]
@@ -153,7 +243,9 @@ pub fn process_tracked<P: Packet, T: Tables>(
         let (client, ports) = (head.client(), head.ports());
         let number = tracked(packet, tables, service, slot, client, ports, protocol)?;
         let head = packet.bytes_mut::<{ ipv4::COMMON_LEN }>(0)?;
-        return send_to(head, length, tables, true, number);
+        // A backend that drains is closed to new clients alone; its flows are what this is about.
+        let backend = tables.backend(number).closed_to_new(false);
+        return send_to_entry(head, length, tables, true, number, backend);
     }
     if tables.features().has(Features::IPV6)
         && let Some(head) = packet.bytes_mut::<{ ipv6::COMMON_LEN }>(0)
@@ -162,7 +254,9 @@ pub fn process_tracked<P: Packet, T: Tables>(
         let (client, ports) = (head.client(), head.ports());
         let number = tracked(packet, tables, service, slot, client, ports, protocol)?;
         let head = packet.bytes_mut::<{ ipv6::COMMON_LEN }>(0)?;
-        return send_to(head, length, tables, true, number);
+        // A backend that drains is closed to new clients alone; its flows are what this is about.
+        let backend = tables.backend(number).closed_to_new(false);
+        return send_to_entry(head, length, tables, true, number, backend);
     }
     None
 }
@@ -256,7 +350,19 @@ fn send_to<H: Head, T: Tables>(
     rare: bool,
     number: u16,
 ) -> Option<Outcome> {
-    let backend = tables.backend(number);
+    send_to_entry(head, length, tables, rare, number, tables.backend(number))
+}
+
+/// [`send_to`], where the backend's entry is at hand.
+#[inline(always)]
+fn send_to_entry<H: Head, T: Tables>(
+    head: &mut H,
+    length: usize,
+    tables: &T,
+    rare: bool,
+    number: u16,
+    backend: Backend,
+) -> Option<Outcome> {
     if rare && tables.features().has(Features::PICK) {
         return if number == 0 || backend.port() == Backend::LOCAL_PORT {
             None

@@ -25,6 +25,8 @@ pub const ETHERTYPE_CLUSTER: u16 = 0x88b5;
 
 /// Bytes of an IPv4 header without options (RFC 791 section 3.1).
 pub const IPV4_LEN: usize = 20;
+/// Offset of the protocol in an IPv4 header.
+pub const IPV4_PROTOCOL: usize = 9;
 /// More Fragments and the 13 bits of the fragment offset (RFC 791); the Don't Fragment bit is left out.
 pub const IPV4_FRAGMENT_MASK: u16 = 0x3fff;
 
@@ -35,6 +37,8 @@ pub const IPV4_FRAGMENT_OFFSET: u16 = 0x1fff;
 
 /// Bytes of an IPv6 header (RFC 8200 section 3).
 pub const IPV6_LEN: usize = 40;
+/// Offset of the next header's number in an IPv6 header.
+pub const IPV6_NEXT_HEADER: usize = 6;
 
 /// IP protocol number of ICMP (IANA).
 pub const PROTO_ICMP: u8 = 1;

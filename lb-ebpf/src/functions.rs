@@ -37,10 +37,22 @@ fn key6(high: u64, low: u64, ports: u32, owner: Owner) -> FlowKey<Ipv6> {
     }
 }
 
-/// What [`process_tracked`] answers where it knows no action.
+/// What [`process_recorded`] and [`process_tracked`] answer where they know no action.
 pub(crate) const NOT_DONE: u32 = u32::MAX;
 
-/// A packet that has come to a slot in transition, or to a service that records every flow: the action for it.
+/// A packet that has come to a slot in transition, or to a service that records every flow, if its flow is recorded where it
+/// is looked for first: the action for it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn process_recorded(context: *mut xdp_md, service: u64) -> u32 {
+    let context = XdpContext::new(context);
+    match settled::process_recorded(&mut Frame(&context), &KernelTables, ServiceValue(service)) {
+        Some(outcome) => action(outcome),
+        None => NOT_DONE,
+    }
+}
+
+/// Any other such packet: the action for it.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn process_tracked(context: *mut xdp_md, service: u64, slot: u32) -> u32 {

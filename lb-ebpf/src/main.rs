@@ -39,7 +39,10 @@ use crate::{maps::KernelTables, packet::Frame};
 fn xdp_lb(context: XdpContext) -> u32 {
     let done = match settled::process(&mut Frame(&context), &KernelTables) {
         Way::Done(outcome) => return action(outcome),
-        Way::Tracked(service, slot) => functions::process_tracked(context.ctx, service.0, slot.0),
+        Way::Tracked(service, slot) => match functions::process_recorded(context.ctx, service.0) {
+            functions::NOT_DONE => functions::process_tracked(context.ctx, service.0, slot.0),
+            done => done,
+        },
         Way::Any => functions::NOT_DONE,
     };
     if done == functions::NOT_DONE {

@@ -132,8 +132,7 @@ impl PlainMemory {
     /// Records a flow as the data path would.
     pub(super) fn put_record(&self, key: FlowKey, backend: u16, seen: u16, phase: Phase) {
         let hash = key.hash(SEED);
-        let (first, second) = bucket_indices(hash, self.tables.flow_bits());
-        let way = [first, second]
+        let way = bucket_indices(hash, self.tables.flow_bits())
             .iter()
             .flat_map(|bucket| &self.tables.flows[*bucket as usize].ways)
             .find(|way| way.state.get() == 0 || key.is_in(way))

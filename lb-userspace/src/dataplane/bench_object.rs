@@ -6,7 +6,7 @@ use aya::{
 };
 use lb_common::wire::mac_word;
 
-use super::{BENCH_OBJECT, DataplaneError};
+use super::{BENCH_OBJECT, DataplaneError, direct};
 
 /// Names in the object.
 pub(super) mod name {
@@ -19,6 +19,9 @@ pub(super) mod name {
     pub(in crate::dataplane) const VIP_MASK: &str = "VIP_MASK";
     pub(in crate::dataplane) const PORT_MASK: &str = "PORT_MASK";
     pub(in crate::dataplane) const FLOOR_MAC: &str = "FLOOR_MAC";
+    pub(in crate::dataplane) const MEMORY: &str = "MEMORY";
+    pub(in crate::dataplane) const MEMORY_SECTION: &str = ".bss.MEMORY";
+    pub(in crate::dataplane) const MEMORY_MASK: &str = "MEMORY_MASK";
     pub(in crate::dataplane) const PREPARE4: &str = "prepare4";
     pub(in crate::dataplane) const PREPARE6: &str = "prepare6";
 }
@@ -44,6 +47,9 @@ pub struct Recipe {
     pub port_mask: u64,
 }
 
+/// Bytes of a cache line.
+const LINE: u32 = 64;
+
 /// Packets of a lap.
 pub const LAP: u32 = 1 << 11;
 /// Most laps of a burst, plus one.
@@ -64,13 +70,28 @@ unsafe impl Pod for State {}
 
 /// Makes the maps, with the programs told what to write. No program is loaded yet.
 pub(super) fn open(recipe: &Recipe) -> Result<Ebpf, DataplaneError> {
+    open_with_memory(recipe, 0)
+}
+
+/// The same with 2 to this power cache lines of memory for the programs that read it, which are in nobody's way otherwise.
+pub(super) fn open_with_memory(recipe: &Recipe, line_bits: u8) -> Result<Ebpf, DataplaneError> {
+    let lines = 1_u32.checked_shl(line_bits.into()).unwrap_or(0);
+    let bytes = lines
+        .checked_mul(LINE)
+        .ok_or_else(|| DataplaneError::Foreign {
+            path: name::MEMORY.into(),
+            what: format!("2^{line_bits} lines are more than a map can have"),
+        })?;
+    let memory = direct::make_of(name::MEMORY, bytes)?;
+    let mask = lines.wrapping_sub(1);
     let mut loader = EbpfLoader::new();
     loader
         .override_global(name::FRAME, &recipe.frame, true)
         .override_global(name::FLOW_MASK, &recipe.flow_mask, true)
         .override_global(name::VIP_MASK, &recipe.vip_mask, true)
         .override_global(name::PORT_MASK, &recipe.port_mask, true)
-        .override_global(name::FLOOR_MAC, &FLOOR_SOURCE, true);
+        .override_global(name::FLOOR_MAC, &FLOOR_SOURCE, true)
+        .override_global(name::MEMORY_MASK, &mask, true);
     let mut object = loader.load(BENCH_OBJECT).map_err(|error| {
         if nix::unistd::geteuid().is_root() {
             DataplaneError::Load(Box::new(error))
@@ -81,6 +102,7 @@ pub(super) fn open(recipe: &Recipe) -> Result<Ebpf, DataplaneError> {
         }
     })?;
     fill_floor(&mut object)?;
+    direct::put(&object, name::MEMORY_SECTION, &memory)?;
     Ok(object)
 }
 

@@ -86,11 +86,19 @@ fn make(layout: &Layout, sizes: &Sizes) -> Result<MapData, DataplaneError> {
             path: layout.name.into(),
             what: format!("{elements} elements are more than a map can have"),
         })?;
+    make_of(layout.name, bytes)
+}
+
+/// A map of one value of so many bytes.
+///
+/// # Errors
+/// [`DataplaneError::Map`] with the kernel's words, [`DataplaneError::Privileges`] without root.
+pub(super) fn make_of(name: &'static str, bytes: u32) -> Result<MapData, DataplaneError> {
     let definition =
         aya_obj::Map::new_from_params(BPF_MAP_TYPE_ARRAY as u32, 4, bytes, 1, MMAPABLE);
-    MapData::create(definition, layout.name, None).map_err(|error| {
+    MapData::create(definition, name, None).map_err(|error| {
         if nix::unistd::geteuid().is_root() {
-            DataplaneError::map(layout.name, error)
+            DataplaneError::map(name, error)
         } else {
             DataplaneError::Privileges {
                 what: "making a BPF map".into(),
@@ -121,22 +129,35 @@ pub(super) fn mask(direct: &[Direct], name: &str, parts: u32) -> Result<u32, Dat
 /// [`DataplaneError::Foreign`] where the object has no such section, [`DataplaneError::Io`] with the kernel's words.
 pub(super) fn put_in_place(object: &Ebpf, direct: &[Direct]) -> Result<(), DataplaneError> {
     for Direct { section, map, .. } in direct {
-        let Some(Map::Array(place)) = object.map(section) else {
-            return Err(DataplaneError::Foreign {
-                path: (*section).into(),
-                what: "the kernel object does not have it".into(),
-            });
-        };
-        let (ours, place) = (map.fd().as_fd().as_raw_fd(), place.fd().as_fd().as_raw_fd());
-        // SAFETY: both are open, and stay so: the one is borrowed, and the other stays the object's own; what it stands
-        // for is an array either way, and nobody has looked at it in between.
-        let result = unsafe { libc::dup3(ours, place, libc::O_CLOEXEC) };
-        if result < 0 {
-            return Err(DataplaneError::io(
-                format!("putting map {section} in its place"),
-                std::io::Error::last_os_error(),
-            ));
-        }
+        put(object, section, map)?;
+    }
+    Ok(())
+}
+
+/// Puts `map` in the place of the one that aya made of a section.
+///
+/// # Errors
+/// As [`put_in_place`].
+pub(super) fn put(
+    object: &Ebpf,
+    section: &'static str,
+    map: &MapData,
+) -> Result<(), DataplaneError> {
+    let Some(Map::Array(place)) = object.map(section) else {
+        return Err(DataplaneError::Foreign {
+            path: section.into(),
+            what: "the kernel object does not have it".into(),
+        });
+    };
+    let (ours, place) = (map.fd().as_fd().as_raw_fd(), place.fd().as_fd().as_raw_fd());
+    // SAFETY: both are open, and stay so: the one is borrowed, and the other stays the object's own; what it stands for is
+    // an array either way, and nobody has looked at it in between.
+    let result = unsafe { libc::dup3(ours, place, libc::O_CLOEXEC) };
+    if result < 0 {
+        return Err(DataplaneError::io(
+            format!("putting map {section} in its place"),
+            std::io::Error::last_os_error(),
+        ));
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use lb_common::verdict::Action;
 pub use super::bench_object::{FRAME_WORDS, LAP, MOST_LAPS, Recipe};
 use super::{
     DataplaneError, attach,
-    bench_object::{State, bytes_of, failed, foreign, load, name, open, xdp},
+    bench_object::{State, bytes_of, failed, foreign, load, name, open, open_with_memory, xdp},
     layout::processors,
 };
 
@@ -48,6 +48,27 @@ impl Stand {
     }
 }
 
+/// What a packet does with memory, besides what the floor does: as little as a table of that size can cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// Reads a word of a line that its flow's hash names.
+    Read,
+    /// Reads two, the second where the first says.
+    TwoReads,
+    /// Reads a word of a line and writes another one.
+    Write,
+}
+
+impl Memory {
+    const fn program(self) -> &'static str {
+        match self {
+            Self::Read => "floor_read",
+            Self::TwoReads => "floor_two_reads",
+            Self::Write => "floor_write",
+        }
+    }
+}
+
 /// A program to be measured.
 #[derive(Debug)]
 pub struct Target(ProgramFd);
@@ -64,6 +85,23 @@ impl Target {
                 .map_err(|e| failed("loading the XDP program", e))?;
         }
         clone_of(xdp)
+    }
+
+    /// The floor with 2 to this power cache lines of memory, made as the data path's direct maps are.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Privileges`] without root, [`DataplaneError::Load`] and [`DataplaneError::Program`] with the
+    /// kernel's words, [`DataplaneError::Foreign`] where a map can't be so large.
+    pub fn memory(what: Memory, line_bits: u8) -> Result<Self, DataplaneError> {
+        let nothing = Recipe {
+            frame: [0; FRAME_WORDS],
+            ipv6: false,
+            flow_mask: 0,
+            vip_mask: 0,
+            port_mask: 0,
+        };
+        let mut object = open_with_memory(&nothing, line_bits)?;
+        clone_of(load(&mut object, what.program())?)
     }
 
     /// The same program once more.

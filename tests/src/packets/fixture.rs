@@ -8,8 +8,8 @@ use lb_common::{
     features::Features,
     fence::is_in_force,
     flow::{
-        FlowBucket, FlowBucket6, FlowKey, FlowLine, FlowName, FlowState, FlowWay4, Key, Phase, Way,
-        bucket_indices,
+        FlowBucket, FlowBucket6, FlowKey, FlowLine, FlowName, FlowState, FlowWay4, HOMES, Key,
+        Phase, Way, bucket_indices,
     },
     fragment::FragmentKey,
     hash::Seed,
@@ -661,9 +661,9 @@ fn keyed(name: FlowName) -> Keyed {
     }
 }
 
-/// The two buckets that a flow may be in.
+/// The buckets that a flow may be in.
 #[must_use]
-pub fn homes(name: FlowName) -> (u32, u32) {
+pub fn homes(name: FlowName) -> [u32; HOMES] {
     match keyed(name) {
         Keyed::V4(key) => bucket_indices(key.hash(SEED), CAPACITY.flow_buckets.ilog2()),
         Keyed::V6(key) => bucket_indices(key.hash(SEED), CAPACITY.flow6_buckets.ilog2()),
@@ -675,8 +675,7 @@ fn ways<W>(lines: &[FlowLine<W>]) -> impl Iterator<Item = &W> {
 }
 
 fn free_way<W: Way>(lines: &[FlowLine<W>], hash: u64, bits: u32) -> &W {
-    let (first, second) = bucket_indices(hash, bits);
-    [first, second]
+    bucket_indices(hash, bits)
         .iter()
         .flat_map(|bucket| &lines[*bucket as usize].ways)
         .find(|way| way.state().get() == 0)

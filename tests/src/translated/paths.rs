@@ -157,6 +157,13 @@ pub fn all() -> Vec<Path> {
             transmitted,
         )),
         slow(path(
+            "tcp4 in transition, recorded on a backend that drains",
+            &recorded(changing.clone()).closed_to_new(1),
+            PLAIN,
+            tcp().build(),
+            transmitted,
+        )),
+        slow(path(
             "tcp4 in transition, older than the change",
             &changing,
             PLAIN,

@@ -1,9 +1,9 @@
 //! Slots in transition: new flows go to the current backend, old ones stay where they are.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use lb_common::{
-    flow::{FlowName, Phase},
+    flow::{FlowName, HOMES, Phase},
     pick::Slot,
     verdict::Verdict,
 };
@@ -504,22 +504,26 @@ fn full_buckets() -> Vec<Case> {
     cases
 }
 
-/// Flows that fill both buckets of a newcomer, on backend 3, the first one silent for longest.
+/// Flows that fill all buckets of a newcomer, on backend 3, the first one silent for longest.
 fn crowd(newcomer: FlowName) -> Vec<Flow> {
     let neighbours: IpAddr = match newcomer.client {
         IpAddr::V4(_) => [203, 0, 113, 9].into(),
         IpAddr::V6(_) => [0x2001, 0xdb8, 0xc20d, 0, 0, 0, 0, 9].into(),
     };
-    let (first, second) = homes(newcomer);
-    assert_ne!(first, second, "the newcomer has two buckets");
+    let buckets = homes(newcomer);
+    assert!(
+        buckets.iter().collect::<BTreeSet<_>>().len() == HOMES,
+        "the newcomer's buckets are different ones"
+    );
     let at_home = |bucket| {
         (1..=u16::MAX)
             .map(|port| key(neighbours, port, 80, WEB))
-            .filter(move |key| homes(*key).0 == bucket)
+            .filter(move |key| homes(*key)[0] == bucket)
             .take(4)
     };
-    at_home(first)
-        .chain(at_home(second))
+    buckets
+        .into_iter()
+        .flat_map(at_home)
         .map(|key| Flow {
             key,
             backend: 3,
