@@ -33,7 +33,7 @@ impl Alone {
         }
         Self {
             before,
-            scheduled: schedule(libc::SCHED_FIFO, PRIORITY),
+            scheduled: schedule(me, libc::SCHED_FIFO, PRIORITY),
         }
     }
 }
@@ -41,7 +41,7 @@ impl Alone {
 impl Drop for Alone {
     fn drop(&mut self) {
         if self.scheduled {
-            schedule(libc::SCHED_OTHER, 0);
+            schedule(Pid::from_raw(0), libc::SCHED_OTHER, 0);
         }
         if let Some(before) = &self.before {
             let _ = sched_setaffinity(Pid::from_raw(0), before);
@@ -49,10 +49,16 @@ impl Drop for Alone {
     }
 }
 
-fn schedule(policy: libc::c_int, priority: libc::c_int) -> bool {
+/// Lets a thread go before whoever is [`Alone`]; whether that could be done.
+pub(crate) fn put_before(thread: Pid) -> bool {
+    schedule(thread, libc::SCHED_FIFO, PRIORITY + 1)
+}
+
+/// 0 is the calling thread.
+fn schedule(thread: Pid, policy: libc::c_int, priority: libc::c_int) -> bool {
     let parameters = libc::sched_param {
         sched_priority: priority,
     };
-    // SAFETY: the parameters live until the call returns; 0 is the calling thread.
-    unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) == 0 }
+    // SAFETY: the parameters live until the call returns.
+    unsafe { libc::sched_setscheduler(thread.as_raw(), policy, &raw const parameters) == 0 }
 }

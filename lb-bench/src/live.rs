@@ -9,7 +9,10 @@ use lb_userspace::{
         frame::{Flows, Kind, recipe},
         results::{Outcome, Unit},
     },
-    dataplane::live::{Live, Other, Sent},
+    dataplane::{
+        live::{Live, Other, Sent},
+        rig::Recipe,
+    },
 };
 use nix::{
     net::if_::if_nametoindex,
@@ -36,6 +39,8 @@ const ROUND_TRIP: &str = "live_round_trip";
 const FLOOR: &str = "live_floor";
 /// Laps of one run.
 const LAPS: u32 = 60;
+/// The first of them are those in which the frames' memory is made.
+const UNSETTLED: usize = 8;
 /// The kernel works off what is queued within this time after the last frame was sent.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -48,15 +53,18 @@ const SETTINGS: [(&str, &str); 2] = [
 
 /// What frames may meet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+pub(crate) enum Way {
+    /// The floor program.
     Floor,
+    /// xdp-lb.
     DataPath,
+    /// What a distribution has besides.
     Peer(peers::Peer),
 }
 
 /// The rows of live frames that are wanted.
 pub(crate) fn run(wanted: impl Fn(&str) -> bool, bursts: u32) -> Result<Vec<Outcome>> {
-    let peers = peers::Peer::ALL
+    let peers = peers::Peer::HERE
         .into_iter()
         .filter(|peer| wanted(peer.name()));
     let mut ways: Vec<Way> = peers.map(Way::Peer).collect();
@@ -68,34 +76,38 @@ pub(crate) fn run(wanted: impl Fn(&str) -> bool, bursts: u32) -> Result<Vec<Outc
     if ways.is_empty() && cores.is_empty() {
         return Ok(Vec::new());
     }
-    // A thread of its own: its network namespace goes when it ends, with all that is in it.
-    thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            let mut wire = Wire::new()?;
-            let mut outcomes = wire.ways(&ways, bursts)?;
-            for (count, name) in &cores {
-                if let Some(outcome) = wire.cores(*count, name)? {
-                    outcomes.push(outcome);
-                }
+    apart(|| {
+        let recipe = recipe(Kind::Tcp, Flows::MILLION, &one4());
+        let mut wire = Wire::new(&recipe, &Scene::one(VIP4.into()))?;
+        let mut outcomes = wire.ways(&ways, bursts)?;
+        for (count, name) in &cores {
+            if let Some(outcome) = wire.cores(*count, name)? {
+                outcomes.push(outcome);
             }
-            Ok(outcomes)
-        });
-        match thread.join() {
-            Ok(outcomes) => outcomes,
-            Err(panic) => std::panic::resume_unwind(panic),
         }
+        Ok(outcomes)
+    })
+}
+
+/// Works in a thread of its own: its network namespace goes when it ends, with all that is in it.
+pub(crate) fn apart<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    thread::scope(|scope| match scope.spawn(work).join() {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic),
     })
 }
 
 /// A veth pair in a network namespace of its own, and the data path.
-struct Wire {
+pub(crate) struct Wire {
     live: Live,
     far: u32,
     stage: Stage,
 }
 
 impl Wire {
-    fn new() -> Result<Self> {
+    /// Moves this thread into a new namespace and makes everything there: frames as the recipe says, a configuration as the
+    /// scene is.
+    pub(crate) fn new(recipe: &Recipe, scene: &Scene) -> Result<Self> {
         unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace")?;
         for (setting, value) in SETTINGS {
             if fs::exists(setting).unwrap_or(false) {
@@ -109,12 +121,11 @@ impl Wire {
         ))?;
         ip(&format!("link set {NEAR} up"))?;
         ip(&format!("link set {FAR} up"))?;
-        let recipe = recipe(Kind::Tcp, Flows::MILLION, &one4());
         let near = if_nametoindex(NEAR)?;
         Ok(Self {
-            live: Live::new(&recipe, near)?,
+            live: Live::new(recipe, near)?,
             far: if_nametoindex(FAR)?,
-            stage: Stage::new(&Scene::one(VIP4.into()).text())?,
+            stage: Stage::new(&scene.text())?,
         })
     }
 
@@ -124,8 +135,7 @@ impl Wire {
         for _ in 0..bursts {
             for (way, series) in ways.iter().zip(&mut series) {
                 progress.step(name(*way));
-                // The first laps are those in which the frames' memory is made.
-                series.extend(self.way(*way)?.into_iter().skip(8));
+                series.extend(self.way(*way, 0)?);
             }
         }
         let of = |wanted: Way| {
@@ -149,9 +159,16 @@ impl Wire {
         Ok(outcomes.collect())
     }
 
-    fn way(&mut self, way: Way) -> Result<Vec<f64>> {
+    /// Nanoseconds of a frame, in each lap of one run; `warm_ups` runs come before it.
+    pub(crate) fn way(&mut self, way: Way, warm_ups: u32) -> Result<Vec<f64>> {
         let far = self.far;
         let live = &mut self.live;
+        let counted = |live: &mut Live| {
+            for _ in 0..warm_ups {
+                counted(live)?;
+            }
+            counted(live)
+        };
         match way {
             Way::Floor => live.with(Other::Floor, far, counted),
             Way::DataPath => self.stage.attached(far, || counted(live)),
@@ -201,7 +218,7 @@ fn counted(live: &mut Live) -> Result<Vec<f64>> {
         live.send(LAPS, last_cpu()?)?
     };
     all_back(live, before, sent.frames)?;
-    Ok(sent.laps)
+    Ok(sent.laps.into_iter().skip(UNSETTLED).collect())
 }
 
 /// The sum of the rates of so many processors that send at the same time.
@@ -235,7 +252,7 @@ fn rate(live: &mut Live, count: usize) -> Result<f64> {
         .iter()
         .filter_map(|sent| {
             // The median: of the shortest laps, one processor's may be those in which the other had ended.
-            let series: Series = sent.laps.iter().skip(8).copied().collect();
+            let series: Series = sent.laps.iter().skip(UNSETTLED).copied().collect();
             Some(1e9 / series.median()?)
         })
         .sum())

@@ -12,6 +12,7 @@ mod rows;
 mod scenes;
 mod stage;
 mod targets;
+mod vm;
 
 use std::{
     fs,
@@ -43,6 +44,12 @@ struct Arguments {
     /// Show what has changed since this bench.json was written
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
+    /// In a virtual machine as well, beside IPVS: instructions of each frame with the distribution's own kernel (some minutes)
+    #[arg(long)]
+    vm: bool,
+    /// As the first process of that machine
+    #[arg(long, hide = true)]
+    guest: bool,
     /// Only the rows whose name contains one of these
     rows: Vec<String>,
 }
@@ -63,6 +70,9 @@ impl Arguments {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    if arguments.guest {
+        return vm::first_process(&arguments.rows);
+    }
     ensure!(
         nix::unistd::geteuid().is_root(),
         "the benchmark loads BPF programs, which needs root: run it with sudo, or by `cargo xtask bench`, which does"
@@ -75,6 +85,9 @@ fn main() -> Result<()> {
         "{}",
         table(&report.results, before, console::colors_enabled())
     );
+    if let Some(vm) = &report.machine.vm {
+        println!("\nvm_*: {}", vm.line());
+    }
     for warning in report.machine.warnings() {
         eprintln!("warning: {warning}");
     }
@@ -109,6 +122,13 @@ fn measure(arguments: &Arguments) -> Result<(Report, Vec<Error>)> {
     };
     take(live::run(wanted, plan.bursts));
     take(controller::run(wanted, arguments.quick));
+    if arguments.vm {
+        take(vm::run(&arguments.rows).map(|measured| {
+            let (virtual_machine, outcomes) = measured.unzip();
+            machine.vm = virtual_machine;
+            outcomes.unwrap_or_default()
+        }));
+    }
     Ok((Report { machine, results }, failed))
 }
 
@@ -128,8 +148,23 @@ fn write(directory: &Path, report: &Report) -> Result<()> {
         anyhow::Ok(())
     };
     put("bench.json", serde_json::to_string_pretty(report)? + "\n")?;
-    put(
-        "bench.svg",
-        chart::svg(&report.results, &report.machine.line())?,
-    )
+    put("bench.svg", chart::svg(&report.results, &report.machine)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_virtual_machine_is_only_there_when_asked_for() {
+        let parsed =
+            |line: &[&str]| Arguments::try_parse_from([&["bench"], line].concat()).expect("valid");
+        let plain = parsed(&["--quick", "tcp4"]);
+        assert!(!plain.vm && !plain.guest);
+        let asked = parsed(&["--vm", "vm_ipvs", "vm_bridge"]);
+        assert!(asked.vm && !asked.guest);
+        assert_eq!(asked.rows, ["vm_ipvs", "vm_bridge"]);
+        // As the machine's kernel starts it.
+        assert!(parsed(&["--guest", "vm_ipvs"]).guest);
+    }
 }

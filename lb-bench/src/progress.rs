@@ -24,6 +24,11 @@ impl Progress {
         Self(bar)
     }
 
+    /// Something else is going on, within the same step.
+    pub(crate) fn note(&self, text: &str) {
+        self.0.set_message(text.to_owned());
+    }
+
     /// The next step begins.
     pub(crate) fn step(&self, name: &str) {
         self.0.set_message(name.to_owned());

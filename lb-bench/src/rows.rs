@@ -22,7 +22,7 @@ pub(crate) const WARM_UP: u32 = 4096;
 /// Backends of a service, so many that any share of the slots can be put in transition.
 pub(crate) const MANY: u32 = 100;
 /// Flows that the stages which record them have room for.
-const ROOM: u32 = 1 << 20;
+pub(crate) const ROOM: u32 = 1 << 20;
 
 /// Rows, and the stages whose maps they use.
 #[derive(Default)]

@@ -19,6 +19,7 @@
 //! | `HOT` | line | [`HotLine`] | controller (mapped) |
 //! | `HOT_INFO` | line * 8 + way | [`HotInfo`] | controller, for people and for the next controller |
 //! | `SAMPLES` | processor | [`SampleRing`] | data path (mapped) |
+//! | `FENCES` | backend number | [`Fence`] | controller, and the data path where it is fenced (mapped) |
 //! | `VIPS` | service id | [`Vip6`] | controller (mapped, direct) |
 //! | `COUNTERS` | backend number | [`Counter`] per CPU | data path |
 //! | `VERDICTS` | [`crate::verdict::Verdict`] | `u64` per CPU | data path |
@@ -29,7 +30,7 @@
 use crate::memory::{Word32, Word64};
 
 /// Changes whenever the meaning of any byte in any map changes; a controller adopts pins of its own version only.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// First word of a pinned `CONTROL` map: tells our pins from anybody else's.
 pub const MAGIC: u32 = 0x7864_706c;
@@ -72,6 +73,8 @@ pub mod map {
     pub const HOT_INFO: &str = "HOT_INFO";
     /// Sources of sampled packets, one ring for each processor.
     pub const SAMPLES: &str = "SAMPLES";
+    /// What fences a node of a cluster.
+    pub const FENCES: &str = "FENCES";
     /// The direct maps, each with the section of the kernel object that stands for it.
     pub const DIRECT: [(&str, &str); 5] = [
         (CONTROL, ".bss.CONTROL"),
@@ -81,7 +84,7 @@ pub mod map {
         (VIPS, ".bss.VIPS"),
     ];
     /// Every map there is.
-    pub const ALL: [&str; 18] = [
+    pub const ALL: [&str; 19] = [
         CONTROL,
         SERVICES,
         SLOTS,
@@ -100,6 +103,7 @@ pub mod map {
         HOT,
         HOT_INFO,
         SAMPLES,
+        FENCES,
     ];
 }
 
@@ -258,6 +262,20 @@ pub struct Vip6 {
 pub struct HotLine {
     /// Each a [`crate::hot::HotWord`], in no order.
     pub ways: [Word64; HOT_WAYS],
+}
+
+/// Of a backend of a cluster (`mode = "pick"`): how its peers can fence it, and how it can fence a peer. See [`crate::fence`].
+#[derive(Clone, Debug, Default)]
+#[repr(C)]
+pub struct Fence {
+    /// Where the backend is this node: the token that fences it; 0 for none.
+    pub token: Word64,
+    /// The token by which the data path was fenced. It is fenced as long as this is [`Self::token`].
+    pub fenced_by: Word64,
+    /// Where the backend is a peer: the token that fences that one; 0 where it is not known.
+    pub peer_token: Word64,
+    /// The number of this backend in that node's own maps.
+    pub peer_number: Word64,
 }
 
 /// The source of one sampled packet.

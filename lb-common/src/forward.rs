@@ -3,6 +3,7 @@
 use crate::abi::{Control, Port};
 use crate::address::{Address, Ipv6};
 use crate::features::Features;
+use crate::fence;
 use crate::flow::FlowKey;
 use crate::fragment::{self, FragmentKey};
 use crate::hash::{self, Seed};
@@ -16,7 +17,9 @@ use crate::settled::Way;
 use crate::tables::{Step, Tables};
 use crate::transition::{backend_of_flow, has_failed};
 use crate::verdict::Verdict;
-use crate::wire::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTO_TCP, PROTO_UDP};
+use crate::wire::{
+    ETHERTYPE_ARP, ETHERTYPE_CLUSTER, ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTO_TCP, PROTO_UDP,
+};
 use crate::{arp, ndp, rewrite, settled, vlan};
 
 /// What became of a packet.
@@ -102,6 +105,9 @@ fn forward<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Outcome, 
             pick(packet, tables, control, &flow)?
         }
         ETHERTYPE_ARP => return Err(arp::answer(packet, tables, &link)),
+        ETHERTYPE_CLUSTER if features.has(Features::PICK) => {
+            return Err(fence::take(packet, tables, &link));
+        }
         _ => return Err(Verdict::OtherEthertype),
     };
     send_to(packet, tables, &picked)
@@ -566,6 +572,10 @@ fn send_to<P: Packet, T: Tables>(
     let port = backend.port();
     let length = packet.len() as u64;
     if features.has(Features::LOCAL) && port == Backend::LOCAL_PORT {
+        if features.has(Features::PICK) && fence::is_fenced(tables, number) {
+            tables.note(Step::Fenced);
+            return Err(Verdict::Fenced);
+        }
         if picked.link.destination != tables.own_mac() {
             // The host's own stack takes nothing that is addressed to a cluster.
             rewrite::destination(packet, tables.own_mac())?;

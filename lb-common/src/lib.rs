@@ -6,7 +6,7 @@
 //!
 //! A packet walks the modules in this order: [`parse`] → [`service`] → [`hash`] → [`pick`] → [`transition`] (only where
 //! flows are recorded) → [`vlan`] → [`rewrite`]; a later fragment takes the short way through [`fragment`]; [`arp`], [`ndp`]
-//! and [`icmp`] answer for the VIPs; [`verdict`] names every end it can come to. What differs between IPv4 and IPv6 is in
+//! and [`icmp`] answer for the VIPs; [`fence`] hears of a cluster's nodes that this one has been replaced; [`verdict`] names every end it can come to. What differs between IPv4 and IPv6 is in
 //! [`address`], what a configuration does not use in [`features`].
 #![no_std]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
@@ -15,6 +15,7 @@ pub mod abi;
 pub mod address;
 pub mod arp;
 pub mod features;
+pub mod fence;
 pub mod flow;
 pub mod forward;
 pub mod fragment;

@@ -8,8 +8,8 @@ use alloc::{vec, vec::Vec};
 use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use crate::abi::{
-    Bucket, Control, Counter, HOT_LINES, HotLine, MAX_PORTS, Port, SLOTS_IN_LINE, SampleRing,
-    SlotLine, Vip6,
+    Bucket, Control, Counter, Fence, HOT_LINES, HotLine, MAX_PORTS, Port, SLOTS_IN_LINE,
+    SampleRing, SlotLine, Vip6,
 };
 use crate::features::Features;
 use crate::flow::{FlowBucket, FlowBucket6};
@@ -107,6 +107,8 @@ pub struct PlainTables {
     pub hot: Vec<HotLine>,
     /// Sampled sources: one ring, as if of one processor.
     pub samples: Vec<SampleRing>,
+    /// What fences a backend of a cluster, by number.
+    pub fences: Vec<Fence>,
     instance: Instance,
     now: AtomicU16,
     counters: Vec<[AtomicU64; 2]>,
@@ -131,6 +133,7 @@ impl PlainTables {
             vips: vec![Vip6::default(); times(capacity.services)],
             hot: vec![HotLine::default(); times(HOT_LINES)],
             samples: vec![SampleRing::default()],
+            fences: vec![Fence::default(); times(capacity.backends)],
             instance,
             now: AtomicU16::new(0),
             counters: (0..capacity.backends).map(|_| Default::default()).collect(),
@@ -258,6 +261,10 @@ impl Tables for PlainTables {
 
     fn sample_ring(&self) -> Option<&SampleRing> {
         self.samples.first()
+    }
+
+    fn fence(&self, number: u16) -> Option<&Fence> {
+        self.fences.get(usize::from(number))
     }
 
     fn now(&self) -> u16 {

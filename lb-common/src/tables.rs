@@ -2,7 +2,7 @@
 
 use core::net::IpAddr;
 
-use crate::abi::{Bucket, Control, HotLine, Port, SampleRing, Vip6};
+use crate::abi::{Bucket, Control, Fence, HotLine, Port, SampleRing, Vip6};
 use crate::address::Ipv6;
 use crate::features::Features;
 use crate::flow::{self, FlowBucket, FlowBucket6, FlowKey, FlowName, FlowState, Put};
@@ -134,6 +134,8 @@ pub enum Step {
     },
     /// A later fragment whose first one has not been seen, of a protocol whose ports all share one pick.
     FragmentAlone,
+    /// The backend is this node, and its peers have fenced it.
+    Fenced,
     /// The backend.
     Backend {
         /// Its number.
@@ -173,6 +175,8 @@ pub trait Tables {
     fn hot_line(&self, index: u32) -> Option<&HotLine>;
     /// Where this processor writes down the sources of sampled packets.
     fn sample_ring(&self) -> Option<&SampleRing>;
+    /// What fences a backend of a cluster.
+    fn fence(&self, number: u16) -> Option<&Fence>;
     /// The time in units of [`crate::flow::TICK_NS`], wrapping.
     fn now(&self) -> u16;
     /// The MAC address of the interface the packet came in on, as [`crate::wire::mac_word`].

@@ -98,6 +98,10 @@ verdicts! {
     ExtensionHeaders = 22, "extension_headers", Drop, "for a VIP, with IPv6 extension headers that are too many, too long, out of place or name another destination";
     /// The frame could not be made longer.
     NoRoom = 23, "no_room", Drop, "the driver leaves no room in front of the frame for a VLAN tag, or behind it for an answer";
+    /// `mode = "pick"`: see [`crate::fence`].
+    Fenced = 24, "fenced", Drop, "picked by this node, but the other nodes have taken its place while its xdp-lb was not heard: it keeps nothing of the service until its xdp-lb is back";
+    /// `mode = "pick"`: a frame by which a node fences another.
+    ClusterFrame = 25, "cluster_frame", Drop, "a frame by which a node of the cluster tells another one's data path that it has been replaced";
 }
 
 impl Verdict {

@@ -20,6 +20,8 @@ pub const VLAN_LEN: usize = 4;
 pub const VLAN_ID: u16 = 0x0fff;
 /// EtherType of ARP (RFC 826).
 pub const ETHERTYPE_ARP: u16 = 0x0806;
+/// EtherType of frames between the nodes of a cluster: "Local Experimental EtherType 1" (IEEE Std 802).
+pub const ETHERTYPE_CLUSTER: u16 = 0x88b5;
 
 /// Bytes of an IPv4 header without options (RFC 791 section 3.1).
 pub const IPV4_LEN: usize = 20;

@@ -14,8 +14,8 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         BackendInfo, Bucket, Control, Counter, DEFAULT_BACKENDS, DEFAULT_FLOW_BUCKETS,
-        DEFAULT_FLOW6_BUCKETS, DEFAULT_FRAGMENT_BUCKETS, DEFAULT_SERVICES, HOT_LINES, HOT_WAYS,
-        HotInfo, HotLine, MAX_PORTS, MMAPABLE, Port, SampleRing, ServiceInfo, Vip6,
+        DEFAULT_FLOW6_BUCKETS, DEFAULT_FRAGMENT_BUCKETS, DEFAULT_SERVICES, Fence, HOT_LINES,
+        HOT_WAYS, HotInfo, HotLine, MAX_PORTS, MMAPABLE, Port, SampleRing, ServiceInfo, Vip6,
     },
     address::Ipv6,
     features::Features,
@@ -109,6 +109,8 @@ static HOT_INFO: Array<HotInfo> = Array::with_max_entries(HOT_LINES * HOT_WAYS a
 /// As many as there are processors; the loader knows.
 #[map]
 static SAMPLES: Array<SampleRing> = Array::with_max_entries(1, MMAPABLE);
+#[map]
+static FENCES: Array<Fence> = Array::with_max_entries(DEFAULT_BACKENDS, MMAPABLE);
 
 /// Sends the packet out of another interface; the host gets it where that interface is gone.
 #[inline(always)]
@@ -229,6 +231,11 @@ impl Tables for KernelTables {
         // SAFETY: a helper without arguments. The ring is this processor's own: XDP runs with preemption disabled, so no
         // other program writes it in between.
         SAMPLES.get(unsafe { bpf_get_smp_processor_id() })
+    }
+
+    #[inline(always)]
+    fn fence(&self, number: u16) -> Option<&Fence> {
+        FENCES.get(u32::from(number))
     }
 
     #[inline(always)]

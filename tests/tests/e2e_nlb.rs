@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use lb_tests::testbed::scene::{HTTP_PROBE, PATIENCE, SEED};
 use lb_tests::testbed::{
@@ -340,5 +342,91 @@ fn the_nodes_join_the_multicast_group() {
             .unwrap();
         let groups = String::from_utf8(output.stdout).unwrap();
         assert!(groups.contains("239.255.0.100"), "{groups}");
+    }
+}
+
+impl Cluster {
+    /// Whether a node's own data path is fenced: read from its maps, whether or not its daemon is there.
+    fn is_fenced(&self, node: &str) -> bool {
+        let content: serde_json::Value = self.daemons[node].json(&["maps", "FENCES"]).unwrap();
+        let own = |row: &&serde_json::Value| row["fences"] == "this node";
+        let rows = content["entries"].as_array().unwrap();
+        let own = rows.iter().find(own).unwrap();
+        assert_eq!(own["backend"], node, "{content}");
+        own["fenced"] == true
+    }
+}
+
+/// A node whose daemon was killed keeps its connections; when its server fails as well, its peers take its place, and its data
+/// path answers nobody until its daemon is back, whether or not the server is.
+#[test]
+fn a_node_without_a_daemon_is_fenced_when_its_server_fails() {
+    let mut cluster = Cluster::start("nlb-f", 3, "");
+    let homes = cluster.homes();
+    let of_b2 = of(&homes, &["b2"]);
+    assert!(!of_b2.is_empty(), "{homes:?}");
+    let all: Vec<IpAddr> = homes.keys().copied().collect();
+    let load = cluster.long_connections(all.clone());
+    load.wait_for_answers(&all).unwrap();
+    cluster.daemon("b2").kill9().unwrap();
+    let heard = |status: &Status| {
+        let cluster = status.node.cluster.as_ref().unwrap();
+        cluster.peers.iter().any(|peer| !peer.heard)
+    };
+    for node in ["b1", "b3"] {
+        cluster.wait_for(node, "that b2 is not heard", heard);
+    }
+    assert_undisturbed(&load.wait_for_answers(&all).unwrap(), &homes);
+    load.stop().unwrap();
+    assert_eq!(cluster.homes(), homes, "its data path works on");
+    assert!(!cluster.is_fenced("b2"));
+
+    cluster.servers.get_mut("b2").unwrap().stop().unwrap();
+    for node in ["b1", "b3"] {
+        cluster.daemon(node).wait_state("b2", "down").unwrap();
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while !cluster.is_fenced("b2") {
+        assert!(Instant::now() < deadline, "b2 was not fenced");
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert!(!cluster.is_fenced("b1") && !cluster.is_fenced("b3"));
+    cluster.wait_for_agreement_of_the_others("b2");
+    let without = cluster.homes();
+    assert!(of(&without, &["b2"]).is_empty(), "{without:?}");
+    let explained: serde_json::Value = cluster.daemons["b2"]
+        .json(&[
+            "where",
+            &of_b2[0].to_string(),
+            &cluster.target().to_string(),
+        ])
+        .unwrap();
+    assert_eq!(explained["verdict"], "fenced", "{explained}");
+
+    // The server alone changes nothing: b2 does not know what the others have done meanwhile.
+    cluster.servers.get_mut("b2").unwrap().resume().unwrap();
+    let load = cluster.long_connections(all.clone());
+    load.wait_for_answers(&all).unwrap();
+    assert_undisturbed(&load.wait_for_answers(&all).unwrap(), &without);
+    assert!(cluster.is_fenced("b2"));
+    cluster.daemon("b2").spawn(&[]).unwrap();
+    cluster.wait_for_agreement(&names(&["b1", "b2", "b3"]));
+    assert!(!cluster.is_fenced("b2"));
+    assert_undisturbed(&load.wait_for_answers(&all).unwrap(), &without);
+    load.stop().unwrap();
+    let back = cluster.homes();
+    assert!(!of(&back, &["b2"]).is_empty(), "{back:?}");
+}
+
+impl Cluster {
+    /// Waits until all nodes but one go by the same tables.
+    fn wait_for_agreement_of_the_others(&mut self, without: &str) {
+        let others: Vec<String> = self
+            .daemons
+            .keys()
+            .filter(|node| *node != without)
+            .cloned()
+            .collect();
+        self.wait_for_agreement(&others);
     }
 }

@@ -17,7 +17,7 @@ use os_release::OsRelease;
 use semver::Version;
 
 pub(crate) use self::plan::Needs;
-use self::plan::{Found, LINTS, Lint, RUNTIME_TOOLS, Rustup, Step, Tool};
+use self::plan::{Found, LINTS, Lint, Rustup, Step, Tool};
 use crate::{
     privilege::{Privilege, administrator_path},
     toolchain::{self, KernelToolchain, LINKER_VERSION},
@@ -97,11 +97,7 @@ fn inspect(workspace: &Workspace, needs: Needs) -> Result<Found> {
         compilers,
         linkers: toolchain::linkers(workspace),
         llvm: toolchain::llvm_installations(),
-        missing_tools: if needs.runtime {
-            RUNTIME_TOOLS.iter().filter(is_missing).collect()
-        } else {
-            Vec::new()
-        },
+        missing_tools: needs.tools().filter(is_missing).collect(),
         missing_lints: if needs.lints {
             LINTS
                 .iter()

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use etherparse::PacketBuilder;
+use etherparse::{IpHeaders, IpNumber, Ipv4Header, PacketBuilder};
 
 use crate::dataplane::rig::{FRAME_WORDS, Recipe};
 
@@ -108,7 +108,7 @@ pub fn recipe(kind: Kind, flows: Flows, destination: &Destination) -> Recipe {
 fn frame(kind: Kind, destination: &Destination) -> Vec<u8> {
     let ethernet = PacketBuilder::ethernet2(ROUTER_MAC, destination.mac);
     let (ip, length) = match destination.vip {
-        IpAddr::V4(vip) => (ethernet.ipv4(CLIENT4.octets(), vip.octets(), 64), FRAME4),
+        IpAddr::V4(vip) => (ethernet.ip(ipv4(vip)), FRAME4),
         IpAddr::V6(vip) => (ethernet.ipv6(CLIENT6.octets(), vip.octets(), 64), FRAME6),
     };
     let mut bytes = Vec::with_capacity(length);
@@ -134,9 +134,47 @@ fn frame(kind: Kind, destination: &Destination) -> Vec<u8> {
     bytes
 }
 
+/// The IPv4 header. Its identification is the opposite of the source's lower half: the bits of a flow change both, and the
+/// checksum of a frame that is sent stays true.
+fn ipv4(vip: Ipv4Addr) -> IpHeaders {
+    let [.., high, low] = CLIENT4.octets();
+    let header = Ipv4Header {
+        // Length, protocol and checksum are the builder's.
+        protocol: IpNumber::TCP,
+        time_to_live: 64,
+        dont_fragment: true,
+        identification: !u16::from_be_bytes([high, low]),
+        source: CLIENT4.octets(),
+        destination: vip.octets(),
+        ..Ipv4Header::default()
+    };
+    IpHeaders::Ipv4(header, Default::default())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_flow_does_not_change_the_checksum() {
+        let four = Destination::one([2; 6], Ipv4Addr::new(192, 0, 2, 10).into(), 443);
+        for flow in [0, 1, 0x1234, 0xffff_u16] {
+            let mut packet = frame(Kind::Tcp, &four);
+            // As `generate4` does: identification and the source's lower half.
+            for place in [18, 28] {
+                let [high, low] = flow.to_be_bytes();
+                packet[place] ^= high;
+                packet[place + 1] ^= low;
+            }
+            let (header, _) = Ipv4Header::from_slice(&packet[14..]).expect("a header");
+            assert_eq!(header.source[2..], flow.to_be_bytes());
+            assert_eq!(
+                header.header_checksum,
+                header.calc_header_checksum(),
+                "{flow:#x}"
+            );
+        }
+    }
 
     #[test]
     fn frames_are_whole() {

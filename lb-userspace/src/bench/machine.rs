@@ -40,6 +40,31 @@ pub struct Machine {
     pub packets_per_lap: u32,
     /// Laps of each program.
     pub laps: u32,
+    /// Where the rows in [`Unit::Instructions`](super::results::Unit::Instructions) are of; `null` without them.
+    #[serde(default)]
+    pub vm: Option<VirtualMachine>,
+}
+
+/// A virtual machine whose clock counts instructions.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct VirtualMachine {
+    /// Its kernel's release.
+    pub kernel: String,
+    /// The emulator's version.
+    pub emulator: String,
+    /// An instruction is 2 to this power nanoseconds of its clock.
+    pub icount_shift: u8,
+}
+
+impl VirtualMachine {
+    /// One line, which says what its rows are not.
+    #[must_use]
+    pub fn line(&self) -> String {
+        format!(
+            "Linux {} in QEMU {} (TCG, -icount shift={}): instructions of a frame, not comparable with nanoseconds",
+            self.kernel, self.emulator, self.icount_shift
+        )
+    }
 }
 
 impl Machine {
@@ -63,6 +88,7 @@ impl Machine {
             version: env!("CARGO_PKG_VERSION").into(),
             packets_per_lap: crate::dataplane::rig::LAP,
             laps: 0,
+            vm: None,
         }
     }
 
@@ -244,6 +270,33 @@ mod tests {
         ]);
         assert!((machine.spread.expect("rows") - 0.1).abs() < 1e-9);
         assert_eq!(machine.laps, 1);
+    }
+
+    #[test]
+    fn a_virtual_machine_is_named_with_what_it_is_not() {
+        let vm = VirtualMachine {
+            kernel: "6.1.0-56-amd64".into(),
+            emulator: "7.2.22".into(),
+            icount_shift: 0,
+        };
+        let line = vm.line();
+        for part in [
+            "Linux 6.1.0-56-amd64 in QEMU 7.2.22",
+            "icount shift=0",
+            "not comparable",
+        ] {
+            assert!(line.contains(part), "no {part} in {line}");
+        }
+        let machine = Machine {
+            vm: Some(vm),
+            ..quiet()
+        };
+        let mut json = serde_json::to_value(&machine).expect("serializes");
+        assert_eq!(json["vm"]["icount_shift"], 0);
+        // A file of an earlier version has none.
+        json.as_object_mut().expect("an object").remove("vm");
+        let back: Machine = serde_json::from_value(json).expect("reads back");
+        assert_eq!(back, quiet());
     }
 
     #[test]

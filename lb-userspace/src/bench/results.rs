@@ -29,6 +29,9 @@ pub enum Unit {
     Percent,
     /// Frames in a second; there is no target.
     PerSecond,
+    /// Instructions of one frame in a virtual machine whose clock counts them: `min_ns` and `median_ns` are of that clock, and
+    /// compare with no other row's; there is no target.
+    Instructions,
 }
 
 /// One row. A time is that of one packet, but for the controller's rows, where it is that of the whole work.

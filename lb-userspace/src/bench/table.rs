@@ -63,6 +63,10 @@ fn values(result: &Outcome) -> [String; 4] {
         Unit::Bytes | Unit::Percent | Unit::PerSecond => {
             (result.value.map(|value| in_unit(value, result.unit)), None)
         }
+        Unit::Instructions => {
+            let count = |value| in_unit(value, result.unit);
+            (result.value.map(count), result.median_ns.map(count))
+        }
         _ => (result.min_ns.map(time), result.median_ns.map(time)),
     };
     let ratio = result.ratio.map(|ratio| match result.unit {
@@ -82,6 +86,7 @@ fn in_unit(value: f64, unit: Unit) -> String {
         Unit::Bytes => indicatif::HumanBytes(value.max(0.0) as u64).to_string(),
         Unit::Percent => format!("{value:.1} %"),
         Unit::PerSecond => format!("{:.2} M/s", value / 1e6),
+        Unit::Instructions => format!("{value:.0} instr"),
         Unit::Floor | Unit::RateOfFloor | Unit::Nanoseconds => time(value),
     }
 }
@@ -134,6 +139,23 @@ mod tests {
                 .collect()
         };
         assert_eq!(squeezed(&table(&results, None, false)), squeezed(expected));
+    }
+
+    #[test]
+    fn instructions_are_no_nanoseconds() {
+        let row = Outcome {
+            unit: Unit::Instructions,
+            median_ns: Some(1240.4),
+            ratio: Some(2.5),
+            ..Outcome::time("vm_bridge", 1234.4, 1.0, None)
+        };
+        let text = table(&[row], None, false);
+        let line = text.lines().nth(1).expect("a row");
+        let words: Vec<&str> = line.split_whitespace().collect();
+        assert_eq!(
+            words,
+            ["vm_bridge", "1234", "instr", "1240", "instr", "2.5", "x"]
+        );
     }
 
     #[test]

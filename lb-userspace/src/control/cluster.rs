@@ -32,6 +32,8 @@ pub struct Cluster {
     pub pending: BTreeMap<String, Pending>,
     /// When this run began, in Unix milliseconds.
     pub run_ms: u64,
+    /// When it made the tokens that fence it, likewise.
+    pub tokens_ms: u64,
     /// By service and name: the peers that are counted as gone while this node serves, and how often each was.
     gone: HashMap<(String, String), Gone>,
 }
@@ -268,6 +270,17 @@ impl Knowledge {
             .collect()
     }
 
+    /// Whether all peers that are heard about a service count this node in.
+    #[must_use]
+    pub fn is_counted_in(&self, service: &Service) -> bool {
+        let own = &self.config().node.name;
+        service
+            .backends
+            .iter()
+            .filter_map(|backend| self.cluster.peers.fresh(&backend.name, &service.name))
+            .all(|word| word.serving.contains(own))
+    }
+
     /// What this node says of itself, at a time in Unix milliseconds.
     #[must_use]
     pub fn own_word(&self, actual: &Actual, at_ms: u64) -> Word {
@@ -289,6 +302,7 @@ impl Knowledge {
         Word {
             node: self.config().node.name.clone(),
             run_ms: self.cluster.run_ms,
+            tokens_ms: self.cluster.tokens_ms,
             at_ms,
             leaving: false,
             services,
@@ -327,6 +341,7 @@ impl Knowledge {
             settled: actual
                 .service_id(&service.name)
                 .is_some_and(|id| actual.in_transition(id) == 0),
+            number: self.number(service, own, actual).unwrap_or_default(),
         }
     }
 
@@ -457,6 +472,17 @@ impl Knowledge {
                 Entry::Vacant(_) => {}
             }
         }
+    }
+
+    /// The peers that this node counts as gone while it serves, and does not hear: their data path may still be there.
+    pub fn gone_unheard(&self) -> impl Iterator<Item = (&Service, &str)> {
+        self.cluster
+            .gone
+            .iter()
+            .filter(|((service, peer), gone)| {
+                gone.now && self.cluster.peers.fresh(peer, service).is_none()
+            })
+            .filter_map(|((service, peer), _)| Some((self.service(service)?, peer.as_str())))
     }
 
     /// Whether every node has been judged once: this one by its own probe, each peer by a probe and by its word.

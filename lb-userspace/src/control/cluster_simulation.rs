@@ -29,6 +29,7 @@ use super::{
     adopt::adopt,
     comeback::come_back,
     decisions::{Decision, Decisions},
+    fencing::{self, Fencing},
     knowledge::Knowledge,
     peers::{PERIOD, Word},
     ports::PortState,
@@ -44,6 +45,8 @@ use crate::{
 
 const NODES: usize = 3;
 const FLOWS: usize = 60;
+/// Clients that try to connect all the time, and never get any further: so it shows when two nodes answer.
+const TRYING: usize = 20;
 /// From one look at everything to the next, in milliseconds.
 const STEP: Millis = 10;
 /// A pass over the flow table takes some steps: three to look at its buckets, and one or two to settle slots.
@@ -90,6 +93,7 @@ struct Node {
     said: Option<Word>,
     said_at: Millis,
     last_ms: u64,
+    fencing: Fencing,
     /// Its file of decisions outlives it.
     decisions: Decisions,
 }
@@ -99,10 +103,12 @@ struct World {
     nodes: Vec<Node>,
     /// Words on their way: when they come, to whom.
     wire: Vec<(Millis, usize, Word)>,
+    /// Fencing frames, likewise.
+    frames: Vec<(Millis, usize, Vec<u8>)>,
     /// The home of each flow.
     flows: [Option<usize>; FLOWS],
     /// Since when two nodes have kept the packets of a flow.
-    double: [Option<Millis>; FLOWS],
+    double: [Option<Millis>; FLOWS + TRYING],
     doubles: u64,
     random: u64,
 }
@@ -190,10 +196,13 @@ impl Node {
             said: None,
             said_at: 0,
             last_ms: 0,
+            fencing: Fencing::default(),
             decisions,
         };
         fresh.knowledge.cluster.run_ms = UNIX + now;
+        fresh.knowledge.cluster.tokens_ms = UNIX + now;
         fresh.change();
+        fresh.keep_fences();
         fresh
     }
 
@@ -246,6 +255,29 @@ impl Node {
         }
     }
 
+    fn keep_fences(&self) {
+        fencing::keep(
+            &self.bench.executor.maps,
+            &self.knowledge,
+            self.bench.actual(),
+        );
+    }
+
+    /// The order of the daemon's `join_where_fenced`.
+    fn join_where_fenced(&mut self) {
+        if self.is_fenced() && !self.knowledge.opening {
+            self.join();
+            let cluster = &mut self.knowledge.cluster;
+            cluster.tokens_ms = (UNIX + self.bench.now).max(cluster.tokens_ms + 1);
+            self.keep_fences();
+        }
+    }
+
+    fn is_fenced(&self) -> bool {
+        let maps = &self.bench.executor.maps;
+        !fencing::fenced(maps, &self.knowledge, self.bench.actual()).is_empty()
+    }
+
     /// Takes over what its kernel holds.
     fn adopt(&mut self, node: usize) {
         let now = self.bench.now;
@@ -255,7 +287,9 @@ impl Node {
         self.knowledge.keep_health(self.bench.actual(), &probes);
         (self.daemon, self.started, self.said) = (true, now, None);
         self.due = [now; NODES];
+        self.fencing = Fencing::default();
         self.knowledge.cluster.run_ms = UNIX + now;
+        self.knowledge.cluster.tokens_ms = UNIX + now;
         come_back(
             &mut self.bench.executor,
             &name(node),
@@ -265,7 +299,9 @@ impl Node {
         )
         .unwrap();
         self.knowledge.note_away(self.bench.actual());
+        self.join_where_fenced();
         self.change();
+        self.keep_fences();
     }
 
     /// Whether its data path keeps a packet.
@@ -286,8 +322,9 @@ impl World {
                 .map(|node| Node::fresh(node, Decisions::default(), now))
                 .collect(),
             wire: Vec::new(),
+            frames: Vec::new(),
             flows: [None; FLOWS],
-            double: [None; FLOWS],
+            double: [None; FLOWS + TRYING],
             doubles: 0,
             random,
         };
@@ -326,7 +363,16 @@ impl World {
                     self.nodes[to].hear(word);
                 }
             }
+            let now = self.now;
+            for (_, to, frame) in self.frames.extract_if(.., |(at, ..)| *at <= now) {
+                if self.nodes[to].alive {
+                    assert!(!self.nodes[to].keeps(&frame));
+                }
+            }
             for node in 0..NODES {
+                if self.nodes[node].alive && self.nodes[node].is_fenced() {
+                    self.lose_flows(node);
+                }
                 if self.works(node) {
                     self.tick(node);
                 }
@@ -356,6 +402,11 @@ impl World {
             }
         }
         let node = &mut self.nodes[index];
+        let period = u64::try_from(PERIOD.as_millis()).unwrap();
+        if (self.now + 90 * index as Millis) % period < STEP {
+            node.join_where_fenced();
+            node.keep_fences();
+        }
         if !node.knowledge.cluster.peers.expire(self.now).is_empty() {
             node.change();
         }
@@ -367,6 +418,27 @@ impl World {
         }
         node.knowledge.catch_up(node.bench.actual());
         self.speak(index);
+        self.fence(index);
+    }
+
+    /// The daemon's `fence_peers`; the frame comes to every other node.
+    fn fence(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        let due = node.fencing.due(
+            &node.bench.executor.maps,
+            &node.knowledge,
+            &node.bench.executor.actual,
+            self.now,
+        );
+        for payload in due {
+            let frame = fencing::frame(lb_common::wire::mac_bytes(OWN_MAC), [2; 6], payload);
+            for other in (0..NODES).filter(|other| *other != index) {
+                let (lost, delay) = (self.random(10) == 0, 1 + self.random(5));
+                if !lost {
+                    self.frames.push((self.now + delay, other, frame.clone()));
+                }
+            }
+        }
     }
 
     fn probe(&mut self, index: usize, other: usize) {
@@ -470,6 +542,9 @@ impl World {
                 self.flows[flow] = None;
             }
         }
+        for flow in FLOWS..FLOWS + TRYING {
+            self.keepers(flow, TCP_SYN);
+        }
     }
 
     fn open(&mut self, first: usize, count: usize) {
@@ -510,8 +585,7 @@ impl World {
                     self.nodes[node] = Node::fresh(node, decisions, self.now);
                 }
             }
-            // Without its daemon nothing takes a node out whose server fails: see the page of decisions.
-            Step::StopServer(node) if self.works(node) && self.is_dispensable(node) => {
+            Step::StopServer(node) if self.nodes[node].alive && self.is_dispensable(node) => {
                 self.nodes[node].server = false;
                 self.lose_flows(node);
             }
@@ -645,6 +719,9 @@ fn run(failures: bool, cases: u32) {
         9 => planned.clone(),
         2 => node().prop_map(Step::StopServer),
         3 => node().prop_map(Step::StartServer),
+        // Long enough that the peers of a node without a daemon find out.
+        1 => node().prop_map(Step::StopDaemon),
+        2 => (4_000u64..9_000).prop_map(Step::Wait),
     ];
     let steps = if failures {
         vec(with_failures, 1..40).boxed()
@@ -796,6 +873,54 @@ fn a_flow_that_opens_while_nobody_is_known_to_serve_is_no_old_one() {
             Boot(2),
             Wait(1_261),
             Open(0, 1),
+        ],
+    );
+}
+
+/// Its daemon is gone and its server fails: nobody is there to give its share up, which its peers take. Then the server is back
+/// before the daemon.
+#[test]
+fn a_node_without_a_daemon_is_fenced_when_its_server_fails() {
+    use Step::*;
+    for random in 0..4 {
+        live(
+            random,
+            &[
+                StopDaemon(0),
+                Open(0, 20),
+                StopServer(0),
+                Wait(12_000),
+                StartServer(0),
+                Open(0, 60),
+                Wait(4_000),
+                StartDaemon(0),
+                Wait(4_000),
+            ],
+        );
+    }
+}
+
+/// All drain, and its daemon ends. Then a peer serves again, and a client takes the ports of a flow that this node had once.
+#[test]
+fn a_flow_that_opens_again_elsewhere_is_not_the_one_recorded_here() {
+    use Step::*;
+    live(
+        0,
+        &[
+            ToggleDrain(2),
+            ToggleDrain(2),
+            Open(12, 16),
+            ToggleDrain(0),
+            ToggleDrain(2),
+            StopServer(0),
+            StartServer(0),
+            ToggleDrain(1),
+            Wait(41),
+            StopDaemon(0),
+            Wait(401),
+            ToggleDrain(1),
+            Wait(581),
+            Open(0, 13),
         ],
     );
 }

@@ -44,6 +44,7 @@ fn cluster(nodes: &[DesiredBackend], agreeing: &[&str], table: Table) -> Desired
                 .iter()
                 .map(|name| ((*name).to_owned(), table))
                 .collect::<BTreeMap<_, _>>(),
+            counted_in: true,
             joining: false,
             missed: Missed::Nothing,
             pending: Pending::Nothing,
@@ -189,6 +190,27 @@ fn a_syn_that_nobody_answered_is_answered_when_it_is_sent_again() {
     assert_eq!(send(&bench, &mut syn.clone()), Verdict::Local);
     let mut next = frame(CLUSTER_MAC, 1000, TCP_ACK);
     assert_eq!(send(&bench, &mut next), Verdict::Local);
+}
+
+/// Two nodes that begin at the same moment know nothing of each other's tables: both would take everything.
+#[test]
+fn what_nobody_has_is_taken_when_all_that_are_heard_count_this_node_in() {
+    let mut bench = bench();
+    begin(
+        &mut bench,
+        cluster(&[in_state("own", Down)], &[], Table::default()),
+    );
+    expect(&bench, &[("-", "-")]);
+    let nodes = [own(), in_state("peer", Down)];
+    let counted_in = |counted_in| {
+        let service = cluster(&nodes, &[], Table::default());
+        let pick = service.pick.clone().map(|pick| Pick { counted_in, ..pick });
+        DesiredService { pick, ..service }
+    };
+    bench.bring(&[counted_in(false)]);
+    expect(&bench, &[("-", "-")]);
+    bench.bring(&[counted_in(true)]);
+    expect(&bench, &[("own", "-")]);
 }
 
 #[test]

@@ -33,6 +33,7 @@ use super::{
     decisions::Decisions,
     execute::Done,
     features,
+    fencing::Fencing,
     hot::watch::Watch,
     knowledge::Knowledge,
     occupied::wait_until_free,
@@ -53,7 +54,7 @@ use crate::{
     config::{ConfigFile, check_host},
     dataplane::{DataplaneError, attach},
     health::{ProbeReport, Prober},
-    neighbour::{self, Netlink, NetworkEvent, Resolver, vip_route},
+    neighbour::{self, Fencer, Netlink, NetworkEvent, Resolver, vip_route},
 };
 
 /// How `run` was called.
@@ -114,6 +115,7 @@ pub async fn run(options: Options) -> Result<()> {
     let watch = Watch::from_now_on(running.executor.maps.sample_rings());
     let (words, said) = mpsc::channel(QUEUE);
     let seed = running.executor.maps.control().seed();
+    knowledge.cluster.tokens_ms = knowledge.cluster.run_ms;
     let voice = Voice::start(knowledge.config(), seed, words).await?;
     let mut daemon = Daemon {
         options,
@@ -133,6 +135,8 @@ pub async fn run(options: Options) -> Result<()> {
         started_at: SystemTime::now(),
         last_apply: None,
         voice,
+        fencing: Fencing::default(),
+        fencer: Fencer::default(),
     };
     daemon.take_in().await?;
     daemon
@@ -150,7 +154,9 @@ pub async fn run(options: Options) -> Result<()> {
         daemon.sweep_all()?;
     }
     daemon.come_back()?;
+    daemon.join_where_fenced()?;
     daemon.change(&Cause::new(ApplyKind::Start, "start"), Touched::All)?;
+    daemon.keep_fences();
     daemon.narrow_features();
     daemon.follow_all();
     give_back_memory();
@@ -267,6 +273,9 @@ struct Daemon {
     last_apply: Option<LastApply>,
     /// In a cluster: what the nodes say to each other.
     voice: Option<Voice>,
+    /// And how they keep each other's data path from answering.
+    fencing: Fencing,
+    fencer: Fencer,
 }
 
 impl Daemon {
@@ -331,6 +340,7 @@ impl Daemon {
             self.end_drains()?;
             self.knowledge.catch_up(&self.running.executor.actual);
             self.speak();
+            self.fence_peers();
         }
     }
 

@@ -40,6 +40,9 @@ pub struct Pick {
     pub own: String,
     /// The table that each peer goes by, as far as it is heard.
     pub tables: BTreeMap<String, Table>,
+    /// Whether all peers that are heard count this node in: what nobody has, a peer that begins at the same moment might take
+    /// as well, as long as it does not.
+    pub counted_in: bool,
     /// Whether this node joins the others: whatever it has in its table of its own is void.
     pub joining: bool,
     /// What this node may have missed while its daemon was away.

@@ -3,7 +3,7 @@
 use std::thread::JoinHandle;
 
 use lb_common::{
-    abi::{BackendInfo, Bucket, Control, Counter, HotInfo, HotLine, ServiceInfo},
+    abi::{BackendInfo, Bucket, Control, Counter, Fence, HotInfo, HotLine, ServiceInfo},
     address::Ipv6,
     flow::{FlowBucket, FlowBucket6},
     hot::HotWord,
@@ -87,6 +87,8 @@ pub trait Memory {
     /// # Errors
     /// [`DataplaneError::Map`].
     fn set_backend_info(&mut self, number: u16, info: BackendInfo) -> Result<(), DataplaneError>;
+    /// What fences the backends of a cluster, by number.
+    fn fences(&self) -> &[Fence];
     /// The hot sources.
     fn hot_lines(&self) -> &[HotLine];
     /// Writes the place of a hot source, counted over all lines, with one store.
@@ -260,6 +262,10 @@ impl Memory for Maps {
 
     fn set_backend_info(&mut self, number: u16, info: BackendInfo) -> Result<(), DataplaneError> {
         self.set_backend_info(number, info)
+    }
+
+    fn fences(&self) -> &[Fence] {
+        self.fences()
     }
 
     fn hot_lines(&self) -> &[HotLine] {

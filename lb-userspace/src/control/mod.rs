@@ -16,6 +16,7 @@ pub mod execute;
 pub mod failback;
 pub mod failure;
 pub mod features;
+pub mod fencing;
 pub mod fixed;
 pub mod following;
 pub mod fragments;

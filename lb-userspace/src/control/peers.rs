@@ -77,6 +77,9 @@ pub struct ServiceWord {
     pub table: Table,
     /// None of its slots is in transition: it has no flow in a slot of another's.
     pub settled: bool,
+    /// The number that it has in its own maps; 0 for none. See [`super::fencing`].
+    #[serde(default)]
+    pub number: u16,
 }
 
 /// One datagram of a node.
@@ -88,6 +91,9 @@ pub struct Word {
     pub run_ms: u64,
     /// When it was said, in Unix milliseconds of its own clock: an older word never replaces a newer one.
     pub at_ms: u64,
+    /// When it made the tokens that fence it, in Unix milliseconds of its own clock.
+    #[serde(default)]
+    pub tokens_ms: u64,
     /// Whether it takes its data path away and leaves.
     pub leaving: bool,
     /// By service; those that did not fit come in other datagrams.
@@ -163,6 +169,7 @@ pub fn decode(datagram: &[u8], seed: Seed) -> Result<Word, NoWord> {
 struct Heard {
     word: ServiceWord,
     run_ms: u64,
+    tokens_ms: u64,
     /// Its own clock, Unix milliseconds.
     at_ms: u64,
     /// When it came.
@@ -219,7 +226,7 @@ impl Peers {
                 if times(&said) > before {
                     news.excluded.insert(service.clone());
                 }
-                if old.word != said || !old.fresh {
+                if old.word != said || old.tokens_ms != word.tokens_ms || !old.fresh {
                     news.touched.insert(service);
                 }
             } else {
@@ -228,6 +235,7 @@ impl Peers {
             let heard = Heard {
                 word: said,
                 run_ms: word.run_ms,
+                tokens_ms: word.tokens_ms,
                 at_ms: word.at_ms,
                 at: now,
                 fresh: true,
@@ -258,7 +266,15 @@ impl Peers {
         self.entry(node, service).map(|heard| &heard.word)
     }
 
-    /// The same, if it is heard.
+    /// When it made its tokens, and its own number in this service, as it said last.
+    #[must_use]
+    pub fn said(&self, node: &str, service: &str) -> Option<(u64, u16)> {
+        self.entry(node, service)
+            .map(|heard| (heard.tokens_ms, heard.word.number))
+            .filter(|(_, number)| *number != 0)
+    }
+
+    /// What it said last about a service, if it is heard.
     #[must_use]
     pub fn fresh(&self, node: &str, service: &str) -> Option<&ServiceWord> {
         self.entry(node, service)
@@ -344,6 +360,7 @@ mod tests {
         Word {
             node: node.into(),
             run_ms: 1,
+            tokens_ms: 1,
             at_ms,
             leaving: false,
             services: BTreeMap::from([("web".to_owned(), service)]),

@@ -641,6 +641,7 @@ impl Others {
 /// - the slot of a peer that lives, when all peers that live go by the new table;
 /// - the slot of a peer that has failed, when all of those that are heard do; until then it is another's, whoever's. Each takes
 ///   over by its own table, and while these differ two would have it.
+/// - a slot that nobody has, when all peers that are heard count this node in as well;
 /// - where this node was away and has not caught up, nobody's slot but its own before all peers that live go by its table.
 struct Nodes<'a> {
     own: Option<u16>,
@@ -651,6 +652,8 @@ struct Nodes<'a> {
     agreed: bool,
     /// All of those that are heard do.
     heard_agree: bool,
+    /// All that are heard count this node in.
+    counted_in: bool,
     /// What has failed was so by the new table: nobody has had a slot of it by another one.
     at_once: bool,
     missed: Missed,
@@ -682,6 +685,7 @@ impl<'a> Nodes<'a> {
             others,
             failed,
             agreed: alive.iter().all(|peer| goes_by(peer) == Some(true)),
+            counted_in: pick.counted_in,
             heard_agree: alive.iter().all(|peer| goes_by(peer) != Some(false)),
             alive: alive.into_iter().map(number).collect(),
             at_once: match pick.pending {
@@ -699,7 +703,13 @@ impl<'a> Nodes<'a> {
 
     /// Whether a slot that this node or nobody has stays as it is.
     fn waits(&self, holder: u16) -> bool {
-        if Some(holder) == self.own || self.agreed {
+        if Some(holder) == self.own {
+            return false;
+        }
+        if holder == 0 && !self.counted_in {
+            return true;
+        }
+        if self.agreed {
             return false;
         }
         if self.missed == Missed::Tables || self.alive.contains(&holder) {
@@ -753,10 +763,10 @@ impl<'a> Nodes<'a> {
         self.in_transition(next, before)
     }
 
-    /// Where this node has the older flows and nobody takes new ones, another may already do, unheard: what opens is recorded all
-    /// the same, or it would be taken for an older one.
+    /// Where there are older flows and nobody takes new ones, another may already do, unheard: what opens is recorded all the
+    /// same, or it would be taken for an older one, or for the flow of these ports that was recorded here before.
     fn in_transition(&self, current: u16, previous: u16) -> Slot {
-        let unheard = current == 0 && previous != 0 && Some(previous) == self.own;
+        let unheard = current == 0 && previous != 0;
         Slot::new(if unheard { self.others } else { current }, previous)
     }
 }

@@ -4,8 +4,8 @@ use std::{cell::Cell, net::IpAddr, time::Duration};
 
 use lb_common::{
     abi::{
-        BackendInfo, BackendState, Bucket, Control, Counter, HOT_LINES, HOT_WAYS, HotInfo, HotLine,
-        NAME_LEN, ServiceInfo,
+        BackendInfo, BackendState, Bucket, Control, Counter, Fence, HOT_LINES, HOT_WAYS, HotInfo,
+        HotLine, NAME_LEN, ServiceInfo,
     },
     address::Ipv6,
     features::Features,
@@ -265,6 +265,10 @@ impl Memory for PlainMemory {
             self.backend_info[usize::from(number)] = info;
         }
         Ok(())
+    }
+
+    fn fences(&self) -> &[Fence] {
+        &self.tables.fences
     }
 
     fn hot_lines(&self) -> &[HotLine] {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use lb_common::{
-    abi::{Bucket, Control, HotLine, Port, SampleRing, Vip6},
+    abi::{Bucket, Control, Fence, HotLine, Port, SampleRing, Vip6},
     features::Features,
     flow::{FlowBucket, FlowBucket6},
     forward::process_any,
@@ -275,6 +275,10 @@ impl Tables for Thought<'_> {
 
     fn sample_ring(&self) -> Option<&SampleRing> {
         None
+    }
+
+    fn fence(&self, number: u16) -> Option<&Fence> {
+        self.maps.fences().get(usize::from(number))
     }
 
     fn now(&self) -> u16 {

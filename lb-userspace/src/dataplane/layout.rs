@@ -8,8 +8,9 @@ use std::{
 use aya::maps::{MapData, MapInfo, MapType};
 use lb_common::{
     abi::{
-        BACKEND_NUMBERS, BackendInfo, Bucket, Control, Counter, HOT_LINES, HOT_WAYS, HotInfo,
-        HotLine, MAX_PORTS, Port, SLOTS_IN_LINE, SampleRing, ServiceInfo, SlotLine, Vip6, map,
+        BACKEND_NUMBERS, BackendInfo, Bucket, Control, Counter, Fence, HOT_LINES, HOT_WAYS,
+        HotInfo, HotLine, MAX_PORTS, Port, SLOTS_IN_LINE, SampleRing, ServiceInfo, SlotLine, Vip6,
+        map,
     },
     flow::{FlowBucket, FlowBucket6},
     memory::Word64,
@@ -92,6 +93,7 @@ pub(super) const LAYOUTS: [Layout; map::ALL.len()] = [
     layout::<HotLine>(map::HOT, MapType::Array),
     layout::<HotInfo>(map::HOT_INFO, MapType::Array),
     layout::<SampleRing>(map::SAMPLES, MapType::Array),
+    mapped::<Fence>(map::FENCES),
 ];
 
 /// How many entries a map gets when the maps are made for `sizes`; `None` where the kernel object says it.
@@ -100,7 +102,7 @@ pub(super) fn entries_of(name: &str, sizes: &Sizes) -> Option<u32> {
         map::SERVICES => Some(sizes.service_buckets),
         map::SLOTS => Some(sizes.slots / SLOTS_IN_LINE),
         map::BACKENDS => Some(BACKEND_NUMBERS),
-        map::COUNTERS | map::BACKEND_INFO => Some(sizes.backends),
+        map::COUNTERS | map::BACKEND_INFO | map::FENCES => Some(sizes.backends),
         map::FLOWS => Some(sizes.flow_buckets),
         map::FLOWS6 => Some(sizes.flow6_buckets),
         map::FRAGMENTS => Some(sizes.fragment_buckets),

@@ -33,6 +33,8 @@ unsafe impl Shared for lb_common::abi::Vip6 {}
 unsafe impl Shared for lb_common::abi::HotLine {}
 // SAFETY: as above.
 unsafe impl Shared for lb_common::abi::SampleRing {}
+// SAFETY: as above.
+unsafe impl Shared for lb_common::abi::Fence {}
 // SAFETY: eight bytes.
 unsafe impl Shared for lb_common::memory::Word64 {}
 

@@ -12,8 +12,8 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        ABI_VERSION, BackendInfo, Bucket, Control, Counter, HOT_WAYS, HotInfo, HotLine, MAGIC,
-        MAX_PORTS, Port, SLOTS_IN_LINE, SampleRing, ServiceInfo, SlotLine, Vip6, map,
+        ABI_VERSION, BackendInfo, Bucket, Control, Counter, Fence, HOT_WAYS, HotInfo, HotLine,
+        MAGIC, MAX_PORTS, Port, SLOTS_IN_LINE, SampleRing, ServiceInfo, SlotLine, Vip6, map,
     },
     address::Ipv6,
     features::Features,
@@ -80,6 +80,7 @@ pub struct Maps {
     hot: Mapped<HotLine>,
     hot_info: Array<MapData, Plain<HotInfo>>,
     samples: Mapped<SampleRing>,
+    fences: Mapped<Fence>,
     facts: Vec<MapFacts>,
 }
 
@@ -203,6 +204,7 @@ impl Maps {
             hot,
             hot_info,
             samples,
+            fences,
         ] = &LAYOUTS;
         let mut facts = Vec::new();
         let mut counters_fd = None;
@@ -240,6 +242,7 @@ impl Maps {
             hot_info: Array::try_from(Map::Array(take(hot_info)?))
                 .map_err(|e| DataplaneError::map(hot_info.name, e))?,
             samples: map_memory(&take(samples)?, samples, access)?,
+            fences: map_memory(&take(fences)?, fences, access)?,
             counters_fd,
             facts,
         })
@@ -572,6 +575,12 @@ impl Maps {
     #[must_use]
     pub fn sample_rings(&self) -> &[SampleRing] {
         self.samples.get()
+    }
+
+    /// What fences the backends of a cluster, by number.
+    #[must_use]
+    pub fn fences(&self) -> &[Fence] {
+        self.fences.get()
     }
 
     /// What the kernel says about each map, in the order of [`map::ALL`].

@@ -13,7 +13,7 @@ use lb_common::{
 };
 
 use super::{
-    fixture::{self, CAPACITY, Fixture, Flow, Setup, recorded, recorded_fragments},
+    fixture::{self, CAPACITY, Fixture, Flow, Setup, fenced, recorded, recorded_fragments},
     frame::Frame,
     kernel::{self, Kernel},
 };
@@ -38,6 +38,8 @@ pub struct Seen {
     pub flows: Vec<Option<Flow>>,
     /// The fragment table afterwards.
     pub fragments: Vec<Option<(u64, u16)>>,
+    /// The backends that are fenced afterwards.
+    pub fenced: Vec<u16>,
 }
 
 /// All counters at one moment.
@@ -157,6 +159,7 @@ impl Plain {
             events: added.events,
             flows: recorded(&self.tables),
             fragments: recorded_fragments(&self.tables),
+            fenced: fenced(&self.tables),
         }
     }
 
@@ -347,6 +350,7 @@ impl Both {
             agree("flow tables", &recorded(tables), &recorded(maps))?;
             let (plain, kernel) = (recorded_fragments(tables), recorded_fragments(maps));
             agree("fragment tables", &plain, &kernel)?;
+            agree("what is fenced", &fenced(tables), &fenced(maps))?;
             anyhow::bail!("buffers and kernel do not agree on the remains of records");
         }
         Ok(())

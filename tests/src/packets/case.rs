@@ -34,6 +34,8 @@ pub struct Case {
     pub flows: Vec<Flow>,
     /// The recorded fragments afterwards, in any order: what each record is found by, and its backend.
     pub fragments: Vec<(u64, u16)>,
+    /// The backends that are fenced afterwards.
+    pub fenced: Vec<u16>,
     /// What the flow table had to do.
     pub events: [u64; Event::COUNT],
     /// Whether the frame can't be made longer.
@@ -132,6 +134,13 @@ impl Given {
         Case {
             flows: self.given.flows.clone(),
             fragments: self.given.fragments.iter().map(Fragments::record).collect(),
+            fenced: self
+                .given
+                .fences
+                .iter()
+                .filter(|(_, token, by)| token == by && *token != 0)
+                .map(|(number, ..)| *number)
+                .collect(),
             without_room: false,
             what: self.what,
             given: self.given,
@@ -164,6 +173,13 @@ impl Case {
         let (digest, backend) = fragments.record();
         self.fragments.retain(|(known, _)| *known != digest);
         self.fragments.push((digest, backend));
+        self
+    }
+
+    /// A backend is fenced afterwards.
+    #[must_use]
+    pub fn fences(mut self, number: u16) -> Self {
+        self.fenced.push(number);
         self
     }
 
@@ -236,6 +252,12 @@ impl Case {
         ensure!(
             fragments == expected,
             "recorded fragments are {fragments:x?}, expected {expected:x?}"
+        );
+        ensure!(
+            seen.fenced == self.fenced,
+            "fenced are {:?}, expected {:?}",
+            seen.fenced,
+            self.fenced
         );
         ensure!(
             seen.events == self.events,

@@ -21,7 +21,7 @@ use super::{
     frame::Frame,
     kernel,
     network::NO_PORT,
-    random::Frames,
+    random::{FENCING_TOKEN, Frames},
 };
 
 /// Packets sent one after the other into one fixture: enough to fill its flow tables.
@@ -65,6 +65,16 @@ pub fn fixtures() -> Vec<(&'static str, Fixture)> {
             mixed(city().track(Track::Quic).recording_clients()).under(old),
         ),
         ("cluster", node(city()).every_slot(Slot::settled(8))),
+        (
+            "cluster-fencing",
+            node(city())
+                .every_slot(Slot::settled(8))
+                .fence(8, FENCING_TOKEN, 0),
+        ),
+        (
+            "cluster-fenced",
+            node(mixed(city())).fence(8, FENCING_TOKEN, FENCING_TOKEN),
+        ),
         ("cluster-mixed", node(mixed(city().track(Track::Always)))),
     ]
 }

@@ -3,9 +3,10 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use lb_common::{
-    abi::{ABI_VERSION, Bucket, Control, HotLine, MAGIC, Port, Vip6},
+    abi::{ABI_VERSION, Bucket, Control, Fence, HotLine, MAGIC, Port, Vip6},
     address::Ipv6,
     features::Features,
+    fence::is_in_force,
     flow::{
         FlowBucket, FlowBucket6, FlowKey, FlowLine, FlowName, FlowState, FlowWay4, Key, Phase, Way,
         bucket_indices,
@@ -173,6 +174,8 @@ pub struct Fixture {
     pub other_vips: Vec<(u16, Ipv6Addr)>,
     /// Recorded fragments.
     pub fragments: Vec<Fragments>,
+    /// Tokens that fence backends, by number; and by which each was fenced.
+    pub fences: Vec<(u16, u64, u64)>,
     /// The program that runs.
     pub setup: Setup,
     /// Services of the lookup's other half, which is not in use.
@@ -206,6 +209,8 @@ pub trait Store {
     fn fragment_buckets(&self) -> &[FlowBucket];
     /// The IPv6 VIPs by service id.
     fn vips(&self) -> &[Vip6];
+    /// What fences each backend, by number.
+    fn fences(&self) -> &[Fence];
 }
 
 impl Store for PlainTables {
@@ -240,6 +245,9 @@ impl Store for PlainTables {
     fn vips(&self) -> &[Vip6] {
         &self.vips
     }
+    fn fences(&self) -> &[Fence] {
+        &self.fences
+    }
 }
 
 impl Store for Maps {
@@ -273,6 +281,9 @@ impl Store for Maps {
     fn vips(&self) -> &[Vip6] {
         Self::vips(self)
     }
+    fn fences(&self) -> &[Fence] {
+        Self::fences(self)
+    }
 }
 
 impl Fixture {
@@ -281,6 +292,13 @@ impl Fixture {
     pub fn backend(mut self, number: u16, port: u16) -> Self {
         let mac = mac_word(backend_mac(number));
         self.backends.push((number, Backend::new(mac, port, false)));
+        self
+    }
+
+    /// A token that fences a backend, and the one by which it was fenced; 0 for none.
+    #[must_use]
+    pub fn fence(mut self, number: u16, token: u64, fenced_by: u64) -> Self {
+        self.fences.push((number, token, fenced_by));
         self
     }
 
@@ -435,6 +453,12 @@ impl Fixture {
             vip.low.set(0);
         }
 
+        for (number, fence) in (0..).zip(store.fences()) {
+            let known = self.fences.iter().find(|(known, ..)| *known == number);
+            let (token, fenced_by) = known.map_or((0, 0), |(_, token, by)| (*token, *by));
+            fence.token.set(token);
+            fence.fenced_by.set(fenced_by);
+        }
         self.write_hot(store);
         let control = store.control();
         control.magic.set(MAGIC);
@@ -696,6 +720,16 @@ pub fn recorded_fragments(store: &impl Store) -> Vec<Option<(u64, u16)>> {
         .collect()
 }
 
+/// The backends that are fenced.
+#[must_use]
+pub fn fenced(store: &impl Store) -> Vec<u16> {
+    (0..)
+        .zip(store.fences())
+        .filter(|(_, fence)| is_in_force(fence))
+        .map(|(number, _)| number)
+        .collect()
+}
+
 /// Gives every record of `to` the state that `from` has for it.
 pub fn copy_states(from: &impl Store, to: &impl Store) {
     let four = ways(from.flow_buckets()).zip(ways(to.flow_buckets()));
@@ -706,9 +740,12 @@ pub fn copy_states(from: &impl Store, to: &impl Store) {
     for (from, to) in ways(from.flow6_buckets()).zip(ways(to.flow6_buckets())) {
         to.state.set(from.state.get());
     }
+    for (from, to) in from.fences().iter().zip(to.fences()) {
+        to.fenced_by.set(from.fenced_by.get());
+    }
 }
 
-/// Whether all records of both are the same, but for the time of their last packets.
+/// Whether all records of both are the same, but for the time of their last packets, and what is fenced.
 #[must_use]
 pub fn same_records(one: &impl Store, other: &impl Store) -> bool {
     const SEEN: u64 = 0xffff << 32;
@@ -717,7 +754,8 @@ pub fn same_records(one: &impl Store, other: &impl Store) -> bool {
     };
     let four = ways(one.flow_buckets()).zip(ways(other.flow_buckets()));
     let fragments = ways(one.fragment_buckets()).zip(ways(other.fragment_buckets()));
-    four.chain(fragments).all(|(one, other)| same(one, other))
+    fenced(one) == fenced(other)
+        && four.chain(fragments).all(|(one, other)| same(one, other))
         && ways(one.flow6_buckets())
             .zip(ways(other.flow6_buckets()))
             .all(|(one, other)| {

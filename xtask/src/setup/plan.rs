@@ -19,6 +19,8 @@ pub(crate) struct Needs {
     pub(crate) lints: bool,
     /// What runs in the network of namespaces.
     pub(crate) runtime: bool,
+    /// The benchmark's virtual machine.
+    pub(crate) vm: bool,
 }
 
 impl Needs {
@@ -26,17 +28,26 @@ impl Needs {
     pub(crate) const BUILD: Self = Self {
         lints: false,
         runtime: false,
+        vm: false,
     };
     /// To run the demo.
     pub(crate) const DEMO: Self = Self {
         lints: false,
         runtime: true,
+        vm: false,
     };
-    /// To do everything.
+    /// To do everything but start a virtual machine, which only `bench --vm` does.
     pub(crate) const EVERYTHING: Self = Self {
         lints: true,
         runtime: true,
+        vm: false,
     };
+
+    /// The programs that these are.
+    pub(crate) fn tools(self) -> impl Iterator<Item = &'static Tool> {
+        let runtime = RUNTIME_TOOLS.iter().filter(move |_| self.runtime);
+        runtime.chain(VM_TOOLS.iter().filter(move |_| self.vm))
+    }
 }
 
 /// A program that is needed to run the tests and the demo.
@@ -74,6 +85,25 @@ pub(crate) const RUNTIME_TOOLS: &[Tool] = &[
         program: "curl",
         package: "curl",
         why: "asks a service by hand, as `demo --keep` shows",
+    },
+];
+
+/// Every program that `bench --vm` starts besides, here or in the machine.
+pub(crate) const VM_TOOLS: &[Tool] = &[
+    Tool {
+        program: "qemu-system-x86_64",
+        package: "qemu-system-x86",
+        why: "is the virtual machine of `bench --vm`",
+    },
+    Tool {
+        program: "ipvsadm",
+        package: "ipvsadm",
+        why: "sets IPVS up in it",
+    },
+    Tool {
+        program: "modprobe",
+        package: "kmod",
+        why: "finds its modules",
     },
 ];
 

@@ -22,13 +22,16 @@ const OLDEST: (u32, u32) = (5, 11);
 /// numbers, and may refuse it.
 const SUPPORTED: (u32, u32) = (6, 1);
 
-/// Whether this process may load programs and configure interfaces.
-pub(super) fn privileges() -> Check {
-    let needed = [
+/// Whether this process may load programs and configure interfaces; and, as a node of a cluster, fence another one.
+pub(super) fn privileges(clustered: bool) -> Check {
+    let mut needed = vec![
         (CapabilitySet::BPF, "CAP_BPF"),
         (CapabilitySet::PERFMON, "CAP_PERFMON"),
         (CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN"),
     ];
+    if clustered {
+        needed.push((CapabilitySet::NET_RAW, "CAP_NET_RAW"));
+    }
     let effective = match rustix::thread::capabilities(None) {
         Ok(sets) => sets.effective,
         Err(error) => {
@@ -43,7 +46,8 @@ pub(super) fn privileges() -> Check {
     let missing: Vec<&str> = needed
         .into_iter()
         .filter(|(capability, _)| {
-            let implied = admin && *capability != CapabilitySet::NET_ADMIN;
+            let split_off = CapabilitySet::BPF | CapabilitySet::PERFMON;
+            let implied = admin && split_off.contains(*capability);
             !effective.contains(*capability) && !implied
         })
         .map(|(_, name)| name)

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::{Context, Exit, human, screen::Look};
 use crate::{
-    config::{ConfigError, ConfigErrors, ConfigFile, check_host},
+    config::{ConfigError, ConfigErrors, ConfigFile, Mode, check_host},
     neighbour::{HostFacts, host_facts, offload},
 };
 
@@ -166,7 +166,10 @@ async fn look(path: &Path) -> Findings {
             None
         }
     };
-    let privileged = host::privileges();
+    let clustered = file
+        .as_ref()
+        .is_some_and(|file| file.config.node.mode == Mode::Pick);
+    let privileged = host::privileges(clustered);
     let rights = privileged.result != Grade::Error;
     findings.checks.push(privileged);
     findings.checks.push(host::kernel(rights));

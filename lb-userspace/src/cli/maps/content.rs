@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use jiff::Timestamp;
 use lb_common::{
-    abi::{BackendState, Bucket, HOT_WAYS, InfoTrack, SAMPLES_IN_RING, WAYS, map, text},
+    abi::{BackendState, Bucket, Fence, HOT_WAYS, InfoTrack, SAMPLES_IN_RING, WAYS, map, text},
     address::Ipv6,
     flow::{FlowLine, FlowState, Phase, Way},
     fragment::FRAGMENT_TICKS,
@@ -127,6 +127,7 @@ pub(super) fn usage(name: &'static str, pinned: &Pinned) -> Result<Usage, Datapl
                 "samples",
             )
         }
+        map::FENCES => usage(fences(maps).count(), backends - 1, "nodes"),
         other => unreachable!("{other} is no map of ours"),
     })
 }
@@ -199,6 +200,17 @@ pub(super) fn rows(name: &'static str, pinned: &Pinned) -> Result<Vec<Row>, Data
         map::HOT => hot(maps, names)?,
         map::HOT_INFO => hot_info(maps, names)?,
         map::SAMPLES => samples(maps),
+        map::FENCES => fences(maps)
+            .map(|(number, fence)| {
+                row! {
+                    "number" => number,
+                    "backend" => names.backend(number),
+                    "service" => names.service_of(number),
+                    "fences" => if fence.token.get() != 0 { "this node" } else { "a peer" },
+                    "fenced" => lb_common::fence::is_in_force(fence),
+                }
+            })
+            .collect(),
         other => unreachable!("{other} is no map of ours"),
     })
 }
@@ -485,6 +497,13 @@ fn backend_info(names: &Names) -> Vec<Row> {
         }
     });
     rows.collect()
+}
+
+/// The backends of a cluster that can be fenced.
+fn fences(maps: &Maps) -> impl Iterator<Item = (u16, &Fence)> {
+    (0..=u16::MAX)
+        .zip(maps.fences())
+        .filter(|(_, fence)| fence.token.get() != 0 || fence.peer_token.get() != 0)
 }
 
 /// The places in `HOT` that are taken, and what is in them.

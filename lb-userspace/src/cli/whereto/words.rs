@@ -108,6 +108,10 @@ impl Narrator<'_> {
                         "a later fragment that came before its first one: the pick needs no ports";
                     lines.push(Line::new("fragment", text.to_owned()));
                 }
+                Step::Fenced => {
+                    let text = "the other nodes have taken this one's place while its xdp-lb was not heard: it keeps nothing of the service";
+                    lines.push(Line::new("fenced", text.to_owned()));
+                }
                 transition => {
                     let text = self.transition(transition, in_slot.unwrap_or_default(), taken);
                     lines.push(Line::new("transition", text));
@@ -234,6 +238,7 @@ impl Narrator<'_> {
             | Step::Slot { .. }
             | Step::Fragment { .. }
             | Step::FragmentAlone
+            | Step::Fenced
             | Step::Backend { .. } => String::new(),
         }
     }

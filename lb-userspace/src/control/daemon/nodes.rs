@@ -1,12 +1,12 @@
 //! In a cluster (`mode = "pick"`): what the other nodes say, what this one says, and its interfaces' part in it.
 
-use std::{net::SocketAddr, time::Instant};
+use std::{collections::BTreeSet, net::SocketAddr, time::Instant};
 
 use anyhow::{Context as _, Result};
 use tracing::warn;
 
 use super::{
-    super::{comeback::come_back, peers::Word},
+    super::{comeback::come_back, fencing, peers::Word},
     Cause, Daemon, Touched, millis_since, unix_ms,
 };
 use crate::{
@@ -99,25 +99,7 @@ impl Daemon {
         };
         let news = self.knowledge.cluster.peers.hear(word, &own, now);
         if !news.excluded.is_empty() && !self.knowledge.opening {
-            warn!(
-                cause = cause.text,
-                services = ?news.excluded,
-                "this node was counted as gone, and joins again: flows that others have taken over stay there"
-            );
-            for service in &news.excluded {
-                self.knowledge.cluster.missed.remove(service);
-            }
-            self.knowledge.cluster.joining = news.excluded;
-            self.change(&cause, Touched::Only(&news.touched))?;
-            let joining = std::mem::take(&mut self.knowledge.cluster.joining);
-            // What it recorded of its own flows is void: others have taken them over.
-            let executor = &self.running.executor;
-            for id in joining
-                .iter()
-                .filter_map(|name| executor.actual.service_id(name))
-            {
-                executor.forget_flows(id);
-            }
+            self.join_again(&cause, news.excluded, &news.touched)?;
         }
         if !news.touched.is_empty() {
             self.change(&cause, Touched::Only(&news.touched))?;
@@ -125,8 +107,79 @@ impl Daemon {
         Ok(())
     }
 
+    /// This node was counted as gone in services, of those that are touched: it begins anew there.
+    fn join_again(
+        &mut self,
+        cause: &Cause,
+        services: BTreeSet<String>,
+        touched: &BTreeSet<String>,
+    ) -> Result<()> {
+        warn!(
+            cause = cause.text,
+            ?services,
+            "this node was counted as gone, and joins again: flows that others have taken over stay there"
+        );
+        for service in &services {
+            self.knowledge.cluster.missed.remove(service);
+        }
+        self.knowledge.cluster.joining = services;
+        self.change(cause, Touched::Only(touched))?;
+        let joining = std::mem::take(&mut self.knowledge.cluster.joining);
+        // What it recorded of its own flows is void: others have taken them over.
+        let executor = &self.running.executor;
+        for id in joining
+            .iter()
+            .filter_map(|name| executor.actual.service_id(name))
+        {
+            executor.forget_flows(id);
+        }
+        Ok(())
+    }
+
+    /// Where this node's data path was fenced, others have taken its place: it begins anew there, under new tokens.
+    pub(super) fn join_where_fenced(&mut self) -> Result<()> {
+        let executor = &self.running.executor;
+        let fenced = fencing::fenced(&executor.maps, &self.knowledge, &executor.actual);
+        if fenced.is_empty() || self.knowledge.opening {
+            return Ok(());
+        }
+        let cause = Cause::new(ApplyKind::Neighbour, "fenced by the other nodes");
+        self.join_again(&cause, fenced.clone(), &fenced)?;
+        self.change(&cause, Touched::Only(&fenced))?;
+        let cluster = &mut self.knowledge.cluster;
+        cluster.tokens_ms = unix_ms().max(cluster.tokens_ms + 1);
+        self.keep_fences();
+        Ok(())
+    }
+
+    /// Brings the tokens in the maps up to date.
+    pub(super) fn keep_fences(&self) {
+        let executor = &self.running.executor;
+        fencing::keep(&executor.maps, &self.knowledge, &executor.actual);
+    }
+
+    /// Tells the data path of each peer that is counted as gone and is not heard that it has been replaced.
+    pub(super) fn fence_peers(&mut self) {
+        let now = self.now();
+        let executor = &self.running.executor;
+        let due = self
+            .fencing
+            .due(&executor.maps, &self.knowledge, &executor.actual, now);
+        let Some(to) = self.knowledge.config().cluster_mac() else {
+            return;
+        };
+        for payload in due {
+            for port in &self.knowledge.ports {
+                let frame = fencing::frame(to, port.mac, payload);
+                self.fencer.send(port.ifindex, &frame);
+            }
+        }
+    }
+
     /// Time has passed: whoever has been silent for too long is not heard any more.
     pub(super) fn on_silence(&mut self) -> Result<()> {
+        self.join_where_fenced()?;
+        self.keep_fences();
         let touched = self.knowledge.cluster.peers.expire(self.now());
         if !touched.is_empty() {
             let cause = Cause::new(ApplyKind::Neighbour, "silence of a node");

@@ -183,6 +183,7 @@ impl Knowledge {
             pick: nodes.is_some().then(|| Pick {
                 own: self.config.node.name.clone(),
                 tables: self.tables_of_peers(service),
+                counted_in: self.is_counted_in(service),
                 joining: self.cluster.joining.contains(&service.name),
                 missed: self
                     .cluster

@@ -2,20 +2,22 @@
 
 use lb_common::{
     features::Features,
+    fence::payload,
     flow::{FlowName, Phase},
     pick::{Backend, Slot},
     service::Track,
     verdict::Verdict,
     wire::{ETHERTYPE_QINQ, PROTO_TCP},
 };
+use lb_userspace::control::fencing;
 
 use super::{TAGGED, WEB, clustered, lenient, town, town6};
 use crate::packets::{
     case::{Case, case},
     fixture::{Fixture, Flow, Fragments},
     frame::{
-        advertisement, link_layer_option, ping, ping6, pong, pong6, solicitation, syn, tcp, tcp6,
-        udp, who_has,
+        Frame, advertisement, link_layer_option, ping, ping6, pong, pong6, solicitation, syn, tcp,
+        tcp6, udp, who_has,
     },
     network::{
         CLIENT, CLIENT_PORT, CLUSTER_MAC, DIRECTOR_MAC, NEIGHBOUR, NEIGHBOUR_MAC, NEIGHBOUR6,
@@ -24,7 +26,7 @@ use crate::packets::{
 };
 
 pub(super) fn cases() -> Vec<Case> {
-    [none(), one_by_one(), cluster()].concat()
+    [none(), one_by_one(), cluster(), fenced()].concat()
 }
 
 fn none() -> Vec<Case> {
@@ -270,6 +272,100 @@ fn one_by_one() -> Vec<Case> {
                     .under(Features::LOCAL),
                 11,
             ),
+            tcp().build(),
+        )
+        .local(11),
+    ]
+}
+
+/// What fences this node, which is backend 11, and what does not.
+fn fenced() -> Vec<Case> {
+    const TOKEN: u64 = 0x1122_3344_5566_7788;
+    let node = clustered(town().backend(11, Backend::LOCAL_PORT)).every_slot(Slot::settled(11));
+    let free = node.clone().fence(11, TOKEN, 0);
+    let fenced = node.clone().fence(11, TOKEN, TOKEN);
+    let say = |token, number| {
+        Frame(fencing::frame(
+            CLUSTER_MAC,
+            NEIGHBOUR_MAC,
+            payload(token, number),
+        ))
+    };
+    let right = say(TOKEN, 11);
+    let tcp = || tcp().to_mac(CLUSTER_MAC);
+    let mut other_magic = right.clone();
+    other_magic.0[14] ^= 1;
+    let mut tagged = right.clone();
+    tagged.0.splice(12..12, [0x81, 0x00, 0, 7]);
+    vec![
+        case(
+            "fencing: a peer has taken this node's place",
+            &free,
+            right.clone(),
+        )
+        .ends(Verdict::ClusterFrame)
+        .fences(11),
+        case("fencing: again", &fenced, right.clone()).ends(Verdict::ClusterFrame),
+        case("fencing: under a tag", &free, tagged)
+            .ends(Verdict::ClusterFrame)
+            .fences(11),
+        case("fencing: a token of another run", &free, say(TOKEN ^ 1, 11))
+            .ends(Verdict::ClusterFrame),
+        case("fencing: of another backend", &free, say(TOKEN, 10)).ends(Verdict::ClusterFrame),
+        case(
+            "fencing: of a number that nobody has",
+            &free,
+            say(TOKEN, u16::MAX),
+        )
+        .ends(Verdict::ClusterFrame),
+        case("fencing: nobody is fenced by no token", &node, say(0, 11))
+            .ends(Verdict::ClusterFrame),
+        case("fencing: another use of this EtherType", &free, other_magic)
+            .ends(Verdict::OtherEthertype),
+        case(
+            "fencing: a director has no peers",
+            &town().fence(11, TOKEN, 0),
+            right.clone(),
+        )
+        .ends(Verdict::OtherEthertype),
+        case(
+            "fencing: what is cut short",
+            &free,
+            Frame(right.0[..27].to_vec()),
+        )
+        .ends(Verdict::OtherEthertype),
+        case("fenced: this node keeps nothing", &fenced, tcp().build()).ends(Verdict::Fenced),
+        case(
+            "fenced: nor UDP",
+            &fenced,
+            udp().to_mac(CLUSTER_MAC).build(),
+        )
+        .ends(Verdict::Fenced),
+        case(
+            "fenced: nor a flow of its own that is older than a change",
+            &fenced.clone().every_slot(Slot::new(1, 11)),
+            tcp().build(),
+        )
+        .ends(Verdict::Fenced)
+        .records(Flow {
+            key: FlowName {
+                client: CLIENT.into(),
+                ports: u32::from(CLIENT_PORT) << 16 | 80,
+                service: WEB,
+                udp: false,
+            },
+            backend: 11,
+            phase: Phase::Open,
+        }),
+        case(
+            "fenced: another node's flow is another node's",
+            &fenced.clone().every_slot(Slot::settled(1)),
+            tcp().build(),
+        )
+        .ends(Verdict::OtherNode),
+        case(
+            "fenced by a token that is no more",
+            &node.fence(11, TOKEN ^ 1, TOKEN),
             tcp().build(),
         )
         .local(11),
