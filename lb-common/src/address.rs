@@ -44,6 +44,8 @@ pub trait Address: Copy + Eq + Debug {
     type Way: Way + 'static;
     /// The 5-tuple: every flow for itself.
     const NONE: Affinity;
+    /// Whether the seed makes [`Self::source`] of an address.
+    const DIGESTED: bool;
     /// Bytes of the family's header, without options or extension headers.
     const HEADER_LEN: usize;
 
@@ -89,12 +91,17 @@ pub trait Address: Copy + Eq + Debug {
 impl Address for u32 {
     type Way = FlowWay4;
     const NONE: Affinity = Affinity::NONE_IPV4;
+    const DIGESTED: bool = false;
     const HEADER_LEN: usize = IPV4_LEN;
 
     #[inline(always)]
     fn source(self, affinity: Affinity, ports: u32, _seed: Seed) -> u64 {
-        let ports = if affinity.ports { ports } else { 0 };
-        u64::from(self.network(affinity.prefix)) << 32 | u64::from(ports)
+        let (part, ports) = if affinity.ports {
+            (self, ports)
+        } else {
+            (self.network(affinity.prefix), 0)
+        };
+        u64::from(part) << 32 | u64::from(ports)
     }
 
     #[inline(always)]
@@ -122,8 +129,9 @@ impl Address for u32 {
     /// This network, loopback, multicast, reserved and broadcast (RFC 1122 section 3.2.1.3, RFC 6890).
     #[inline(always)]
     fn is_martian(self) -> bool {
-        let first = self >> 24;
-        first == 0 || first == 127 || first >= 224
+        // The first byte less one: 0 is beyond all others then, and one comparison with what begins at 224.
+        let shifted = self.wrapping_sub(1 << 24);
+        shifted >= 223 << 24 || shifted >> 24 == 126
     }
 
     #[inline(always)]
@@ -188,12 +196,16 @@ impl Address for u32 {
 impl Address for Ipv6 {
     type Way = FlowWay6;
     const NONE: Affinity = Affinity::NONE_IPV6;
+    const DIGESTED: bool = true;
     const HEADER_LEN: usize = IPV6_LEN;
 
     #[inline(always)]
     fn source(self, affinity: Affinity, ports: u32, seed: Seed) -> u64 {
-        let part = self.network(affinity.prefix);
-        let ports = if affinity.ports { ports } else { 0 };
+        let (part, ports) = if affinity.ports {
+            (self, ports)
+        } else {
+            (self.network(affinity.prefix), 0)
+        };
         fold(part.high, part.low, seed) ^ u64::from(ports)
     }
 

@@ -6,7 +6,7 @@ use crate::features::Features;
 use crate::fence;
 use crate::flow::FlowKey;
 use crate::fragment::{self, FragmentKey};
-use crate::hash;
+use crate::hash::{self, Seed};
 use crate::hot::{self, HotState};
 use crate::icmp::{self, Message};
 use crate::packet::Packet;
@@ -405,7 +405,17 @@ pub(crate) fn slot_of<A: Address, T: Tables>(
     control: &Control,
 ) -> Result<Slot, Verdict> {
     let seed = control.seed();
-    let source = client.source(affinity, ports, seed);
+    slot_at(tables, service, client.source(affinity, ports, seed), seed)
+}
+
+/// The slot of the part of a packet that picks.
+#[inline(always)]
+pub(crate) fn slot_at<T: Tables>(
+    tables: &T,
+    service: ServiceValue,
+    source: u64,
+    seed: Seed,
+) -> Result<Slot, Verdict> {
     tables.note(Step::Hash {
         source,
         hash: hash::mix(source, seed),

@@ -54,6 +54,44 @@ pub fn shift_right(word: u64, by: u64) -> u64 {
     }
 }
 
+/// `word` shifted left by 16 bits, which the compiler does not know: it would keep the word for the bits that are gone.
+#[inline(always)]
+#[must_use]
+pub fn shift_left_16(word: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut word = word;
+        // SAFETY: one instruction of a register, without memory.
+        unsafe {
+            core::arch::asm!("{0} <<= 16", inout(reg) word, options(pure, nomem, nostack));
+        }
+        word
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        word << 16
+    }
+}
+
+/// `word` itself, where the compiler can't see that.
+#[inline(always)]
+#[must_use]
+pub fn held(word: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut word = word;
+        // SAFETY: the register keeps its value.
+        unsafe {
+            core::arch::asm!("{0} = {0}", inout(reg) word, options(nomem, nostack));
+        }
+        word
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        word
+    }
+}
+
 /// 128 bits, such as an IPv6 address, folded into the word that [`mix`] takes. Two addresses of one /64 never meet; any
 /// other two meet with a probability of about 2^-64 that only the secret decides.
 #[inline(always)]

@@ -9,7 +9,7 @@ use crate::hash::{Seed, mix};
 pub struct Affinity {
     /// Leading bits of the source address that pick: 32 for a whole IPv4 address, 24 for Windows NLB's "Class C".
     pub prefix: u8,
-    /// Whether source and destination port pick as well: the 5-tuple.
+    /// Whether source and destination port pick as well: the 5-tuple. With the whole address then, whatever `prefix` says.
     pub ports: bool,
 }
 

@@ -1,8 +1,10 @@
 //! Which service a packet is for: (VIP, protocol, port) looked up in cache-line buckets.
 
+use core::hint::cold_path;
+
 use crate::abi::{Bucket, WAYS};
 use crate::address::{Address, Ipv6};
-use crate::hash::shift_right;
+use crate::hash::{held, shift_right};
 use crate::pick::Affinity;
 use crate::tables::Tables;
 
@@ -367,17 +369,19 @@ pub fn find_in(bucket: &Bucket, key: ServiceKey) -> Option<ServiceValue> {
     // Four comparisons without a loop: the verifier sees constant offsets.
     const { assert!(WAYS == 4) };
     let [a, b, c, d] = &bucket.ways;
+    // Held: the first way is nearly always the one, and is not to wait for an offset that would be computed for all four.
     if a.key.get() == key.0 {
         return Some(ServiceValue(a.value.get()));
     }
+    cold_path();
     if b.key.get() == key.0 {
-        return Some(ServiceValue(b.value.get()));
+        return Some(ServiceValue(held(b.value.get())));
     }
     if c.key.get() == key.0 {
-        return Some(ServiceValue(c.value.get()));
+        return Some(ServiceValue(held(c.value.get())));
     }
     if d.key.get() == key.0 {
-        return Some(ServiceValue(d.value.get()));
+        return Some(ServiceValue(held(d.value.get())));
     }
     None
 }

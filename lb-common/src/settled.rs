@@ -8,11 +8,14 @@
 //! What a packet says is read where it is needed, again where it is needed again: a load costs no more than a register that
 //! another value would have to leave.
 
+use core::hint::cold_path;
+
 use crate::abi::Control;
 use crate::address::{Address, Ipv6};
 use crate::features::Features;
 use crate::flow::{self, FlowKey, Key as _, Phase};
-use crate::forward::{Outcome, counted, egress_of, recorded_track, slot_of};
+use crate::forward::{Outcome, counted, egress_of, recorded_track, slot_at};
+use crate::hash::{Seed, shift_left_16};
 use crate::packet::Packet;
 use crate::parse::{Signal, ipv4, ipv6, of_flags};
 use crate::pick::{Backend, Own, Slot};
@@ -23,7 +26,7 @@ use crate::transition::backend_of_flow;
 use crate::verdict::Verdict;
 use crate::wire::{
     ETH_LEN, ETH_TYPE, ETHERTYPE_IPV4, IPV4_LEN, IPV4_PROTOCOL, IPV6_LEN, IPV6_NEXT_HEADER,
-    MAC_MASK, PROTO_UDP, TCP_FLAGS, be16_at, be32_at, ipv6_at, le16_at, le32_at, le64_at, u8_at,
+    PROTO_UDP, TCP_FLAGS, be16_at, be32_at, ipv6_at, le16_at, le32_at, le64_at, u8_at,
 };
 
 /// The beginning of a whole TCP or UDP packet, as far as the ports.
@@ -276,27 +279,58 @@ fn forward<H: Head, T: Tables>(
         }
         Err(_) => return None,
     };
-    let client = head.client();
     // Of a program with rare features the word is one that no frame begins with: so the others need not ask for them.
-    let rare = if head.ethernet() << 16 == tables.own(Own::Plain) {
-        false
-    } else if tables.features().has(Features::RARE) && tables.is_own(head.ethernet() & MAC_MASK) {
-        true
-    } else {
-        return None;
-    };
+    let destination = shift_left_16(head.ethernet());
+    if destination == tables.own(Own::Plain) {
+        return place::<H, T, false>(head, length, service, tables, control);
+    }
+    if tables.features().has(Features::RARE) && tables.is_own(destination >> 16) {
+        return place::<H, T, true>(head, length, service, tables, control);
+    }
+    None
+}
+
+/// Takes a packet of a service on from there. `RARE`: rare features may be in use. It is a constant, so that there is a way for
+/// programs without them in which nothing asks for it.
+#[inline(always)]
+fn place<H: Head, T: Tables, const RARE: bool>(
+    head: &mut H,
+    length: usize,
+    service: ServiceValue,
+    tables: &T,
+    control: &Control,
+) -> Option<Way> {
+    let client = head.client();
     if client.is_martian() || client == head.destination() {
         return None;
     }
-    if rare && tables.features().has(Features::SPREAD) && service.spreads() {
+    if RARE && tables.features().has(Features::SPREAD) && service.spreads() {
         return None;
     }
     let affinity = service.affinity();
-    let slot = slot_of(tables, service, affinity, client, head.ports(), control).ok()?;
-    if slot.in_transition() || rare && is_always(tables.features(), service) {
+    // Read where it is needed: not earlier than the index is worked out, if what picks is not a digest.
+    let early = if H::Address::DIGESTED {
+        control.seed()
+    } else {
+        Seed([0; 2])
+    };
+    let source = if affinity.ports {
+        client.source(affinity, head.ports(), early)
+    } else {
+        cold_path();
+        // Held: what takes no jump, the compiler would compute for both.
+        client.held(tables).source(affinity, 0, early)
+    };
+    let seed = if H::Address::DIGESTED {
+        early
+    } else {
+        control.seed()
+    };
+    let slot = slot_at(tables, service, source, seed).ok()?;
+    if slot.in_transition() || RARE && is_always(tables.features(), service) {
         return Some(Way::Tracked(service, slot));
     }
-    send_to(head, length, tables, rare, slot.current()).map(Way::Done)
+    send_to(head, length, tables, RARE, slot.current()).map(Way::Done)
 }
 
 /// The backend of a packet whose flow is recorded: [`backend_of_flow`]. `None` where none takes it, and where the flow's client
@@ -426,7 +460,8 @@ fn service_of<H: Head, T: Tables>(
         return Err(Verdict::Unserved);
     }
     match lookup(tables, directory, vip, protocol, 0) {
-        Some(service) if !service.is_for_fragments() => Ok(service),
+        // The VIP's own entry, which is no service, is that of protocol 0.
+        Some(service) if !service.is_for_fragments() && !service.has_any_port() => Ok(service),
         _ => Err(Verdict::Unserved),
     }
 }

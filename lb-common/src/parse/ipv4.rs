@@ -15,8 +15,8 @@ pub(crate) const COMMON_LEN: usize = ETH_LEN + IPV4_LEN + UDP_LEN;
 /// The largest IP packet there is: a fragment that would end behind it is one of the attack called "ping of death".
 const MAX_PACKET: usize = 65_535;
 
-/// The protocol of a whole TCP or UDP packet without tags and options, if it is one: the first bytes of a frame of `length`
-/// bytes.
+/// The protocol of a whole packet without tags and options, if it is one that has the room for TCP's header, or UDP's: the
+/// first bytes of a frame of `length` bytes. That it is neither of the two is found out by looking for its service.
 #[inline(always)]
 pub(crate) fn common(head: &[u8; COMMON_LEN], length: usize) -> Option<u8> {
     // EtherType, version and header length in one comparison.
@@ -28,12 +28,11 @@ pub(crate) fn common(head: &[u8; COMMON_LEN], length: usize) -> Option<u8> {
     let fragment = le32_at::<{ ETH_LEN + 4 }, _>(head) & FRAGMENT;
     let total = be16_at::<{ ETH_LEN + 2 }, _>(head) as usize;
     let protocol = u8_at::<{ ETH_LEN + 9 }, _>(head);
-    let least = match protocol {
-        PROTO_TCP => IPV4_LEN + TCP_LEN,
-        PROTO_UDP => IPV4_LEN + UDP_LEN,
-        _ => return None,
-    };
-    if fragment != 0 || total < least || ETH_LEN + total > length {
+    if fragment != 0 || ETH_LEN + total > length {
+        return None;
+    }
+    // Long enough for either; a shorter one may be a datagram still.
+    if total < IPV4_LEN + TCP_LEN && (protocol != PROTO_UDP || total < IPV4_LEN + UDP_LEN) {
         return None;
     }
     Some(protocol)

@@ -18,19 +18,27 @@ struct Options<'s> {
 }
 
 /// Connects to the spec's target. The stream is set to close with a reset.
-///
-/// Through the VIP, an answer that stays out has two common causes: the backend is dead, or its
-/// loopback lacks the VIP. The second is looked for at the backend's own address, from the
-/// moment half of the timeout has passed (or the probe failed as unreachable), so that the
-/// finding neither costs a healthy backend a connection nor makes a probe longer than its timeout.
 pub(super) async fn connect(spec: &ProbeSpec, start: Instant) -> Result<TcpStream, ProbeFailure> {
-    let deadline = (start + spec.timeout).into();
     let options = Options {
         mark: spec.mark,
         interface: spec.interface.as_deref(),
         on_link: spec.via == Via::Vip,
     };
-    let target = open(spec.target, options, spec.timeout);
+    explained(spec, start, open(spec.target, options, spec.timeout)).await
+}
+
+/// What comes of connecting to the spec's target, or why it does not.
+///
+/// Through the VIP, an answer that stays out has two common causes: the backend is dead, or its
+/// loopback lacks the VIP. The second is looked for at the backend's own address, from the
+/// moment half of the timeout has passed (or the probe failed as unreachable), so that the
+/// finding neither costs a healthy backend a connection nor makes a probe longer than its timeout.
+pub(super) async fn explained<T>(
+    spec: &ProbeSpec,
+    start: Instant,
+    target: impl Future<Output = Result<T, ProbeFailure>>,
+) -> Result<T, ProbeFailure> {
+    let deadline = (start + spec.timeout).into();
     tokio::pin!(target);
     if spec.via == Via::Address {
         return timeout_at(deadline, target)
@@ -136,30 +144,45 @@ fn socket(target: SocketAddr, options: Options<'_>) -> Result<TcpSocket, ProbeFa
     .map_err(|error| ProbeFailure::local("socket", &error))?;
     let reference = SockRef::from(&socket);
     if let Some(mark) = options.mark {
-        reference
-            .set_mark(mark)
-            .map_err(|error| ProbeFailure::local("SO_MARK (needs CAP_NET_ADMIN)", &error))?;
+        set_mark(&reference, mark)?;
     }
     if let Some(interface) = options.interface {
         reference
             .bind_device(Some(interface.as_bytes()))
             .map_err(|error| ProbeFailure::local("SO_BINDTODEVICE", &error))?;
     }
-    if options.on_link {
+    set_options(&reference, target.is_ipv6(), options.on_link)?;
+    Ok(socket)
+}
+
+/// The mark, from which the egress program learns the backend.
+pub(super) fn set_mark(socket: &SockRef<'_>, mark: u32) -> Result<(), ProbeFailure> {
+    socket
+        .set_mark(mark)
+        .map_err(|error| ProbeFailure::local("SO_MARK (needs CAP_NET_ADMIN)", &error))
+}
+
+/// What all probes of a kind have in common; `on_link`: no router passes their packets on.
+pub(super) fn set_options(
+    socket: &SockRef<'_>,
+    v6: bool,
+    on_link: bool,
+) -> Result<(), ProbeFailure> {
+    if on_link {
         // A backend that lacks the VIP but forwards packets would route the probe back to the
         // director, which would balance it to a healthy backend: a false success. With a TTL of 1
         // it must drop it (RFC 1812 5.3.1). The backend that has the VIP does not look at the TTL.
-        match target {
-            SocketAddr::V4(_) => reference.set_ttl_v4(1),
-            SocketAddr::V6(_) => reference.set_unicast_hops_v6(1),
+        if v6 {
+            socket.set_unicast_hops_v6(1)
+        } else {
+            socket.set_ttl_v4(1)
         }
         .map_err(|error| ProbeFailure::local("IP_TTL", &error))?;
     }
     // Closed with a reset: neither side keeps a connection in TIME_WAIT.
-    reference
+    socket
         .set_linger(Some(Duration::ZERO))
-        .map_err(|error| ProbeFailure::local("SO_LINGER", &error))?;
-    Ok(socket)
+        .map_err(|error| ProbeFailure::local("SO_LINGER", &error))
 }
 
 #[cfg(test)]

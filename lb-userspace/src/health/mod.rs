@@ -14,10 +14,13 @@ mod failure;
 mod http;
 mod pace;
 mod scheduler;
+mod sockets;
 mod state;
 mod tcp;
 #[cfg(test)]
 mod tests;
+
+use sockets::Sockets;
 
 pub use failure::ProbeFailure;
 pub use scheduler::{Applied, ProbeReport, Prober};
@@ -89,9 +92,14 @@ impl ProbeSpec {
 /// # Errors
 /// The reason why the backend did not answer as it should.
 pub async fn probe(spec: &ProbeSpec) -> ProbeResult {
+    probe_by(spec, None).await
+}
+
+/// The same, by sockets that many probes use one after the other, where there are some.
+async fn probe_by(spec: &ProbeSpec, sockets: Option<&Sockets>) -> ProbeResult {
     let start = Instant::now();
     match &spec.kind {
-        ProbeKind::Tcp => tcp::probe(spec, start).await,
+        ProbeKind::Tcp => tcp::probe(spec, start, sockets).await,
         ProbeKind::Http { path, host, status } => {
             http::probe(spec, path, host.as_deref(), status, start).await
         }

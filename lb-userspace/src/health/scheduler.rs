@@ -1,12 +1,14 @@
 //! Probes at an interval: one small task per backend.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use super::pace::Pace;
+use super::sockets::Sockets;
 use super::{ProbeId, ProbeResult, ProbeSpec};
 
 /// The result of one probe of a [`Prober`].
@@ -42,12 +44,12 @@ struct Running {
 }
 
 /// Probes of an interval of a second or more begin in step with a clock that ticks so often. A thousand backends that are
-/// probed each second would wake the process a thousand times a second; so it is fifty times, for twenty probes each, which
-/// takes half the processor time.
-const STEP: Duration = Duration::from_millis(20);
+/// probed each second would wake the process a thousand times a second; so it is twenty-five times, for forty probes each. What
+/// a probe needs is found in the caches then, where the one before has left it.
+const STEP: Duration = Duration::from_millis(40);
 
 /// As often a shorter interval is divided.
-const STEPS: u32 = 50;
+const STEPS: u32 = 25;
 
 /// The first moment of the clock, from `due` on, both since the clock began.
 fn in_step(due: Duration, interval: Duration) -> Duration {
@@ -63,6 +65,8 @@ pub struct Prober {
     reports: mpsc::Sender<ProbeReport>,
     running: HashMap<ProbeId, Running>,
     generation: u64,
+    /// From the first probe on, if they could be had.
+    sockets: Option<Arc<Sockets>>,
 }
 
 impl Prober {
@@ -74,6 +78,7 @@ impl Prober {
             reports,
             running: HashMap::new(),
             generation: 0,
+            sockets: None,
         }
     }
 
@@ -127,8 +132,18 @@ impl Prober {
         self.stop(backend);
         self.generation += 1;
         let generation = self.generation;
-        let reports = self.reports.clone();
-        let task = tokio::spawn(run(backend, spec.clone(), generation, self.clock, reports));
+        if self.sockets.is_none() {
+            // Without, each probe has a socket of its own, or says why it can't have one.
+            self.sockets = Sockets::new().ok().map(Arc::new);
+        }
+        let task = tokio::spawn(run(
+            backend,
+            spec.clone(),
+            generation,
+            self.clock,
+            self.sockets.clone(),
+            self.reports.clone(),
+        ));
         self.running.insert(
             backend,
             Running {
@@ -178,6 +193,7 @@ async fn run(
     spec: ProbeSpec,
     generation: u64,
     clock: Instant,
+    sockets: Option<Arc<Sockets>>,
     reports: mpsc::Sender<ProbeReport>,
 ) {
     let mut pace = Pace::new(u64::from(backend.0), spec.interval);
@@ -186,7 +202,7 @@ async fn run(
     loop {
         let begin = clock + in_step(start.saturating_duration_since(clock) + due, spec.interval);
         tokio::time::sleep_until(begin.into()).await;
-        let result = super::probe(&spec).await;
+        let result = super::probe_by(&spec, sockets.as_deref()).await;
         let report = ProbeReport {
             backend,
             result,
@@ -209,9 +225,9 @@ mod tests {
     #[test]
     fn probes_of_many_backends_begin_at_few_moments() {
         for (interval, moments) in [
-            (Duration::from_millis(100), 50),
-            (Duration::from_secs(1), 50),
-            (Duration::from_secs(30), 50),
+            (Duration::from_millis(100), 25),
+            (Duration::from_secs(1), 25),
+            (Duration::from_secs(30), 25),
         ] {
             let begun: std::collections::BTreeSet<Duration> = (0..10_000)
                 .map(|backend| Pace::new(backend, interval).first())

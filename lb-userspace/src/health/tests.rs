@@ -465,3 +465,125 @@ async fn reconfiguration_leaves_unchanged_probes_alone() {
     // Every task is gone when the last sender is.
     while reports.recv().await.is_some() {}
 }
+
+/// What became of a probe by these sockets, and which socket it had: its descriptor.
+async fn connect_by(
+    sockets: &Sockets,
+    target: SocketAddr,
+    mark: u32,
+) -> Result<(i32, sockets::Connection), ProbeFailure> {
+    let kind = sockets::Kind::towards(target, true);
+    let connecting = sockets.connect(target, kind, mark, HASTY);
+    let connection = tokio::time::timeout(FAIR, connecting)
+        .await
+        .unwrap_or_else(|_| {
+            Err(ProbeFailure::TimedOut {
+                target,
+                timeout: FAIR,
+                alive: None,
+            })
+        })?;
+    Ok((connection.descriptor(), connection))
+}
+
+#[tokio::test]
+async fn a_socket_probes_again_with_another_mark_and_each_connection_is_reset() {
+    let listener = listen(VIP, 0).await;
+    let target = listener.local_addr().unwrap();
+    let sockets = Sockets::new().unwrap();
+    let mut had = Vec::new();
+    for mark in [7, 7, 8, 0] {
+        let (descriptor, connection) = connect_by(&sockets, target, mark)
+            .await
+            .expect("SO_MARK needs CAP_NET_ADMIN: run the tests as root");
+        had.push(descriptor);
+        let socket = connection.options().unwrap();
+        assert_eq!(socket.mark().unwrap(), mark);
+        assert_eq!(socket.ttl_v4().unwrap(), 1);
+        assert_eq!(socket.linger().unwrap(), Some(Duration::ZERO));
+        let (mut stream, _) = listener.accept().await.unwrap();
+        connection.reset();
+        let end = stream.read(&mut [0; 1]).await.unwrap_err();
+        assert_eq!(end.kind(), std::io::ErrorKind::ConnectionReset);
+    }
+    had.dedup();
+    assert_eq!(had.len(), 1, "one socket, again and again: {had:?}");
+}
+
+#[tokio::test]
+async fn what_happened_to_a_socket_before_says_nothing_about_its_next_probe() {
+    let listener = listen(VIP, 0).await;
+    let target = listener.local_addr().unwrap();
+    let hole = BlackHole::open(VIP, 0).await;
+    let sockets = Sockets::new().unwrap();
+    let (_, connection) = connect_by(&sockets, target, 0).await.unwrap();
+    connection.reset();
+    // The disconnection is an event; nobody has waited for it yet.
+    let lost = connect_by(&sockets, hole.address, 0).await.map(drop);
+    assert_eq!(
+        lost,
+        Err(ProbeFailure::TimedOut {
+            target: hole.address,
+            timeout: FAIR,
+            alive: None
+        })
+    );
+    // It was this socket's, and the socket is closed: its number goes to the next one.
+    assert_eq!(sockets.counts(), (0, 1));
+    let (_, connection) = connect_by(&sockets, target, 0).await.unwrap();
+    connection.reset();
+    assert_eq!(sockets.counts(), (1, 0));
+
+    let address = SocketAddr::new(BACKEND, target.port());
+    let refused = connect_by(&sockets, address, 0).await.map(drop);
+    assert_eq!(refused, Err(ProbeFailure::Refused { target: address }));
+    let v6 = listen(IpAddr::V6(std::net::Ipv6Addr::LOCALHOST), 0).await;
+    for target in [v6.local_addr().unwrap(), target] {
+        let (_, connection) = connect_by(&sockets, target, 0).await.unwrap();
+        connection.reset();
+    }
+    assert_eq!(sockets.counts(), (2, 0));
+}
+
+#[tokio::test]
+async fn many_probes_at_once_have_a_socket_each() {
+    let listener = listen(VIP, 0).await;
+    let target = listener.local_addr().unwrap();
+    tokio::spawn(async move { while listener.accept().await.is_ok() {} });
+    let sockets = Arc::new(Sockets::new().unwrap());
+    for _ in 0..3 {
+        let probes = (0..300).map(|_| {
+            let (sockets, spec) = (sockets.clone(), tcp(target, PATIENT));
+            tokio::spawn(async move { probe_by(&spec, Some(&sockets)).await })
+        });
+        for probe in probes.collect::<Vec<_>>() {
+            probe.await.unwrap().unwrap();
+        }
+        let (kept, free) = sockets.counts();
+        assert!(kept > 0 && kept <= 128, "{kept}");
+        assert!(kept + free <= 300, "no number is lost: {kept}, {free}");
+    }
+}
+
+#[tokio::test]
+async fn by_shared_sockets_a_probe_finds_the_same() {
+    let hole = BlackHole::open(VIP, 0).await;
+    let own = listen(BACKEND, hole.address.port()).await;
+    let sockets = Sockets::new().unwrap();
+    assert_eq!(
+        probe_by(&tcp(hole.address, FAIR), Some(&sockets)).await,
+        Err(ProbeFailure::VipNotServed {
+            vip: hole.address,
+            address: BACKEND
+        })
+    );
+    drop(own);
+    assert_eq!(
+        probe_by(&tcp(hole.address, FAIR), Some(&sockets)).await,
+        Err(ProbeFailure::TimedOut {
+            target: hole.address,
+            timeout: FAIR,
+            alive: Some(SocketAddr::new(BACKEND, hole.address.port()))
+        })
+    );
+}

@@ -58,14 +58,14 @@ impl Daemon {
             return None;
         }
         let number = report.backend.0;
-        let actual = &self.running.executor.actual;
-        let backend = actual.backends().get(&number)?;
         let health = self.knowledge.health.get_mut(&number)?;
         if report.result.is_ok() && health.state() == HealthState::Up {
             // Nearly every report: it goes on answering.
             health.observe(&report.result, report.at);
             return None;
         }
+        let actual = &self.running.executor.actual;
+        let backend = actual.backends().get(&number)?;
         let before = (health.state(), health.reason().to_owned());
         health.observe(&report.result, report.at);
         let changed = before.0 != health.state() || before.1 != health.reason();

@@ -6,7 +6,7 @@ use super::town;
 use crate::packets::{
     case::{Case, case},
     frame::{Packet, UDP_HEADER, UP_TO_TRANSPORT, ping, syn, tcp, udp},
-    network::{NO_VIP, VIP},
+    network::{NO_VIP, VIP, VIP_ANY},
 };
 
 pub(super) fn cases() -> Vec<Case> {
@@ -77,11 +77,21 @@ fn protocols() -> Vec<Case> {
         ("UDP-Lite", 136),
         ("the reserved protocol", 255),
     ] {
-        let frame = tcp().build().with(ETH_LEN + 9, &[number]);
-        cases.push(
-            case(format!("{name} (protocol {number}) to a VIP"), &town, frame)
-                .ends(Verdict::UnsupportedProtocol),
-        );
+        for (what, to, port, verdict) in [
+            ("a VIP", VIP, 80, Verdict::UnsupportedProtocol),
+            // The VIP's own entry is that of protocol 0, and the frame's bytes look like a port of its service.
+            (
+                "the VIP of a service of all ports",
+                VIP_ANY,
+                12_345,
+                Verdict::UnsupportedProtocol,
+            ),
+            ("another address", NO_VIP, 80, Verdict::NotOurs),
+        ] {
+            let frame = tcp().to(to, port).build().with(ETH_LEN + 9, &[number]);
+            let name = format!("{name} (protocol {number}) to {what}");
+            cases.push(case(name, &town, frame).ends(verdict));
+        }
     }
     cases
 }
