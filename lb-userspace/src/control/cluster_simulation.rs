@@ -103,8 +103,9 @@ struct World {
     nodes: Vec<Node>,
     /// Words on their way: when they come, to whom.
     wire: Vec<(Millis, usize, Word)>,
-    /// Fencing frames, likewise.
+    /// Fencing frames, likewise, and how many were sent.
     frames: Vec<(Millis, usize, Vec<u8>)>,
+    fenced: usize,
     /// The home of each flow.
     flows: [Option<usize>; FLOWS],
     /// Since when two nodes have kept the packets of a flow.
@@ -323,6 +324,7 @@ impl World {
                 .collect(),
             wire: Vec::new(),
             frames: Vec::new(),
+            fenced: 0,
             flows: [None; FLOWS],
             double: [None; FLOWS + TRYING],
             doubles: 0,
@@ -430,6 +432,7 @@ impl World {
             &node.bench.executor.actual,
             self.now,
         );
+        self.fenced += due.len();
         for payload in due {
             let frame = fencing::frame(lb_common::wire::mac_bytes(OWN_MAC), [2; 6], payload);
             for other in (0..NODES).filter(|other| *other != index) {
@@ -923,4 +926,24 @@ fn a_flow_that_opens_again_elsewhere_is_not_the_one_recorded_here() {
             Open(0, 13),
         ],
     );
+}
+
+/// A dead node is told so by each of the others: four times within a second, then once in each interval of the probes; and no more
+/// when it is back.
+#[test]
+fn nobody_is_fenced_more_often_than_it_takes() {
+    let mut world = World::new(0);
+    world.wait(10_000);
+    assert_eq!(world.fenced, 0);
+    world.step(Step::Kill(2));
+    world.wait(6 * INTERVAL);
+    assert!(world.fenced >= 8, "{}", world.fenced);
+    let before = world.fenced;
+    world.wait(10 * INTERVAL);
+    assert_eq!(world.fenced - before, 20);
+    world.step(Step::Boot(2));
+    world.wait(6 * INTERVAL);
+    let before = world.fenced;
+    world.wait(6 * INTERVAL);
+    assert_eq!(world.fenced, before);
 }
