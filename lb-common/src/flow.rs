@@ -569,8 +569,10 @@ pub fn find_at_home<K: Key, T: Tables>(
     let (d, in_d) = state_in(d);
     let state = FlowState(a | b | c | d);
     if state.used() {
-        let way = in_b & 1 | in_c & 2 | in_d & 3;
-        Some((state, &bucket.ways[(way & 3) as usize]))
+        // The compiler knows that no other ways come out of this, Linux before 6.10 does not: to its verifier an "or" of two
+        // numbers that are not constant is any number. So the mask must be left in place.
+        let way = tables.held(in_b & 1 | in_c & 2 | in_d & 3) & 3;
+        Some((state, &bucket.ways[way as usize]))
     } else {
         None
     }
