@@ -31,16 +31,18 @@ use super::{
     decisions::{Decision, Decisions},
     fencing::{self, Fencing},
     knowledge::Knowledge,
+    memory::Memory as _,
     peers::{PERIOD, Word},
     ports::PortState,
+    presence::{self, Asking},
     reconcile::{Scope, reconcile},
     samples::{Bench, OWN_MAC, PlainMemory},
     sweep::Budget,
 };
 use crate::{
     config::ConfigFile,
-    health::{Health, ProbeFailure},
-    neighbour::{HostFacts, Interface, Link},
+    health::{Health, HealthState, ProbeFailure},
+    neighbour::{HostFacts, Interface, Link, cluster_frames},
 };
 
 const NODES: usize = 3;
@@ -94,6 +96,9 @@ struct Node {
     said_at: Millis,
     last_ms: u64,
     fencing: Fencing,
+    asking: Asking,
+    /// What its data path left to the host of others' frames.
+    answers: Vec<Vec<u8>>,
     /// Its file of decisions outlives it.
     decisions: Decisions,
 }
@@ -112,6 +117,11 @@ struct World {
     double: [Option<Millis>; FLOWS + TRYING],
     doubles: u64,
     random: u64,
+}
+
+/// The MAC address from which a node sends; all data paths believe that theirs is the cluster's.
+fn node_mac(node: usize) -> [u8; 6] {
+    [2, 0, 0, 0, 1, node as u8]
 }
 
 fn name(node: usize) -> String {
@@ -198,6 +208,8 @@ impl Node {
             said_at: 0,
             last_ms: 0,
             fencing: Fencing::default(),
+            asking: Asking::default(),
+            answers: Vec::new(),
             decisions,
         };
         fresh.knowledge.cluster.run_ms = UNIX + now;
@@ -262,6 +274,24 @@ impl Node {
             &self.knowledge,
             self.bench.actual(),
         );
+        presence::keep(
+            &self.bench.executor.maps,
+            &self.knowledge,
+            self.bench.actual(),
+        );
+    }
+
+    /// The order of the daemon's `hear_answers`.
+    fn hear_answers(&mut self) {
+        let seed = self.bench.executor.maps.control().seed();
+        for payload in std::mem::take(&mut self.answers) {
+            if let Some(told) = self.asking.understand(seed, &payload)
+                && self.knowledge.hear_presence(&told, self.bench.now)
+            {
+                self.keep_fences();
+                self.change();
+            }
+        }
     }
 
     /// The order of the daemon's `join_where_fenced`.
@@ -288,7 +318,8 @@ impl Node {
         self.knowledge.keep_health(self.bench.actual(), &probes);
         (self.daemon, self.started, self.said) = (true, now, None);
         self.due = [now; NODES];
-        self.fencing = Fencing::default();
+        (self.fencing, self.asking) = (Fencing::default(), Asking::default());
+        self.answers.clear();
         self.knowledge.cluster.run_ms = UNIX + now;
         self.knowledge.cluster.tokens_ms = UNIX + now;
         come_back(
@@ -305,12 +336,16 @@ impl Node {
         self.keep_fences();
     }
 
-    /// Whether its data path keeps a packet.
-    fn keeps(&self, frame: &[u8]) -> bool {
+    /// What its data path does with a packet.
+    fn process(&self, frame: &mut [u8]) -> Verdict {
         let tables = &self.bench.executor.maps.tables;
         tables.set_now(self.bench.tick());
-        let mut frame = frame.to_vec();
-        process(&mut Buffer::new(&mut frame), tables).verdict == Verdict::Local
+        process(&mut Buffer::new(frame), tables).verdict
+    }
+
+    /// Whether its data path keeps a packet.
+    fn keeps(&self, frame: &[u8]) -> bool {
+        self.process(&mut frame.to_vec()) == Verdict::Local
     }
 }
 
@@ -366,9 +401,10 @@ impl World {
                 }
             }
             let now = self.now;
-            for (_, to, frame) in self.frames.extract_if(.., |(at, ..)| *at <= now) {
+            let frames: Vec<_> = self.frames.extract_if(.., |(at, ..)| *at <= now).collect();
+            for (_, to, frame) in frames {
                 if self.nodes[to].alive {
-                    assert!(!self.nodes[to].keeps(&frame));
+                    self.take_frame(to, frame);
                 }
             }
             for node in 0..NODES {
@@ -407,8 +443,11 @@ impl World {
         let period = u64::try_from(PERIOD.as_millis()).unwrap();
         if (self.now + 90 * index as Millis) % period < STEP {
             node.join_where_fenced();
-            node.keep_fences();
+            node.hear_answers();
+            self.ask(index);
+            self.nodes[index].keep_fences();
         }
+        let node = &mut self.nodes[index];
         if !node.knowledge.cluster.peers.expire(self.now).is_empty() {
             node.change();
         }
@@ -434,13 +473,49 @@ impl World {
         );
         self.fenced += due.len();
         for payload in due {
-            let frame = fencing::frame(lb_common::wire::mac_bytes(OWN_MAC), [2; 6], payload);
-            for other in (0..NODES).filter(|other| *other != index) {
-                let (lost, delay) = (self.random(10) == 0, 1 + self.random(5));
-                if !lost {
-                    self.frames.push((self.now + delay, other, frame.clone()));
+            self.send_to_cluster(index, &payload);
+        }
+    }
+
+    /// The daemon's `ask_peers`.
+    fn ask(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        let due = node.asking.due(
+            node.bench.executor.maps.control().seed(),
+            &node.knowledge,
+            &node.bench.executor.actual,
+            self.now,
+        );
+        for payload in due {
+            self.send_to_cluster(index, &payload);
+        }
+    }
+
+    fn send_to_cluster(&mut self, from: usize, payload: &[u8]) {
+        let cluster = lb_common::wire::mac_bytes(OWN_MAC);
+        let frame = cluster_frames::frame(cluster, node_mac(from), payload);
+        for other in (0..NODES).filter(|other| *other != from) {
+            self.send_frame(other, frame.clone());
+        }
+    }
+
+    fn send_frame(&mut self, to: usize, frame: Vec<u8>) {
+        let (lost, delay) = (self.random(10) == 0, 1 + self.random(5));
+        if !lost {
+            self.frames.push((self.now + delay, to, frame));
+        }
+    }
+
+    /// A frame of another node's comes to a data path, and to the host behind it. Every node sees every frame.
+    fn take_frame(&mut self, to: usize, mut frame: Vec<u8>) {
+        match self.nodes[to].process(&mut frame) {
+            Verdict::OtherEthertype => self.nodes[to].answers.push(frame[14..].to_vec()),
+            Verdict::PresenceReplied => {
+                for other in (0..NODES).filter(|other| *other != to) {
+                    self.send_frame(other, frame.clone());
                 }
             }
+            verdict => assert_eq!(verdict, Verdict::ClusterFrame),
         }
     }
 
@@ -558,6 +633,7 @@ impl World {
             }
             if let [home] = self.keepers(flow, TCP_SYN)[..]
                 && self.serves(home)
+                && !self.is_found_down(home)
             {
                 self.flows[flow] = Some(home);
             }
@@ -577,26 +653,22 @@ impl World {
         match step {
             Step::Wait(ms) => self.wait(ms),
             Step::Kill(node) => {
-                if self.is_dispensable(node) {
-                    self.nodes[node].alive = false;
-                }
+                self.nodes[node].alive = false;
             }
             Step::Boot(node) => {
-                if !self.nodes[node].alive && (!self.is_silent() || self.is_vouched(node)) {
+                if !self.nodes[node].alive {
                     self.lose_flows(node);
                     let decisions = self.nodes[node].decisions.clone();
                     self.nodes[node] = Node::fresh(node, decisions, self.now);
                 }
             }
-            Step::StopServer(node) if self.nodes[node].alive && self.is_dispensable(node) => {
+            Step::StopServer(node) if self.nodes[node].alive => {
                 self.nodes[node].server = false;
                 self.lose_flows(node);
             }
             Step::StartServer(node) => self.nodes[node].server = true,
             Step::StopDaemon(node) if self.serves(node) && self.has_settled(node) => {
-                if !self.is_opening(node) || self.is_vouched(node) {
-                    self.nodes[node].daemon = false;
-                }
+                self.nodes[node].daemon = false;
             }
             Step::StartDaemon(node) => {
                 if self.nodes[node].alive && !self.nodes[node].daemon {
@@ -614,28 +686,21 @@ impl World {
         }
     }
 
-    /// Whether a node works on while its daemon is gone.
-    fn is_silent(&self) -> bool {
-        (0..NODES).any(|node| self.nodes[node].alive && !self.nodes[node].daemon)
-    }
-
-    /// Whether a node other than this one has just begun.
-    fn is_opening(&self, without: usize) -> bool {
+    /// Whether somebody has yet to find out that a server is back that had failed: what it has, anybody may take.
+    fn is_found_down(&self, node: usize) -> bool {
         (0..NODES)
-            .any(|node| node != without && self.works(node) && self.nodes[node].knowledge.opening)
-    }
-
-    /// Whether a node other than this one tells those that begin who is in. A node that nobody vouches for, because its daemon
-    /// is gone, can't be told from one without a data path: see the page of decisions.
-    fn is_vouched(&self, without: usize) -> bool {
-        (0..NODES).any(|node| {
-            node != without && self.works(node) && self.serves(node) && self.has_settled(node)
-        })
-    }
-
-    /// Whether nobody needs this node's word.
-    fn is_dispensable(&self, node: usize) -> bool {
-        !(self.is_silent() && self.is_opening(node)) || self.is_vouched(node)
+            .filter(|other| *other != node && self.works(*other))
+            .any(|other| {
+                let knowledge = &self.nodes[other].knowledge;
+                let service = &knowledge.config().services[0];
+                let backend = service.backends.iter().find(|b| b.name == name(node));
+                let number = backend.and_then(|backend| {
+                    knowledge.number(service, backend, self.nodes[other].bench.actual())
+                });
+                number
+                    .and_then(|number| knowledge.health.get(&number))
+                    .is_some_and(|health| health.is_probed() && health.state() != HealthState::Up)
+            })
     }
 
     /// Whether the node has been in for long enough that its own probe knows its server.
@@ -880,6 +945,31 @@ fn a_flow_that_opens_while_nobody_is_known_to_serve_is_no_old_one() {
     );
 }
 
+/// It is drained and taken back at once, and one of the others hears of the first alone, for a while.
+#[test]
+fn what_was_given_up_comes_back_when_all_have_heard_that_it_is_wanted_again() {
+    use Step::*;
+    never_twice(
+        14_621_959_116_875_019_437,
+        &[
+            Kill(0),
+            ToggleDrain(1),
+            Wait(1_121),
+            Weight(1, 5),
+            Boot(0),
+            Wait(1_861),
+            ToggleDrain(0),
+            ToggleDrain(0),
+        ],
+    );
+    for random in 0..24 {
+        never_twice(
+            random,
+            &[ToggleDrain(0), ToggleDrain(0), Wait(400), Weight(1, 5)],
+        );
+    }
+}
+
 /// Its daemon is gone and its server fails: nobody is there to give its share up, which its peers take. Then the server is back
 /// before the daemon.
 #[test]
@@ -897,6 +987,53 @@ fn a_node_without_a_daemon_is_fenced_when_its_server_fails() {
                 Open(0, 60),
                 Wait(4_000),
                 StartDaemon(0),
+                Wait(4_000),
+            ],
+        );
+    }
+}
+
+/// It begins with nothing, and the only other node that lives has no daemon: nobody says that this one is there, but its data path.
+#[test]
+fn a_node_that_begins_asks_the_data_path_of_one_that_nobody_hears() {
+    use Step::*;
+    let alone = [
+        Kill(1),
+        Kill(2),
+        Wait(6_000),
+        StopDaemon(0),
+        Open(0, 20),
+        Boot(1),
+        Wait(8_000),
+        Open(20, 20),
+    ];
+    let back = [StartDaemon(0), Wait(8_000), Open(40, 20)];
+    // By what the first has heard of it, this one can fence it as well.
+    let failed = [StopServer(0), Wait(8_000), Open(40, 20), StartServer(0)];
+    for random in 0..4 {
+        never_twice(random, &[&alone[..], &back].concat());
+        live(random, &[&alone[..], &failed, &back].concat());
+    }
+}
+
+/// The same where the server had failed before, so that its data path is all that is left of it.
+#[test]
+fn a_node_that_begins_fences_one_whose_data_path_is_all_that_is_left() {
+    use Step::*;
+    for random in 0..4 {
+        live(
+            random,
+            &[
+                Kill(1),
+                Kill(2),
+                Wait(6_000),
+                StopDaemon(0),
+                Open(0, 20),
+                StopServer(0),
+                Boot(1),
+                Wait(8_000),
+                Open(0, 60),
+                StartServer(0),
                 Wait(4_000),
             ],
         );
