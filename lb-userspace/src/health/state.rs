@@ -104,6 +104,11 @@ impl Health {
         }
     }
 
+    /// Nothing is known any more; the next result decides alone.
+    pub fn forget(&mut self, now: SystemTime) {
+        *self = Self::new(self.backend, self.thresholds, now);
+    }
+
     /// Takes in the result of a probe; gives the change, if this result decided one.
     pub fn observe(&mut self, result: &ProbeResult, now: SystemTime) -> Option<Transition> {
         let failure = match result {

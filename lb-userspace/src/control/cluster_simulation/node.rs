@@ -1,5 +1,7 @@
 //! One node: its real data path, reconciler, judgement and words, without its sockets.
 
+use std::collections::BTreeSet;
+
 use lb_common::{features::Features, forward::process, packet::Buffer, verdict::Verdict};
 
 use super::{
@@ -27,11 +29,17 @@ use crate::{
 pub(super) struct Node {
     pub(super) bench: Bench,
     pub(super) knowledge: Knowledge,
-    /// Whether the host lives.
+    /// Whether the host lives, with a data path on it.
     pub(super) alive: bool,
+    /// Whether it lives without one: its server answers probes.
+    pub(super) bare: bool,
+    /// Whether its cable is pulled.
+    pub(super) cut: bool,
     pub(super) server: bool,
     pub(super) daemon: bool,
     pub(super) started: Millis,
+    /// When its maps were made, in Unix seconds.
+    pub(super) since: u64,
     /// When each node is probed next, itself among them.
     pub(super) due: [Millis; NODES],
     pub(super) said: Option<Word>,
@@ -126,9 +134,12 @@ impl Node {
             bench,
             knowledge: knowledge(node, decisions.clone(), true),
             alive: true,
+            bare: false,
+            cut: false,
             server: true,
             daemon: true,
             started: now,
+            since: (UNIX + now) / 1_000,
             due: [now; NODES],
             said: None,
             said_at: 0,
@@ -140,6 +151,7 @@ impl Node {
         };
         fresh.knowledge.cluster.run_ms = UNIX + now;
         fresh.knowledge.cluster.tokens_ms = UNIX + now;
+        fresh.knowledge.cluster.since = fresh.since;
         fresh.change();
         fresh.keep_fences();
         fresh
@@ -181,13 +193,12 @@ impl Node {
 
     /// The order of the daemon's `on_word`.
     pub(super) fn hear(&mut self, word: Word) {
-        let own = self.knowledge.config().node.name.clone();
-        let news = self
-            .knowledge
-            .cluster
-            .peers
-            .hear(word, &own, self.bench.now);
+        let now = self.bench.now;
+        let news = self.knowledge.hear(word, &self.bench.executor.actual, now);
         if !news.excluded.is_empty() && !self.knowledge.opening {
+            let actual = &self.bench.executor.actual;
+            self.knowledge
+                .begin_anew(&news.excluded, actual, UNIX + now);
             self.join();
         } else if !news.touched.is_empty() {
             self.change();
@@ -223,6 +234,10 @@ impl Node {
     /// The order of the daemon's `join_where_fenced`.
     pub(super) fn join_where_fenced(&mut self) {
         if self.is_fenced() && !self.knowledge.opening {
+            let web = BTreeSet::from(["web".to_owned()]);
+            let now = UNIX + self.bench.now;
+            let actual = &self.bench.executor.actual;
+            self.knowledge.begin_anew(&web, actual, now);
             self.join();
             let cluster = &mut self.knowledge.cluster;
             cluster.tokens_ms = (UNIX + self.bench.now).max(cluster.tokens_ms + 1);
@@ -248,6 +263,7 @@ impl Node {
         self.answers.clear();
         self.knowledge.cluster.run_ms = UNIX + now;
         self.knowledge.cluster.tokens_ms = UNIX + now;
+        self.knowledge.cluster.since = self.since;
         come_back(
             &mut self.bench.executor,
             &name(node),

@@ -26,6 +26,9 @@ use crate::{
     neighbour::cluster_frames,
 };
 
+/// A word takes no longer than this, if three are not lost one after the other.
+const UNHEARD: Millis = 900;
+
 pub(super) struct World {
     pub(super) now: Millis,
     pub(super) nodes: Vec<Node>,
@@ -39,6 +42,8 @@ pub(super) struct World {
     /// Since when two nodes have kept the packets of a flow.
     pub(super) double: [Option<Millis>; FLOWS + TRYING],
     pub(super) doubles: u64,
+    /// When a cable was put back last.
+    pub(super) healed: Millis,
     pub(super) random: u64,
 }
 
@@ -53,6 +58,7 @@ impl World {
             wire: Vec::new(),
             frames: Vec::new(),
             fenced: 0,
+            healed: 0,
             flows: [None; FLOWS],
             double: [None; FLOWS + TRYING],
             doubles: 0,
@@ -89,14 +95,14 @@ impl World {
                 come.into_iter().map(|(_, to, word)| (to, word)).collect()
             };
             for (to, word) in due {
-                if self.works(to) {
+                if self.works(to) && !self.nodes[to].cut {
                     self.nodes[to].hear(word);
                 }
             }
             let now = self.now;
             let frames: Vec<_> = self.frames.extract_if(.., |(at, ..)| *at <= now).collect();
             for (_, to, frame) in frames {
-                if self.nodes[to].alive {
+                if self.nodes[to].alive && !self.nodes[to].cut {
                     self.take_frame(to, frame);
                 }
             }
@@ -187,13 +193,17 @@ impl World {
     pub(super) fn send_to_cluster(&mut self, from: usize, payload: &[u8]) {
         let cluster = lb_common::wire::mac_bytes(OWN_MAC);
         let frame = cluster_frames::frame(cluster, node_mac(from), payload);
+        if self.nodes[from].cut {
+            return;
+        }
         for other in (0..NODES).filter(|other| *other != from) {
             self.send_frame(other, frame.clone());
         }
     }
 
     pub(super) fn send_frame(&mut self, to: usize, frame: Vec<u8>) {
-        let (lost, delay) = (self.random(10) == 0, 1 + self.random(5));
+        let lost = self.random(10) == 0;
+        let delay = 1 + self.random(5);
         if !lost {
             self.frames.push((self.now + delay, to, frame));
         }
@@ -213,7 +223,9 @@ impl World {
     }
 
     pub(super) fn probe(&mut self, index: usize, other: usize) {
-        let answers = self.nodes[other].alive && self.nodes[other].server;
+        let reached = index == other || !self.nodes[index].cut && !self.nodes[other].cut;
+        let host = self.nodes[other].alive || self.nodes[other].bare;
+        let answers = reached && host && self.nodes[other].server;
         let node = &mut self.nodes[index];
         let service = node.knowledge.config().services[0].clone();
         let number = node
@@ -267,7 +279,7 @@ impl World {
         node.last_ms = word.at_ms;
         for other in (0..NODES).filter(|other| *other != index) {
             let (lost, delay) = (self.random(10) == 0, 1 + self.random(30));
-            if !lost {
+            if !lost && !self.nodes[index].cut {
                 self.wire.push((self.now + delay, other, word.clone()));
             }
         }
@@ -277,7 +289,8 @@ impl World {
     pub(super) fn keepers(&mut self, flow: usize, flags: u8) -> Vec<usize> {
         let frame = frame(flow, flags);
         let keepers: Vec<usize> = (0..NODES)
-            .filter(|node| self.nodes[*node].alive && self.nodes[*node].keeps(&frame))
+            .filter(|node| self.nodes[*node].alive && !self.nodes[*node].cut)
+            .filter(|node| self.nodes[*node].keeps(&frame))
             .collect();
         if keepers.len() > 1 {
             self.doubles += 1;
@@ -294,7 +307,7 @@ impl World {
     }
 
     pub(super) fn serves(&self, node: usize) -> bool {
-        self.nodes[node].alive && self.nodes[node].server
+        self.nodes[node].alive && !self.nodes[node].cut && self.nodes[node].server
     }
 
     pub(super) fn send_all(&mut self) {
@@ -303,6 +316,10 @@ impl World {
                 continue;
             };
             let keepers = self.keepers(flow, TCP_ACK);
+            // Until its first word, or its peers', it answers for all.
+            if self.now - self.healed < UNHEARD {
+                continue;
+            }
             if self.serves(home) {
                 assert_eq!(keepers, [home], "flow {flow} at {}", self.now);
             } else if keepers
@@ -346,7 +363,7 @@ impl World {
         match step {
             Step::Wait(ms) => self.wait(ms),
             Step::Kill(node) => {
-                self.nodes[node].alive = false;
+                (self.nodes[node].alive, self.nodes[node].bare) = (false, false);
             }
             Step::Boot(node) => {
                 if !self.nodes[node].alive {
@@ -354,6 +371,30 @@ impl World {
                     let decisions = self.nodes[node].decisions.clone();
                     self.nodes[node] = Node::fresh(node, decisions, self.now);
                 }
+            }
+            Step::Leave(node) if self.works(node) => {
+                let word = Word {
+                    leaving: true,
+                    ..self.nodes[node]
+                        .knowledge
+                        .own_word(self.nodes[node].bench.actual(), UNIX + self.now + 1)
+                };
+                for other in (0..NODES).filter(|other| *other != node) {
+                    let delay = 1 + self.random(30);
+                    self.wire.push((self.now + delay, other, word.clone()));
+                }
+                self.lose_flows(node);
+                self.nodes[node].alive = false;
+                self.nodes[node].bare = true;
+            }
+            Step::Bare(node) if !self.nodes[node].alive => self.nodes[node].bare = true,
+            Step::Cut(node) => {
+                self.lose_flows(node);
+                self.nodes[node].cut = true;
+            }
+            Step::Heal(node) => {
+                self.nodes[node].cut = false;
+                self.healed = self.now;
             }
             Step::StopServer(node) if self.nodes[node].alive => {
                 self.nodes[node].server = false;
@@ -375,7 +416,7 @@ impl World {
                 decision.weight = Some(weight);
             }),
             Step::Open(first, count) => self.open(first, count),
-            Step::StopServer(_) | Step::StopDaemon(_) => {}
+            Step::StopServer(_) | Step::StopDaemon(_) | Step::Leave(_) | Step::Bare(_) => {}
         }
     }
 
@@ -418,6 +459,7 @@ impl World {
     /// Nothing happens any more, but that daemons come back: all agree.
     pub(super) fn rest(&mut self) {
         for node in 0..NODES {
+            self.step(Step::Heal(node));
             self.step(Step::StartDaemon(node));
         }
         self.wait(20_000);

@@ -38,7 +38,7 @@ impl Daemon {
                     .knowledge
                     .own_word(&self.running.executor.actual, unix_ms())
             };
-            voice.speak(word, &self.knowledge.config().peers());
+            voice.take_leave(&word, &self.knowledge.config().peers());
         }
         let Some(membership) = membership(self.knowledge.config()) else {
             return;
@@ -80,31 +80,32 @@ impl Daemon {
         Ok(())
     }
 
-    /// A datagram has come.
-    pub(super) fn on_word(&mut self, datagram: &[u8], from: SocketAddr) -> Result<()> {
+    /// A datagram has come; gives whether it says anything new.
+    pub(super) fn on_word(&mut self, datagram: &[u8], from: SocketAddr) -> Result<bool> {
         let since = Instant::now();
         let now = self.now();
         let Some(voice) = &mut self.voice else {
-            return Ok(());
+            return Ok(false);
         };
         let config = self.knowledge.config();
         let Some(word) = voice.understand(datagram, from, &config.peers()) else {
-            return Ok(());
+            return Ok(false);
         };
-        let own = config.node.name.clone();
         let cause = Cause {
             kind: ApplyKind::Neighbour,
             text: format!("word of {}", word.node),
             since,
         };
-        let news = self.knowledge.cluster.peers.hear(word, &own, now);
+        let news = self
+            .knowledge
+            .hear(word, &self.running.executor.actual, now);
         if !news.excluded.is_empty() && !self.knowledge.opening {
             self.join_again(&cause, news.excluded, &news.touched)?;
         }
         if !news.touched.is_empty() {
             self.change(&cause, Touched::Only(&news.touched))?;
         }
-        Ok(())
+        Ok(!news.touched.is_empty())
     }
 
     /// This node was counted as gone in services, of those that are touched: it begins anew there.
@@ -119,9 +120,8 @@ impl Daemon {
             ?services,
             "this node was counted as gone, and joins again: flows that others have taken over stay there"
         );
-        for service in &services {
-            self.knowledge.cluster.missed.remove(service);
-        }
+        self.knowledge
+            .begin_anew(&services, &self.running.executor.actual, unix_ms());
         self.knowledge.cluster.joining = services;
         self.change(cause, Touched::Only(touched))?;
         let joining = std::mem::take(&mut self.knowledge.cluster.joining);
