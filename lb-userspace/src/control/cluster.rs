@@ -71,6 +71,17 @@ pub struct Judged {
     pub reason: String,
 }
 
+/// What follows from what the data path of a peer has said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// Nothing.
+    Nothing,
+    /// The service has to be looked at.
+    News,
+    /// This node has to begin anew in the service.
+    BeforeThisNode,
+}
+
 /// What this node's probes say of a node.
 enum Probed<'a> {
     /// The service is not probed.
@@ -98,7 +109,11 @@ impl Knowledge {
             .and_then(|number| self.health.get(&number));
         match health {
             Some(health) if health.state() == HealthState::Up => Probed::Up(health.reason()),
-            Some(health) if health.is_probed() => Probed::Down(health.reason()),
+            // Where its word or its data path says that it is there, a first failure may be this node's own.
+            Some(health) if health.is_found_down() => Probed::Down(health.reason()),
+            Some(health) if health.is_probed() && !self.is_vouched_for(service, backend) => {
+                Probed::Down(health.reason())
+            }
             _ => Probed::NotYet,
         }
     }
@@ -113,6 +128,12 @@ impl Knowledge {
                     BackendState::Up | BackendState::Draining | BackendState::Drained
                 )
             })
+    }
+
+    /// Whether a peer is heard, or its data path found there.
+    fn is_vouched_for(&self, service: &Service, backend: &Backend) -> bool {
+        let (peers, node, name) = (&self.cluster.peers, &backend.name, &service.name);
+        peers.fresh(node, name).is_some() || peers.is_present(node, name)
     }
 
     /// Whether a node has said that it leaves, to this one or to a peer that is heard.
@@ -664,11 +685,21 @@ impl Knowledge {
             .map(|(service, backend)| (service, backend.name.as_str()))
     }
 
-    /// Takes note of what a peer's data path said; gives whether that is news.
-    pub fn hear_presence(&mut self, told: &Told, now: Millis) -> bool {
+    /// Takes note of what a peer's data path said; gives what follows.
+    ///
+    /// Where the peer is counted as gone, and was there before this node's maps were made, it is this node that came too late with
+    /// its question: it begins anew, or the peer's connections would end.
+    pub fn hear_presence(&mut self, told: &Told, now: Millis) -> Heard {
         let key = (told.service.clone(), told.node.clone());
         let gone = self.cluster.gone.get(&key).is_some_and(|gone| gone.now);
-        self.cluster.peers.answered(told, !gone, now)
+        let late = gone && told.made_ms / 1_000 < self.cluster.since;
+        if !self.cluster.peers.answered(told, !gone || late, now) {
+            Heard::Nothing
+        } else if late {
+            Heard::BeforeThisNode
+        } else {
+            Heard::News
+        }
     }
 
     /// What this node's data path says of it in a service while its controller is gone; `None` where it has no share of it.

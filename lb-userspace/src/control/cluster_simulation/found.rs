@@ -277,7 +277,7 @@ fn who_has_left_has_no_share_though_its_server_answers() {
         never_twice(random, &left);
         never_twice(random, &[&left[..], &back].concat());
         // Nor by one whose daemon was down when it said so.
-        never_twice(random, &[Leave(0), StopDaemon(1), Wait(11)]);
+        never_twice(random, &[Leave(0), StopDaemon(1), Wait(500)]);
     }
 }
 
@@ -318,5 +318,21 @@ fn who_boots_before_its_link_is_up_ends_no_connection_of_the_others() {
         let alone = [Kill(2), Wait(6_000), Kill(0), Wait(6_000)];
         let boots = [Open(0, FLOWS), Boot(0)];
         live(random, &[&alone[..], &boots, &late].concat());
+        // The same, and its daemon is down: its data path can't yield, and must not be fenced.
+        let silent = [Open(0, FLOWS), StopDaemon(1), Boot(0)];
+        live(random, &[&alone[..], &silent, &late].concat());
+    }
+}
+
+/// It has asked, and been answered, when its first probe fails, as its own link was down again. It took the other for gone, and
+/// fenced it.
+#[test]
+fn a_first_failure_alone_says_nothing_of_a_node_that_is_there() {
+    use Step::*;
+    for random in 0..6 {
+        let alone = [Kill(1), Kill(2), Wait(6_000), Open(0, FLOWS), StopDaemon(0)];
+        let begins = [Boot(1), Wait(300), Cut(1), Wait(900), Heal(1)];
+        let stays = [Wait(6_000), StartDaemon(0), Wait(6_000)];
+        live(random, &[&alone[..], &begins, &stays].concat());
     }
 }

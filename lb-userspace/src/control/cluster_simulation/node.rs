@@ -8,6 +8,7 @@ use super::{
     super::{
         actual::Millis,
         adopt::adopt,
+        cluster::Heard,
         comeback::come_back,
         decisions::Decisions,
         fencing::{self, Fencing},
@@ -222,12 +223,22 @@ impl Node {
     pub(super) fn hear_answers(&mut self) {
         let seed = self.bench.executor.maps.control().seed();
         for payload in std::mem::take(&mut self.answers) {
-            if let Some(told) = self.asking.understand(seed, &payload)
-                && self.knowledge.hear_presence(&told, self.bench.now)
-            {
-                self.keep_fences();
-                self.change();
+            let Some(told) = self.asking.understand(seed, &payload) else {
+                continue;
+            };
+            let now = self.bench.now;
+            let heard = self.knowledge.hear_presence(&told, now);
+            if heard == Heard::Nothing {
+                continue;
             }
+            self.keep_fences();
+            if heard == Heard::BeforeThisNode {
+                let service = BTreeSet::from([told.service]);
+                let actual = &self.bench.executor.actual;
+                self.knowledge.begin_anew(&service, actual, UNIX + now);
+                self.join();
+            }
+            self.change();
         }
     }
 

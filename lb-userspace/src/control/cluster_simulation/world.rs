@@ -76,6 +76,11 @@ impl World {
         (z ^ (z >> 31)) % below
     }
 
+    /// Whether no living node is without its daemon: who misses the last word of a node may learn of it from nobody.
+    pub(super) fn all_listen(&self) -> bool {
+        self.nodes.iter().all(|node| node.daemon || !node.alive)
+    }
+
     pub(super) fn works(&self, node: usize) -> bool {
         self.nodes[node].alive && self.nodes[node].daemon
     }
@@ -250,9 +255,9 @@ impl World {
                 target: "198.51.100.1:80".parse().unwrap(),
             })
         };
-        let before = (health.state(), health.is_probed());
+        let before = (health.state(), health.is_probed(), health.is_found_down());
         health.observe(&result, SystemTime::UNIX_EPOCH);
-        if before != (health.state(), health.is_probed()) {
+        if before != (health.state(), health.is_probed(), health.is_found_down()) {
             node.change();
         }
     }
@@ -372,7 +377,7 @@ impl World {
                     self.nodes[node] = Node::fresh(node, decisions, self.now);
                 }
             }
-            Step::Leave(node) if self.works(node) => {
+            Step::Leave(node) if self.works(node) && self.all_listen() => {
                 let word = Word {
                     leaving: true,
                     ..self.nodes[node]

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use tracing::warn;
 
 use super::{
-    super::{comeback::come_back, fencing, peers::Word, presence},
+    super::{cluster::Heard, comeback::come_back, fencing, peers::Word, presence},
     Cause, Daemon, Touched, millis_since, unix_ms,
 };
 use crate::{
@@ -200,7 +200,8 @@ impl Daemon {
             let Some(told) = self.asking.understand(seed, &payload) else {
                 continue;
             };
-            if !self.knowledge.hear_presence(&told, now) {
+            let heard = self.knowledge.hear_presence(&told, now);
+            if heard == Heard::Nothing {
                 continue;
             }
             warn!(
@@ -210,7 +211,11 @@ impl Daemon {
             );
             self.keep_fences();
             let cause = Cause::new(ApplyKind::Neighbour, "the data path of a node");
-            self.change(&cause, Touched::Only(&BTreeSet::from([told.service])))?;
+            let service = BTreeSet::from([told.service]);
+            if heard == Heard::BeforeThisNode {
+                self.join_again(&cause, service.clone(), &service)?;
+            }
+            self.change(&cause, Touched::Only(&service))?;
         }
         Ok(())
     }
