@@ -81,6 +81,19 @@ impl World {
         self.nodes.iter().all(|node| node.daemon || !node.alive)
     }
 
+    /// Whether all have noticed that a node is gone: a host that is back before they have is one whose daemon alone is down.
+    pub(super) fn is_out(&self, node: usize) -> bool {
+        let counts_in = |other: &Node| {
+            let word = other.knowledge.own_word(other.bench.actual(), 0);
+            word.services["web"].serving.contains(&name(node))
+        };
+        self.all_listen()
+            && !self
+                .nodes
+                .iter()
+                .any(|other| other.alive && counts_in(other))
+    }
+
     pub(super) fn works(&self, node: usize) -> bool {
         self.nodes[node].alive && self.nodes[node].daemon
     }
@@ -392,7 +405,9 @@ impl World {
                 self.nodes[node].alive = false;
                 self.nodes[node].bare = true;
             }
-            Step::Bare(node) if !self.nodes[node].alive => self.nodes[node].bare = true,
+            Step::Bare(node) if !self.nodes[node].alive && self.is_out(node) => {
+                self.nodes[node].bare = true;
+            }
             Step::Cut(node) => {
                 self.lose_flows(node);
                 self.nodes[node].cut = true;
