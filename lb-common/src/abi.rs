@@ -20,6 +20,7 @@
 //! | `HOT_INFO` | line * 8 + way | [`HotInfo`] | controller, for people and for the next controller |
 //! | `SAMPLES` | processor | [`SampleRing`] | data path (mapped) |
 //! | `FENCES` | backend number | [`Fence`] | controller, and the data path where it is fenced (mapped) |
+//! | `PRESENCES` | place among this node's services | [`Presence`] | controller (mapped) |
 //! | `VIPS` | service id | [`Vip6`] | controller (mapped, direct) |
 //! | `COUNTERS` | backend number | [`Counter`] per CPU | data path |
 //! | `VERDICTS` | [`crate::verdict::Verdict`] | `u64` per CPU | data path |
@@ -30,7 +31,7 @@
 use crate::memory::{Word32, Word64};
 
 /// Changes whenever the meaning of any byte in any map changes; a controller adopts pins of its own version only.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// First word of a pinned `CONTROL` map: tells our pins from anybody else's.
 pub const MAGIC: u32 = 0x7864_706c;
@@ -75,6 +76,8 @@ pub mod map {
     pub const SAMPLES: &str = "SAMPLES";
     /// What fences a node of a cluster.
     pub const FENCES: &str = "FENCES";
+    /// What this node's data path tells the peers in a cluster.
+    pub const PRESENCES: &str = "PRESENCES";
     /// The direct maps, each with the section of the kernel object that stands for it.
     pub const DIRECT: [(&str, &str); 5] = [
         (CONTROL, ".bss.CONTROL"),
@@ -84,7 +87,7 @@ pub mod map {
         (VIPS, ".bss.VIPS"),
     ];
     /// Every map there is.
-    pub const ALL: [&str; 19] = [
+    pub const ALL: [&str; 20] = [
         CONTROL,
         SERVICES,
         SLOTS,
@@ -104,6 +107,7 @@ pub mod map {
         HOT_INFO,
         SAMPLES,
         FENCES,
+        PRESENCES,
     ];
 }
 
@@ -276,6 +280,21 @@ pub struct Fence {
     pub peer_token: Word64,
     /// The number of this backend in that node's own maps.
     pub peer_number: Word64,
+}
+
+/// What the data path of a node of a cluster (`mode = "pick"`) tells of one service when a peer asks whether it is there. See
+/// [`crate::presence`].
+#[derive(Clone, Debug, Default)]
+#[repr(C)]
+pub struct Presence {
+    /// What a question about this node and this service says; 0 where this node has no share of it.
+    pub asked: Word64,
+    /// When this node made the tokens that fence it, in Unix milliseconds of its own clock.
+    pub made_ms: Word64,
+    /// A [`crate::presence::Said`].
+    pub said: Word64,
+    /// A hash of both under the cluster's seed.
+    pub tag: Word64,
 }
 
 /// The source of one sampled packet.
@@ -620,6 +639,7 @@ const _: () = {
     assert!(size_of::<HotLine>() == 64 && HOT_LINES.is_power_of_two());
     assert!(size_of::<Sample>() == 32 && SAMPLES_IN_RING.is_power_of_two());
     assert!(size_of::<SampleRing>() == 64 + 32 * SAMPLES_IN_RING as usize);
+    assert!(size_of::<Fence>() == 32 && size_of::<Presence>() == 32);
     assert!(size_of::<HotInfo>() == 32 && align_of::<HotInfo>() == 8);
     assert!(size_of::<Counter>() == 16);
     assert!(size_of::<ServiceInfo>() == 64 + 16 + 8 + 8 + 8 && align_of::<ServiceInfo>() == 8);

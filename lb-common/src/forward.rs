@@ -2,6 +2,7 @@
 
 use crate::abi::{Control, Port};
 use crate::address::{Address, Ipv6};
+use crate::cluster;
 use crate::features::Features;
 use crate::fence;
 use crate::flow::FlowKey;
@@ -107,7 +108,7 @@ fn forward<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Outcome, 
         }
         ETHERTYPE_ARP => return Err(arp::answer(packet, tables, &link)),
         ETHERTYPE_CLUSTER if features.has(Features::PICK) => {
-            return Err(fence::take(packet, tables, &link));
+            return Err(cluster::take(packet, tables, &link));
         }
         _ => return Err(Verdict::OtherEthertype),
     };

@@ -6,7 +6,8 @@
 //!
 //! A packet walks the modules in this order: [`parse`] → [`service`] → [`hash`] → [`pick`] → [`transition`] (only where
 //! flows are recorded) → [`vlan`] → [`rewrite`]; a later fragment takes the short way through [`fragment`]; [`arp`], [`ndp`]
-//! and [`icmp`] answer for the VIPs; [`fence`] hears of a cluster's nodes that this one has been replaced; [`verdict`] names every end it can come to. What differs between IPv4 and IPv6 is in
+//! and [`icmp`] answer for the VIPs; [`cluster`] hears of a cluster's nodes that this one has been replaced ([`fence`]), or tells
+//! them that it is there ([`presence`]); [`verdict`] names every end it can come to. What differs between IPv4 and IPv6 is in
 //! [`address`], what a configuration does not use in [`features`].
 #![no_std]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
@@ -14,6 +15,7 @@
 pub mod abi;
 pub mod address;
 pub mod arp;
+pub mod cluster;
 pub mod features;
 pub mod fence;
 pub mod flow;
@@ -29,6 +31,7 @@ pub mod parse;
 pub mod pick;
 #[cfg(any(test, feature = "plain"))]
 pub mod plain;
+pub mod presence;
 pub mod rewrite;
 pub mod service;
 pub mod settled;

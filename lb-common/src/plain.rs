@@ -8,7 +8,7 @@ use alloc::{vec, vec::Vec};
 use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use crate::abi::{
-    Bucket, Control, Counter, Fence, HOT_LINES, HotLine, MAX_PORTS, Port, SLOTS_IN_LINE,
+    Bucket, Control, Counter, Fence, HOT_LINES, HotLine, MAX_PORTS, Port, Presence, SLOTS_IN_LINE,
     SampleRing, SlotLine, Vip6,
 };
 use crate::features::Features;
@@ -109,6 +109,8 @@ pub struct PlainTables {
     pub samples: Vec<SampleRing>,
     /// What fences a backend of a cluster, by number.
     pub fences: Vec<Fence>,
+    /// What is told a peer in a cluster that asks, by the service's place among this node's.
+    pub presences: Vec<Presence>,
     instance: Instance,
     now: AtomicU16,
     counters: Vec<[AtomicU64; 2]>,
@@ -134,6 +136,7 @@ impl PlainTables {
             hot: vec![HotLine::default(); times(HOT_LINES)],
             samples: vec![SampleRing::default()],
             fences: vec![Fence::default(); times(capacity.backends)],
+            presences: vec![Presence::default(); times(capacity.services)],
             instance,
             now: AtomicU16::new(0),
             counters: (0..capacity.backends).map(|_| Default::default()).collect(),
@@ -265,6 +268,9 @@ impl Tables for PlainTables {
 
     fn fence(&self, number: u16) -> Option<&Fence> {
         self.fences.get(usize::from(number))
+    }
+    fn presence(&self, place: u16) -> Option<&Presence> {
+        self.presences.get(usize::from(place))
     }
 
     fn now(&self) -> u16 {

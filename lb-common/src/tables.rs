@@ -2,7 +2,7 @@
 
 use core::net::IpAddr;
 
-use crate::abi::{Bucket, Control, Fence, HotLine, Port, SampleRing, Vip6};
+use crate::abi::{Bucket, Control, Fence, HotLine, Port, Presence, SampleRing, Vip6};
 use crate::address::Ipv6;
 use crate::features::Features;
 use crate::flow::{self, FlowBucket, FlowBucket6, FlowKey, FlowName, FlowState, Put};
@@ -177,6 +177,8 @@ pub trait Tables {
     fn sample_ring(&self) -> Option<&SampleRing>;
     /// What fences a backend of a cluster.
     fn fence(&self, number: u16) -> Option<&Fence>;
+    /// What is told a peer in a cluster that asks, by the service's place among this node's.
+    fn presence(&self, place: u16) -> Option<&Presence>;
     /// The time in units of [`crate::flow::TICK_NS`], wrapping.
     fn now(&self) -> u16;
     /// The MAC address of the interface the packet came in on, as [`crate::wire::mac_word`].

@@ -100,8 +100,10 @@ verdicts! {
     NoRoom = 23, "no_room", Drop, "the driver leaves no room in front of the frame for a VLAN tag, or behind it for an answer";
     /// `mode = "pick"`: see [`crate::fence`].
     Fenced = 24, "fenced", Drop, "picked by this node, but the other nodes have taken its place while its xdp-lb was not heard: it keeps nothing of the service until its xdp-lb is back";
-    /// `mode = "pick"`: a frame by which a node fences another.
-    ClusterFrame = 25, "cluster_frame", Drop, "a frame by which a node of the cluster tells another one's data path that it has been replaced";
+    /// `mode = "pick"`: a frame by which a node fences another, or asks another something.
+    ClusterFrame = 25, "cluster_frame", Drop, "a frame by which a node of the cluster tells another one's data path that it has been replaced, or asks whether it is there: taken note of, or about another node";
+    /// `mode = "pick"`: see [`crate::presence`].
+    PresenceReplied = 26, "presence_replied", Transmit, "a question of a node of the cluster that has just begun, whether this one's data path is there: answered by the program itself";
 }
 
 impl Verdict {

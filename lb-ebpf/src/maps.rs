@@ -15,7 +15,8 @@ use lb_common::{
     abi::{
         BackendInfo, Bucket, Control, Counter, DEFAULT_BACKENDS, DEFAULT_FLOW_BUCKETS,
         DEFAULT_FLOW6_BUCKETS, DEFAULT_FRAGMENT_BUCKETS, DEFAULT_SERVICES, Fence, HOT_LINES,
-        HOT_WAYS, HotInfo, HotLine, MAX_PORTS, MMAPABLE, Port, SampleRing, ServiceInfo, Vip6,
+        HOT_WAYS, HotInfo, HotLine, MAX_PORTS, MMAPABLE, Port, Presence, SampleRing, ServiceInfo,
+        Vip6,
     },
     address::Ipv6,
     features::Features,
@@ -111,6 +112,8 @@ static HOT_INFO: Array<HotInfo> = Array::with_max_entries(HOT_LINES * HOT_WAYS a
 static SAMPLES: Array<SampleRing> = Array::with_max_entries(1, MMAPABLE);
 #[map]
 static FENCES: Array<Fence> = Array::with_max_entries(DEFAULT_BACKENDS, MMAPABLE);
+#[map]
+static PRESENCES: Array<Presence> = Array::with_max_entries(DEFAULT_SERVICES, MMAPABLE);
 
 /// Sends the packet out of another interface; the host gets it where that interface is gone.
 #[inline(always)]
@@ -236,6 +239,11 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn fence(&self, number: u16) -> Option<&Fence> {
         FENCES.get(u32::from(number))
+    }
+
+    #[inline(always)]
+    fn presence(&self, place: u16) -> Option<&Presence> {
+        PRESENCES.get(u32::from(place))
     }
 
     #[inline(always)]

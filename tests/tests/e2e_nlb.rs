@@ -430,3 +430,76 @@ impl Cluster {
         self.wait_for_agreement(&others);
     }
 }
+
+impl Cluster {
+    /// Two nodes: b2 loses its power, b1 its daemon, and b2 comes back with nothing. Nobody is left to tell it of b1, but b1's
+    /// data path. Long connections of all clients are on b1.
+    fn with_one_that_nobody_hears(label: &str) -> (Self, LoadGenerator, BTreeMap<IpAddr, String>) {
+        let mut cluster = Self::start(label, 2, "");
+        assert_eq!(cluster.homes().values().collect::<BTreeSet<_>>().len(), 2);
+        cluster.testbed.host("b2").link_down().unwrap();
+        cluster.daemon("b2").kill9().unwrap();
+        cluster.wait_for_agreement(&names(&["b1"]));
+        let homes = cluster.homes();
+        assert_eq!(of(&homes, &["b1"]).len(), homes.len(), "{homes:?}");
+        let all: Vec<IpAddr> = homes.keys().copied().collect();
+        let load = cluster.long_connections(all.clone());
+        load.wait_for_answers(&all).unwrap();
+        let told: serde_json::Value = cluster.daemons["b1"].json(&["maps", "PRESENCES"]).unwrap();
+        assert_eq!(told["entries"][0]["service"], "web", "{told}");
+        cluster.daemon("b1").kill9().unwrap();
+
+        fs::remove_dir_all(cluster.pins("b2")).unwrap();
+        cluster.testbed.host("b2").link_up().unwrap();
+        cluster.daemon("b2").spawn(&[]).unwrap();
+        let counts_both = |status: &Status| {
+            let up = |name| status.backend(name).is_some_and(|b| b.state == "up");
+            let cluster = status.node.cluster.as_ref().unwrap();
+            up("b1") && up("b2") && cluster.peers.iter().all(|peer| !peer.heard)
+        };
+        cluster.wait_for(
+            "b2",
+            "that b2 counts b1 in, which it does not hear",
+            counts_both,
+        );
+        assert_undisturbed(&load.wait_for_answers(&all).unwrap(), &homes);
+        assert_eq!(cluster.homes(), homes, "b2 takes nothing from b1");
+        (cluster, load, homes)
+    }
+}
+
+/// A node that begins while the only other one has no daemon leaves that one what it has, and gets its share when the daemon is
+/// back.
+#[test]
+fn a_node_that_begins_asks_the_data_path_of_one_that_nobody_hears() {
+    let (mut cluster, load, homes) = Cluster::with_one_that_nobody_hears("nlb-p");
+    let all: Vec<IpAddr> = homes.keys().copied().collect();
+    cluster.daemon("b1").spawn(&[]).unwrap();
+    cluster.wait_for_agreement(&names(&["b1", "b2"]));
+    assert_undisturbed(&load.wait_for_answers(&all).unwrap(), &homes);
+    load.stop().unwrap();
+    assert!(cluster.verdict("b1", "presence_replied") > 0);
+    let shared = cluster.homes();
+    assert_eq!(shared.values().collect::<BTreeSet<_>>().len(), 2);
+}
+
+/// From what that data path says it knows how to fence it.
+#[test]
+fn a_node_that_begins_can_fence_one_that_nobody_hears() {
+    let (mut cluster, load, _) = Cluster::with_one_that_nobody_hears("nlb-q");
+    load.stop().unwrap();
+    assert!(!cluster.is_fenced("b1"));
+    cluster.servers.get_mut("b1").unwrap().stop().unwrap();
+    cluster.daemon("b2").wait_state("b1", "down").unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while !cluster.is_fenced("b1") {
+        assert!(Instant::now() < deadline, "b1 was not fenced");
+        thread::sleep(Duration::from_millis(50));
+    }
+    cluster.servers.get_mut("b1").unwrap().resume().unwrap();
+    let without = cluster.homes();
+    assert_eq!(of(&without, &["b2"]).len(), without.len(), "{without:?}");
+    cluster.daemon("b1").spawn(&[]).unwrap();
+    cluster.wait_for_agreement(&names(&["b1", "b2"]));
+    assert_eq!(cluster.homes().values().collect::<BTreeSet<_>>().len(), 2);
+}

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry};
 
-use lb_common::abi::BackendState;
+use lb_common::{abi::BackendState, presence::Said};
 
 use super::{
-    actual::Actual,
+    actual::{Actual, Millis},
     desired::{Missed, Pending},
     knowledge::Knowledge,
     peers::{Peers, Row, ServiceWord, Table, Word, serving},
+    presence::Told,
     reconcile::Others,
     report::mac_text,
 };
@@ -34,6 +35,8 @@ pub struct Cluster {
     pub run_ms: u64,
     /// When it made the tokens that fence it, likewise.
     pub tokens_ms: u64,
+    /// By service: the table by which this node goes, and its turn.
+    turns: HashMap<String, (Table, u64)>,
     /// By service and name: the peers that are counted as gone while this node serves, and how often each was.
     gone: HashMap<(String, String), Gone>,
 }
@@ -141,11 +144,13 @@ impl Knowledge {
                 let fresh = peers.fresh(&backend.name, &service.name);
                 let answers = match probed {
                     Probed::Never => peers.recent(&backend.name, &service.name),
-                    Probed::NotYet => false,
-                    // It is let in by its word, or by that of one who knows it: it may be that its daemon alone is gone.
+                    Probed::NotYet => peers.is_present(&backend.name, &service.name),
+                    // It is let in by its word, by that of one who knows it, or by its data path's: it may be that its daemon
+                    // alone is gone.
                     Probed::Up(_) => {
                         fresh.is_some()
                             || self.is_in(service, backend, actual)
+                            || peers.is_present(&backend.name, &service.name)
                             || service.backends.iter().any(|other| {
                                 peers.fresh(&other.name, &service.name).is_some_and(|word| {
                                     word.healthy && word.serving.contains(&backend.name)
@@ -256,6 +261,18 @@ impl Knowledge {
         }
     }
 
+    /// The table by which this node has said that it goes, for [`super::desired::Pick`].
+    #[must_use]
+    pub fn said_table(&self, service: &Service) -> Table {
+        self.turn(service).0
+    }
+
+    /// That table, and its turn.
+    fn turn(&self, service: &Service) -> (Table, u64) {
+        let known = self.cluster.turns.get(&service.name).copied();
+        known.unwrap_or((Table::default(), self.cluster.run_ms))
+    }
+
     /// The tables of the peers that are heard, for [`super::desired::Pick`].
     #[must_use]
     pub fn tables_of_peers(&self, service: &Service) -> BTreeMap<String, Table> {
@@ -267,6 +284,22 @@ impl Knowledge {
                 let word = self.cluster.peers.fresh(&backend.name, &service.name)?;
                 Some((backend.name.clone(), word.table))
             })
+            .collect()
+    }
+
+    /// The peers that have heard by which table this node goes, likewise.
+    #[must_use]
+    pub fn aware_peers(&self, service: &Service) -> BTreeSet<String> {
+        let own = &self.config().node.name;
+        let (_, turn) = self.turn(service);
+        service
+            .backends
+            .iter()
+            .filter(|backend| {
+                let word = self.cluster.peers.fresh(&backend.name, &service.name);
+                word.is_some_and(|word| word.seen.get(own) == Some(&turn))
+            })
+            .map(|backend| backend.name.clone())
             .collect()
     }
 
@@ -338,6 +371,15 @@ impl Knowledge {
                 })
                 .collect(),
             table: table_of(service, actual).unwrap_or_default(),
+            turn: self.turn(service).1,
+            seen: service
+                .backends
+                .iter()
+                .filter_map(|backend| {
+                    let word = self.cluster.peers.fresh(&backend.name, &service.name)?;
+                    Some((backend.name.clone(), word.turn))
+                })
+                .collect(),
             settled: actual
                 .service_id(&service.name)
                 .is_some_and(|id| actual.in_transition(id) == 0),
@@ -430,7 +472,12 @@ impl Knowledge {
         }
         let mut seen = Vec::new();
         let mut pending = BTreeMap::new();
+        let mut turns = HashMap::new();
         for service in &self.config().services {
+            let (said, turn) = self.turn(service);
+            let now = table_of(service, actual).unwrap_or_default();
+            let turn = if now == said { turn } else { turn + 1 };
+            turns.insert(service.name.clone(), (now, turn));
             let others = actual
                 .service_id(&service.name)
                 .and_then(|id| Others::number(actual, id));
@@ -456,7 +503,11 @@ impl Knowledge {
             }
         }
         self.cluster.pending = pending;
+        self.cluster.turns = turns;
         for (key, gone) in seen {
+            if gone {
+                self.cluster.peers.end_presence(&key.1, &key.0);
+            }
             match self.cluster.gone.entry(key) {
                 Entry::Occupied(mut known) => {
                     let known = known.get_mut();
@@ -483,6 +534,56 @@ impl Knowledge {
                 gone.now && self.cluster.peers.fresh(peer, service).is_none()
             })
             .filter_map(|((service, peer), _)| Some((self.service(service)?, peer.as_str())))
+    }
+
+    /// The peers of which this node does not know whether they are there: they are not heard, nor counted in, and either nothing
+    /// of theirs has come to be known that could fence them, or this node has just begun.
+    pub fn unknown_peers(&self, actual: &Actual) -> impl Iterator<Item = (&Service, &str)> {
+        let served = |service: &&Service| service.rule != Rule::Disabled;
+        self.config()
+            .services
+            .iter()
+            .filter(served)
+            .flat_map(|service| {
+                service
+                    .backends
+                    .iter()
+                    .map(move |backend| (service, backend))
+            })
+            .filter(|(service, backend)| {
+                let peers = &self.cluster.peers;
+                let (node, name) = (backend.name.as_str(), service.name.as_str());
+                !self.config().is_own(backend)
+                    && peers.fresh(node, name).is_none()
+                    && !self.is_in(service, backend, actual)
+                    && !peers.is_present(node, name)
+                    && (self.opening || peers.said(node, name).is_none())
+            })
+            .map(|(service, backend)| (service, backend.name.as_str()))
+    }
+
+    /// Takes note of what a peer's data path said; gives whether that is news.
+    pub fn hear_presence(&mut self, told: &Told, now: Millis) -> bool {
+        let key = (told.service.clone(), told.node.clone());
+        let gone = self.cluster.gone.get(&key).is_some_and(|gone| gone.now);
+        self.cluster.peers.answered(told, !gone, now)
+    }
+
+    /// What this node's data path says of it in a service while its controller is gone; `None` where it has no share of it.
+    #[must_use]
+    pub fn own_presence(&self, service: &str, actual: &Actual) -> Option<Said> {
+        let service = self.service(service)?;
+        let own = service.backends.iter().find(|b| self.config().is_own(b))?;
+        let number = self.number(service, own, actual)?;
+        if self.opening || service.rule == Rule::Disabled || !self.is_in(service, own, actual) {
+            return None;
+        }
+        let decision = self.decisions.of(&service.name, &own.name);
+        Some(Said {
+            number,
+            drained: decision.drained,
+            weight: decision.weight.unwrap_or(own.weight),
+        })
     }
 
     /// Whether every node has been judged once: this one by its own probe, each peer by a probe and by its word.

@@ -40,6 +40,8 @@ fn cluster(nodes: &[DesiredBackend], agreeing: &[&str], table: Table) -> Desired
     DesiredService {
         pick: Some(Pick {
             own: "own".into(),
+            said: table,
+            aware: agreeing.iter().map(|name| (*name).to_owned()).collect(),
             tables: agreeing
                 .iter()
                 .map(|name| ((*name).to_owned(), table))
@@ -211,6 +213,29 @@ fn what_nobody_has_is_taken_when_all_that_are_heard_count_this_node_in() {
     expect(&bench, &[("-", "-")]);
     bench.bring(&[counted_in(true)]);
     expect(&bench, &[("own", "-")]);
+}
+
+#[test]
+fn what_a_peer_said_before_it_heard_of_this_table_counts_nothing() {
+    let mut bench = bench();
+    let without = [in_state("own", Down), backend("peer")];
+    begin(&mut bench, cluster(&without, &["peer"], table_of(&without)));
+    let with = [own(), backend("peer")];
+    let cluster = cluster(&with, &["peer"], table_of(&with));
+    let because = |change: &dyn Fn(&mut Pick)| {
+        let mut pick = cluster.pick.clone().unwrap();
+        change(&mut pick);
+        DesiredService {
+            pick: Some(pick),
+            ..cluster.clone()
+        }
+    };
+    bench.bring(&[because(&|pick| pick.said = table_of(&without))]);
+    expect(&bench, &[("peer", "-")]);
+    bench.bring(&[because(&|pick| pick.aware.clear())]);
+    expect(&bench, &[("peer", "-")]);
+    bench.bring(&[because(&|_| {})]);
+    expect(&bench, &[("own", "peer"), ("peer", "-")]);
 }
 
 #[test]

@@ -40,6 +40,7 @@ use super::{
     orders,
     peers::PERIOD,
     prepared::Prepared,
+    presence::Asking,
     probe_routes,
     reconcile::{Scope, reconcile},
     report::{self, Report},
@@ -54,7 +55,7 @@ use crate::{
     config::{ConfigFile, check_host},
     dataplane::{DataplaneError, attach},
     health::{ProbeReport, Prober},
-    neighbour::{self, Fencer, Netlink, NetworkEvent, Resolver, vip_route},
+    neighbour::{self, ClusterFrames, Netlink, NetworkEvent, Resolver, vip_route},
 };
 
 /// How `run` was called.
@@ -136,7 +137,8 @@ pub async fn run(options: Options) -> Result<()> {
         last_apply: None,
         voice,
         fencing: Fencing::default(),
-        fencer: Fencer::default(),
+        asking: Asking::default(),
+        frames: ClusterFrames::default(),
     };
     daemon.take_in().await?;
     daemon
@@ -275,7 +277,8 @@ struct Daemon {
     voice: Option<Voice>,
     /// And how they keep each other's data path from answering.
     fencing: Fencing,
-    fencer: Fencer,
+    asking: Asking,
+    frames: ClusterFrames,
 }
 
 impl Daemon {

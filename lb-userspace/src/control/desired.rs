@@ -1,6 +1,10 @@
 //! What should be: configuration + operator's decisions + probe results + neighbours.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
 
 use lb_common::{abi::BackendState, pick::Affinity};
 
@@ -38,6 +42,10 @@ pub struct DesiredService {
 pub struct Pick {
     /// This node's name; it is the backend of that name.
     pub own: String,
+    /// The table that this node has said it goes by.
+    pub said: Table,
+    /// The peers that have heard it.
+    pub aware: BTreeSet<String>,
     /// The table that each peer goes by, as far as it is heard.
     pub tables: BTreeMap<String, Table>,
     /// Whether all peers that are heard count this node in: what nobody has, a peer that begins at the same moment might take

@@ -6,27 +6,23 @@
 //! Both it and its peers keep it in the map `FENCES`, where it outlives their controllers.
 
 use std::{
-    collections::{BTreeSet, HashMap, hash_map::Entry},
+    collections::{BTreeSet, HashSet},
     time::Duration,
 };
 
-use lb_common::{abi::Fence, fence, hash::Seed, wire::ETHERTYPE_CLUSTER};
+use lb_common::{abi::Fence, fence, hash::Seed};
 
 use super::{
     actual::{Actual, Millis},
     knowledge::Knowledge,
     memory::Memory,
-    peers::PERIOD,
+    pace::Pace,
     siphash::siphash,
 };
 use crate::config::{Mode, Service};
 
-/// So often a frame is sent at short distances: one may be lost.
-const AT_ONCE: u32 = 4;
-/// From one frame to the next after that, where the service is not probed.
-const UNPROBED: Duration = Duration::from_secs(1);
-/// The shortest frame of Ethernet, without its check sequence (IEEE 802.3).
-const SHORTEST: usize = 60;
+/// From one frame to the next after the first ones, where the service is not probed.
+pub const UNPROBED: Duration = Duration::from_secs(1);
 
 /// The token that fences a node in a service; never 0.
 #[must_use]
@@ -35,20 +31,11 @@ pub fn token(seed: Seed, node: &str, service: &str, made_ms: u64) -> u64 {
     siphash(seed, text.as_bytes()).max(1)
 }
 
-/// A whole frame that fences a backend, from one MAC address to another.
-#[must_use]
-pub fn frame(to: [u8; 6], from: [u8; 6], payload: [u8; fence::LEN]) -> Vec<u8> {
-    let ethertype = ETHERTYPE_CLUSTER.to_be_bytes();
-    let mut frame = [&to[..], &from, &ethertype, &payload].concat();
-    frame.resize(SHORTEST, 0);
-    frame
-}
-
 /// What a node remembers of the fencing that it does.
 #[derive(Debug, Default)]
 pub struct Fencing {
-    /// By backend number: when it was last sent, and how often.
-    sent: HashMap<u16, (Millis, u32)>,
+    /// By backend number.
+    pace: Pace<u16>,
 }
 
 impl Fencing {
@@ -62,7 +49,7 @@ impl Fencing {
         now: Millis,
     ) -> Vec<[u8; fence::LEN]> {
         let mut payloads = Vec::new();
-        let mut wanted = BTreeSet::new();
+        let mut wanted = HashSet::new();
         for (service, peer) in knowledge.gone_unheard() {
             let number = service
                 .backends
@@ -78,26 +65,11 @@ impl Fencing {
             };
             wanted.insert(number);
             let interval = service.probe.as_ref().map_or(UNPROBED, |p| p.interval);
-            match self.sent.entry(number) {
-                Entry::Vacant(first) => {
-                    first.insert((now, 1));
-                }
-                Entry::Occupied(mut before) => {
-                    let (at, times) = before.get_mut();
-                    let gap = if *times < AT_ONCE {
-                        PERIOD.min(interval)
-                    } else {
-                        interval
-                    };
-                    if u128::from(now.saturating_sub(*at)) < gap.as_millis() {
-                        continue;
-                    }
-                    (*at, *times) = (now, *times + 1);
-                }
+            if self.pace.is_due(number, interval, now) {
+                payloads.push(fence::payload(token, theirs));
             }
-            payloads.push(fence::payload(token, theirs));
         }
-        self.sent.retain(|number, _| wanted.contains(number));
+        self.pace.keep_only(&wanted);
         payloads
     }
 }
@@ -190,16 +162,5 @@ mod tests {
             assert_ne!(this, other);
         }
         assert_eq!(this, token(seed, "n1", "web", 7));
-    }
-
-    #[test]
-    fn a_frame_is_as_long_as_ethernet_wants_it() {
-        let frame = frame([1; 6], [2; 6], fence::payload(3, 4));
-        assert_eq!(frame.len(), 60);
-        assert_eq!(frame[..6], [1; 6]);
-        assert_eq!(frame[6..12], [2; 6]);
-        assert_eq!(frame[12..14], [0x88, 0xb5]);
-        assert_eq!(frame[14..28], fence::payload(3, 4));
-        assert!(frame[28..].iter().all(|byte| *byte == 0));
     }
 }

@@ -3,7 +3,7 @@
 use std::thread::JoinHandle;
 
 use lb_common::{
-    abi::{BackendInfo, Bucket, Control, Counter, Fence, HotInfo, HotLine, ServiceInfo},
+    abi::{BackendInfo, Bucket, Control, Counter, Fence, HotInfo, HotLine, Presence, ServiceInfo},
     address::Ipv6,
     flow::{FlowBucket, FlowBucket6},
     hot::HotWord,
@@ -89,6 +89,8 @@ pub trait Memory {
     fn set_backend_info(&mut self, number: u16, info: BackendInfo) -> Result<(), DataplaneError>;
     /// What fences the backends of a cluster, by number.
     fn fences(&self) -> &[Fence];
+    /// What this node's data path tells the peers in a cluster, by a service's place among this node's.
+    fn presences(&self) -> &[Presence];
     /// The hot sources.
     fn hot_lines(&self) -> &[HotLine];
     /// Writes the place of a hot source, counted over all lines, with one store.
@@ -266,6 +268,10 @@ impl Memory for Maps {
 
     fn fences(&self) -> &[Fence] {
         self.fences()
+    }
+
+    fn presences(&self) -> &[Presence] {
+        self.presences()
     }
 
     fn hot_lines(&self) -> &[HotLine] {

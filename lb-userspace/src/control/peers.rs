@@ -6,14 +6,14 @@
 //! down, and by which table it goes.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     time::Duration,
 };
 
 use lb_common::{hash::Seed, pick::Affinity};
 use serde::{Deserialize, Serialize};
 
-use super::{actual::Millis, siphash::siphash};
+use super::{actual::Millis, presence::Told, siphash::siphash};
 
 /// From one word to the next, if nothing changes.
 pub const PERIOD: Duration = Duration::from_millis(250);
@@ -75,6 +75,12 @@ pub struct ServiceWord {
     pub excluded: BTreeMap<String, u64>,
     /// The table by which it goes: what that takes away from it, it has given up.
     pub table: Table,
+    /// A number that it changes whenever it changes to another table.
+    #[serde(default)]
+    pub turn: u64,
+    /// The turns of the other nodes that it hears, as it heard them last.
+    #[serde(default)]
+    pub seen: BTreeMap<String, u64>,
     /// None of its slots is in transition: it has no flow in a slot of another's.
     pub settled: bool,
     /// The number that it has in its own maps; 0 for none. See [`super::fencing`].
@@ -180,11 +186,27 @@ struct Heard {
     recent: bool,
 }
 
+/// What the data path of a node that is not heard has said about one service. See [`super::presence`].
+#[derive(Clone, Debug)]
+struct Present {
+    /// As much of its word as its data path knows.
+    word: ServiceWord,
+    tokens_ms: u64,
+    /// When it said so first.
+    at: Millis,
+    /// Less than [`UNPROBED_FOR`] ago.
+    recent: bool,
+    /// It was not counted as gone since.
+    counts: bool,
+}
+
 /// What the peers have said.
 #[derive(Clone, Debug, Default)]
 pub struct Peers {
     /// By node and service.
     heard: HashMap<(String, String), Heard>,
+    /// Likewise; nobody whose word has come since.
+    present: HashMap<(String, String), Present>,
 }
 
 /// What a word changed.
@@ -206,6 +228,7 @@ impl Peers {
         let mut news = News::default();
         for (service, said) in word.services {
             let key = (word.node.clone(), service.clone());
+            self.present.remove(&key);
             if word.leaving {
                 self.heard.remove(&key);
                 news.touched.insert(service);
@@ -246,6 +269,57 @@ impl Peers {
         news
     }
 
+    /// Takes note of what the data path of a node that is not heard said; it `counts` unless the node is counted as gone. Gives
+    /// whether that is news.
+    pub fn answered(&mut self, told: &Told, counts: bool, now: Millis) -> bool {
+        if self.fresh(&told.node, &told.service).is_some() {
+            return false;
+        }
+        let word = ServiceWord {
+            healthy: true,
+            drained: told.said.drained,
+            weight: Some(told.said.weight),
+            number: told.said.number,
+            ..ServiceWord::default()
+        };
+        let known = self
+            .present
+            .entry((told.node.clone(), told.service.clone()));
+        match known {
+            Entry::Vacant(place) => {
+                place.insert(Present {
+                    word,
+                    tokens_ms: told.made_ms,
+                    at: now,
+                    recent: true,
+                    counts,
+                });
+                true
+            }
+            Entry::Occupied(mut place) => {
+                let known = place.get_mut();
+                let news = known.word != word || known.tokens_ms != told.made_ms;
+                (known.word, known.tokens_ms) = (word, told.made_ms);
+                news
+            }
+        }
+    }
+
+    /// The node is counted as gone: that its data path was there once counts no more.
+    pub fn end_presence(&mut self, node: &str, service: &str) {
+        let key = (node.to_owned(), service.to_owned());
+        if let Some(present) = self.present.get_mut(&key) {
+            present.counts = false;
+        }
+    }
+
+    /// Whether its data path has said that it is there, and nothing has been heard of the node or done about it since.
+    #[must_use]
+    pub fn is_present(&self, node: &str, service: &str) -> bool {
+        self.presence(node, service)
+            .is_some_and(|present| present.counts)
+    }
+
     /// Forgets who has been silent for too long; gives the services that this is about.
     pub fn expire(&mut self, now: Millis) -> BTreeSet<String> {
         let mut touched = BTreeSet::new();
@@ -257,21 +331,35 @@ impl Peers {
                 touched.insert(service.clone());
             }
         }
+        for ((_, service), present) in &mut self.present {
+            let recent = now.saturating_sub(present.at) < millis(UNPROBED_FOR);
+            if recent != present.recent {
+                present.recent = recent;
+                touched.insert(service.clone());
+            }
+        }
         touched
     }
 
-    /// What a node said last about a service, however long ago.
+    /// What a node said last about a service, however long ago; or what its data path did, where that was later.
     #[must_use]
     pub fn last(&self, node: &str, service: &str) -> Option<&ServiceWord> {
-        self.entry(node, service).map(|heard| &heard.word)
+        match self.presence(node, service) {
+            Some(present) => Some(&present.word),
+            None => self.entry(node, service).map(|heard| &heard.word),
+        }
     }
 
-    /// When it made its tokens, and its own number in this service, as it said last.
+    /// When it made its tokens, and its own number in this service, as it or its data path said last.
     #[must_use]
     pub fn said(&self, node: &str, service: &str) -> Option<(u64, u16)> {
-        self.entry(node, service)
-            .map(|heard| (heard.tokens_ms, heard.word.number))
-            .filter(|(_, number)| *number != 0)
+        let said = match self.presence(node, service) {
+            Some(present) => Some((present.tokens_ms, present.word.number)),
+            None => self
+                .entry(node, service)
+                .map(|heard| (heard.tokens_ms, heard.word.number)),
+        };
+        said.filter(|(_, number)| *number != 0)
     }
 
     /// What it said last about a service, if it is heard.
@@ -282,10 +370,13 @@ impl Peers {
             .map(|heard| &heard.word)
     }
 
-    /// Whether it has been heard lately enough for a node that is not probed.
+    /// Whether it has been heard lately enough for a node that is not probed, or its data path found there.
     #[must_use]
     pub fn recent(&self, node: &str, service: &str) -> bool {
         self.entry(node, service).is_some_and(|heard| heard.recent)
+            || self
+                .presence(node, service)
+                .is_some_and(|present| present.recent && present.counts)
     }
 
     /// Whether the node is heard about any service.
@@ -298,6 +389,10 @@ impl Peers {
 
     fn entry(&self, node: &str, service: &str) -> Option<&Heard> {
         self.heard.get(&(node.to_owned(), service.to_owned()))
+    }
+
+    fn presence(&self, node: &str, service: &str) -> Option<&Present> {
+        self.present.get(&(node.to_owned(), service.to_owned()))
     }
 }
 

@@ -637,6 +637,9 @@ impl Others {
 
 /// The nodes of a cluster, for what becomes of its slots.
 ///
+/// That a peer goes by a table counts once that peer has heard that this node does. What this node said before may be on its way,
+/// and the peer may act upon it.
+///
 /// Whoever loses a slot gives it up at once. Whoever gets it takes it when nobody else can have it any more:
 /// - the slot of a peer that lives, when all peers that live go by the new table;
 /// - the slot of a peer that has failed, when all of those that are heard do; until then it is another's, whoever's. Each takes
@@ -679,7 +682,10 @@ impl<'a> Nodes<'a> {
             .into_iter()
             .filter(|backend| !failed.contains(&number(backend)))
             .collect();
-        let goes_by = |peer: &&DesiredBackend| pick.tables.get(&peer.name).map(|by| *by == table);
+        let goes_by = |peer: &&DesiredBackend| {
+            let by = pick.tables.get(&peer.name)?;
+            Some(*by == table && pick.said == table && pick.aware.contains(&peer.name))
+        };
         Self {
             own: own.first().map(|own| number(own)),
             others,

@@ -5,7 +5,7 @@ use std::{cell::Cell, net::IpAddr, time::Duration};
 use lb_common::{
     abi::{
         BackendInfo, BackendState, Bucket, Control, Counter, Fence, HOT_LINES, HOT_WAYS, HotInfo,
-        HotLine, NAME_LEN, ServiceInfo,
+        HotLine, NAME_LEN, Presence, ServiceInfo,
     },
     address::Ipv6,
     features::Features,
@@ -268,6 +268,10 @@ impl Memory for PlainMemory {
 
     fn fences(&self) -> &[Fence] {
         &self.tables.fences
+    }
+
+    fn presences(&self) -> &[Presence] {
+        &self.tables.presences
     }
 
     fn hot_lines(&self) -> &[HotLine] {

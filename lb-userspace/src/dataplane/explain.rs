@@ -7,7 +7,7 @@ use std::{
 };
 
 use lb_common::{
-    abi::{Bucket, Control, Fence, HotLine, Port, SampleRing, Vip6},
+    abi::{Bucket, Control, Fence, HotLine, Port, Presence, SampleRing, Vip6},
     features::Features,
     flow::{FlowBucket, FlowBucket6},
     forward::process_any,
@@ -279,6 +279,9 @@ impl Tables for Thought<'_> {
 
     fn fence(&self, number: u16) -> Option<&Fence> {
         self.maps.fences().get(usize::from(number))
+    }
+    fn presence(&self, place: u16) -> Option<&Presence> {
+        self.maps.presences().get(usize::from(place))
     }
 
     fn now(&self) -> u16 {

@@ -9,8 +9,8 @@ use aya::maps::{MapData, MapInfo, MapType};
 use lb_common::{
     abi::{
         BACKEND_NUMBERS, BackendInfo, Bucket, Control, Counter, Fence, HOT_LINES, HOT_WAYS,
-        HotInfo, HotLine, MAX_PORTS, Port, SLOTS_IN_LINE, SampleRing, ServiceInfo, SlotLine, Vip6,
-        map,
+        HotInfo, HotLine, MAX_PORTS, Port, Presence, SLOTS_IN_LINE, SampleRing, ServiceInfo,
+        SlotLine, Vip6, map,
     },
     flow::{FlowBucket, FlowBucket6},
     memory::Word64,
@@ -94,6 +94,7 @@ pub(super) const LAYOUTS: [Layout; map::ALL.len()] = [
     layout::<HotInfo>(map::HOT_INFO, MapType::Array),
     layout::<SampleRing>(map::SAMPLES, MapType::Array),
     mapped::<Fence>(map::FENCES),
+    mapped::<Presence>(map::PRESENCES),
 ];
 
 /// How many entries a map gets when the maps are made for `sizes`; `None` where the kernel object says it.
@@ -106,7 +107,7 @@ pub(super) fn entries_of(name: &str, sizes: &Sizes) -> Option<u32> {
         map::FLOWS => Some(sizes.flow_buckets),
         map::FLOWS6 => Some(sizes.flow6_buckets),
         map::FRAGMENTS => Some(sizes.fragment_buckets),
-        map::SERVICE_INFO | map::VIPS => Some(sizes.services),
+        map::SERVICE_INFO | map::VIPS | map::PRESENCES => Some(sizes.services),
         _ => None,
     }
 }

@@ -35,6 +35,8 @@ unsafe impl Shared for lb_common::abi::HotLine {}
 unsafe impl Shared for lb_common::abi::SampleRing {}
 // SAFETY: as above.
 unsafe impl Shared for lb_common::abi::Fence {}
+// SAFETY: as above.
+unsafe impl Shared for lb_common::abi::Presence {}
 // SAFETY: eight bytes.
 unsafe impl Shared for lb_common::memory::Word64 {}
 

@@ -13,7 +13,8 @@ use aya::{
 use lb_common::{
     abi::{
         ABI_VERSION, BackendInfo, Bucket, Control, Counter, Fence, HOT_WAYS, HotInfo, HotLine,
-        MAGIC, MAX_PORTS, Port, SLOTS_IN_LINE, SampleRing, ServiceInfo, SlotLine, Vip6, map,
+        MAGIC, MAX_PORTS, Port, Presence, SLOTS_IN_LINE, SampleRing, ServiceInfo, SlotLine, Vip6,
+        map,
     },
     address::Ipv6,
     features::Features,
@@ -81,6 +82,7 @@ pub struct Maps {
     hot_info: Array<MapData, Plain<HotInfo>>,
     samples: Mapped<SampleRing>,
     fences: Mapped<Fence>,
+    presences: Mapped<Presence>,
     facts: Vec<MapFacts>,
 }
 
@@ -205,6 +207,7 @@ impl Maps {
             hot_info,
             samples,
             fences,
+            presences,
         ] = &LAYOUTS;
         let mut facts = Vec::new();
         let mut counters_fd = None;
@@ -243,6 +246,7 @@ impl Maps {
                 .map_err(|e| DataplaneError::map(hot_info.name, e))?,
             samples: map_memory(&take(samples)?, samples, access)?,
             fences: map_memory(&take(fences)?, fences, access)?,
+            presences: map_memory(&take(presences)?, presences, access)?,
             counters_fd,
             facts,
         })
@@ -581,6 +585,12 @@ impl Maps {
     #[must_use]
     pub fn fences(&self) -> &[Fence] {
         self.fences.get()
+    }
+
+    /// What this node's data path tells the peers in a cluster, by a service's place among this node's.
+    #[must_use]
+    pub fn presences(&self) -> &[Presence] {
+        self.presences.get()
     }
 
     /// What the kernel says about each map, in the order of [`map::ALL`].

@@ -4,12 +4,12 @@
 //! - [`Resolver`] follows the MAC addresses of a set of neighbours, and the interfaces.
 //! - [`groups`] keeps the director a member of the groups that an IPv6 VIP's neighbour solicitations are sent to.
 //! - [`Membership`] makes an interface take in the frames to a cluster's MAC address.
-//! - [`Fencer`] sends the frames by which a cluster's nodes fence each other.
+//! - [`ClusterFrames`] sends the frames by which a cluster's nodes fence each other and ask for each other, and takes in the answers.
 //! - [`vip_route`] keeps what a probe to a VIP needs on a director that has not assigned it.
 
+pub mod cluster_frames;
 mod events;
 mod facts;
-mod fencer;
 pub mod groups;
 mod membership;
 mod netlink;
@@ -18,11 +18,11 @@ mod resolver;
 mod table;
 pub mod vip_route;
 
+pub use cluster_frames::ClusterFrames;
 pub use events::{AddressEvent, LinkEvent, NetworkEvent};
 pub use facts::{
     AttachMode, AttachedXdp, HostFacts, Interface, Link, VlanOf, host_facts, interface_towards,
 };
-pub use fencer::Fencer;
 pub use membership::Membership;
 pub use netlink::{Netlink, NetlinkError};
 pub use resolver::Resolver;

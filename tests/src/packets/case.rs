@@ -100,6 +100,12 @@ impl Given {
         self.expect(Verdict::NeighbourReplied, answer, None)
     }
 
+    /// A question of a node, answered with this frame.
+    #[must_use]
+    pub fn told(self, answer: Frame) -> Case {
+        self.expect(Verdict::PresenceReplied, answer, None)
+    }
+
     /// Sent to a backend out of the interface it came in on, with other tags: `after` is the frame under its old addresses.
     #[must_use]
     pub fn forwarded_as(self, backend: u16, after: Frame) -> Case {

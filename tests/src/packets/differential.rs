@@ -8,6 +8,7 @@ use lb_common::{
     abi::MAX_PORTS,
     features::Features,
     pick::{Affinity, Backend, Slot},
+    presence::Said,
     service::Track,
     verdict::Verdict,
     wire::{ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, IPV6_LEN},
@@ -17,11 +18,11 @@ use super::{
     both::{Both, Programs},
     case::check_change,
     cases::{blank, clustered, lenient, town, town6},
-    fixture::{CAPACITY, Fixture},
+    fixture::{CAPACITY, Fixture, Present},
     frame::Frame,
     kernel,
     network::NO_PORT,
-    random::{FENCING_TOKEN, Frames},
+    random::{FENCING_TOKEN, Frames, PRESENCE_ASKED},
 };
 
 /// Packets sent one after the other into one fixture: enough to fill its flow tables.
@@ -69,7 +70,18 @@ pub fn fixtures() -> Vec<(&'static str, Fixture)> {
             "cluster-fencing",
             node(city())
                 .every_slot(Slot::settled(8))
-                .fence(8, FENCING_TOKEN, 0),
+                .fence(8, FENCING_TOKEN, 0)
+                .present(Present {
+                    place: 1,
+                    asked: PRESENCE_ASKED,
+                    made_ms: 1,
+                    said: Said {
+                        number: 8,
+                        drained: false,
+                        weight: 50,
+                    },
+                    tag: 2,
+                }),
         ),
         (
             "cluster-fenced",

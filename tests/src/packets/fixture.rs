@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use lb_common::{
-    abi::{ABI_VERSION, Bucket, Control, Fence, HotLine, MAGIC, Port, Vip6},
+    abi::{ABI_VERSION, Bucket, Control, Fence, HotLine, MAGIC, Port, Presence, Vip6},
     address::Ipv6,
     features::Features,
     fence::is_in_force,
@@ -16,6 +16,7 @@ use lb_common::{
     hot::{HotState, HotWord, digest, line_of},
     pick::{Affinity, Backend, Slot},
     plain::{Capacity, PlainTables},
+    presence::Said,
     service::{Directory, NoVip, ServiceKey, ServiceValue, Track},
     tables::Tables,
     wire::mac_word,
@@ -157,6 +158,21 @@ impl Fragments {
     }
 }
 
+/// What a node tells a peer in one service.
+#[derive(Clone, Copy, Debug)]
+pub struct Present {
+    /// The service's place among the node's.
+    pub place: u16,
+    /// What the question says.
+    pub asked: u64,
+    /// When its tokens were made, in milliseconds.
+    pub made_ms: u64,
+    /// What it says of itself.
+    pub said: Said,
+    /// The tag of both.
+    pub tag: u64,
+}
+
 /// The content of all maps.
 #[derive(Clone, Debug, Default)]
 pub struct Fixture {
@@ -176,6 +192,8 @@ pub struct Fixture {
     pub fragments: Vec<Fragments>,
     /// Tokens that fence backends, by number; and by which each was fenced.
     pub fences: Vec<(u16, u64, u64)>,
+    /// What this node tells its peers.
+    pub presences: Vec<Present>,
     /// The program that runs.
     pub setup: Setup,
     /// Services of the lookup's other half, which is not in use.
@@ -211,6 +229,8 @@ pub trait Store {
     fn vips(&self) -> &[Vip6];
     /// What fences each backend, by number.
     fn fences(&self) -> &[Fence];
+    /// What this node tells its peers, by a service's place.
+    fn presences(&self) -> &[Presence];
 }
 
 impl Store for PlainTables {
@@ -248,6 +268,9 @@ impl Store for PlainTables {
     fn fences(&self) -> &[Fence] {
         &self.fences
     }
+    fn presences(&self) -> &[Presence] {
+        &self.presences
+    }
 }
 
 impl Store for Maps {
@@ -284,6 +307,9 @@ impl Store for Maps {
     fn fences(&self) -> &[Fence] {
         Self::fences(self)
     }
+    fn presences(&self) -> &[Presence] {
+        Self::presences(self)
+    }
 }
 
 impl Fixture {
@@ -299,6 +325,13 @@ impl Fixture {
     #[must_use]
     pub fn fence(mut self, number: u16, token: u64, fenced_by: u64) -> Self {
         self.fences.push((number, token, fenced_by));
+        self
+    }
+
+    /// What this node tells a peer that asks.
+    #[must_use]
+    pub fn present(mut self, present: Present) -> Self {
+        self.presences.push(present);
         self
     }
 
@@ -458,6 +491,17 @@ impl Fixture {
             let (token, fenced_by) = known.map_or((0, 0), |(_, token, by)| (*token, *by));
             fence.token.set(token);
             fence.fenced_by.set(fenced_by);
+        }
+        for (place, entry) in (0..).zip(store.presences()) {
+            let known = self.presences.iter().find(|known| known.place == place);
+            entry.asked.set(known.map_or(0, |present| present.asked));
+            entry
+                .made_ms
+                .set(known.map_or(0, |present| present.made_ms));
+            entry
+                .said
+                .set(known.map_or(0, |present| present.said.word()));
+            entry.tag.set(known.map_or(0, |present| present.tag));
         }
         self.write_hot(store);
         let control = store.control();

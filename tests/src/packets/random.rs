@@ -3,14 +3,14 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use lb_common::fence::payload;
 use lb_common::wire::{
     ETH_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN,
     IPV4_LEN, IPV6_LEN, NEXT_DESTINATION, NEXT_FRAGMENT, NEXT_HOP_BY_HOP, NEXT_ROUTING, PROTO_ICMP,
     PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, TCP_FLAGS,
 };
+use lb_common::{fence, presence};
 
-use lb_userspace::control::fencing;
+use lb_userspace::neighbour::cluster_frames;
 
 use super::{
     cases::BOTH_PORT,
@@ -107,10 +107,17 @@ impl Frames {
 /// The token that fences backend 8 in one of the templates.
 pub const FENCING_TOKEN: u64 = 0x0102_0304_0506_0708;
 
+/// What a question about service 1 says in one of the templates.
+pub const PRESENCE_ASKED: u64 = 0x1112_1314_1516_1718;
+
 /// Well-formed frames: one at least of each kind that the data path tells apart.
 fn templates() -> Vec<Frame> {
-    let said = payload(FENCING_TOKEN, 8);
-    let mut frames = vec![Frame(fencing::frame(CLUSTER_MAC, NEIGHBOUR_MAC, said))];
+    let of_node =
+        |payload: &[u8]| Frame(cluster_frames::frame(CLUSTER_MAC, NEIGHBOUR_MAC, payload));
+    let mut frames = vec![
+        of_node(&fence::payload(FENCING_TOKEN, 8)),
+        of_node(&presence::question(PRESENCE_ASKED, 1, 7)),
+    ];
     for (tcp, syn, udp, ping, vip, any, client) in [
         (
             tcp(),

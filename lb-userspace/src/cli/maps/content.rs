@@ -4,12 +4,16 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use jiff::Timestamp;
 use lb_common::{
-    abi::{BackendState, Bucket, Fence, HOT_WAYS, InfoTrack, SAMPLES_IN_RING, WAYS, map, text},
+    abi::{
+        BackendState, Bucket, Fence, HOT_WAYS, InfoTrack, Presence, SAMPLES_IN_RING, WAYS, map,
+        text,
+    },
     address::Ipv6,
     flow::{FlowLine, FlowState, Phase, Way},
     fragment::FRAGMENT_TICKS,
     hot::HotWord,
     pick::{Backend, Slot},
+    presence::Said,
     service::{Directory, ServiceKey, ServiceValue},
     tables::Event,
     verdict::Verdict,
@@ -128,6 +132,7 @@ pub(super) fn usage(name: &'static str, pinned: &Pinned) -> Result<Usage, Datapl
             )
         }
         map::FENCES => usage(fences(maps).count(), backends - 1, "nodes"),
+        map::PRESENCES => usage(presences(maps).count(), maps.presences().len(), "services"),
         other => unreachable!("{other} is no map of ours"),
     })
 }
@@ -208,6 +213,19 @@ pub(super) fn rows(name: &'static str, pinned: &Pinned) -> Result<Vec<Row>, Data
                     "service" => names.service_of(number),
                     "fences" => if fence.token.get() != 0 { "this node" } else { "a peer" },
                     "fenced" => lb_common::fence::is_in_force(fence),
+                }
+            })
+            .collect(),
+        map::PRESENCES => presences(maps)
+            .map(|(place, presence)| {
+                let said = Said::of(presence.said.get());
+                row! {
+                    "place" => place,
+                    "service" => names.service_of(said.number),
+                    "number" => said.number,
+                    "drained" => said.drained,
+                    "weight" => said.weight,
+                    "tokens_ms" => presence.made_ms.get(),
                 }
             })
             .collect(),
@@ -504,6 +522,13 @@ fn fences(maps: &Maps) -> impl Iterator<Item = (u16, &Fence)> {
     (0..=u16::MAX)
         .zip(maps.fences())
         .filter(|(_, fence)| fence.token.get() != 0 || fence.peer_token.get() != 0)
+}
+
+/// The services of which this node's data path tells its peers that it has its share.
+fn presences(maps: &Maps) -> impl Iterator<Item = (u16, &Presence)> {
+    (0..=u16::MAX)
+        .zip(maps.presences())
+        .filter(|(_, presence)| presence.asked.get() != 0)
 }
 
 /// The places in `HOT` that are taken, and what is in them.

@@ -6,13 +6,13 @@ use anyhow::{Context as _, Result};
 use tracing::warn;
 
 use super::{
-    super::{comeback::come_back, fencing, peers::Word},
+    super::{comeback::come_back, fencing, peers::Word, presence},
     Cause, Daemon, Touched, millis_since, unix_ms,
 };
 use crate::{
     api::ApplyKind,
     config::{Config, Mode},
-    neighbour::Membership,
+    neighbour::{Membership, cluster_frames::frame},
 };
 
 impl Daemon {
@@ -152,10 +152,11 @@ impl Daemon {
         Ok(())
     }
 
-    /// Brings the tokens in the maps up to date.
+    /// Brings the tokens in the maps up to date, and what the data path says of this node while its controller is gone.
     pub(super) fn keep_fences(&self) {
         let executor = &self.running.executor;
         fencing::keep(&executor.maps, &self.knowledge, &executor.actual);
+        presence::keep(&executor.maps, &self.knowledge, &executor.actual);
     }
 
     /// Tells the data path of each peer that is counted as gone and is not heard that it has been replaced.
@@ -165,20 +166,70 @@ impl Daemon {
         let due = self
             .fencing
             .due(&executor.maps, &self.knowledge, &executor.actual, now);
+        for payload in due {
+            self.send_to_cluster(&payload);
+        }
+    }
+
+    /// Asks the data paths of the peers of which nothing is known whether they are there.
+    fn ask_peers(&mut self) {
+        let now = self.now();
+        let executor = &self.running.executor;
+        let due = self.asking.due(
+            executor.maps.control().seed(),
+            &self.knowledge,
+            &executor.actual,
+            now,
+        );
+        if self.asking.is_open() {
+            // Opens the socket before the first answer can come.
+            self.frames.listen();
+        } else {
+            self.frames.stop_listening();
+        }
+        for payload in due {
+            self.send_to_cluster(&payload);
+        }
+    }
+
+    /// What the data paths of peers have answered.
+    fn hear_answers(&mut self) -> Result<()> {
+        let seed = self.running.executor.maps.control().seed();
+        let now = self.now();
+        for payload in self.frames.received() {
+            let Some(told) = self.asking.understand(seed, &payload) else {
+                continue;
+            };
+            if !self.knowledge.hear_presence(&told, now) {
+                continue;
+            }
+            warn!(
+                node = told.node,
+                service = told.service,
+                "its xdp-lb is not heard, but its data path is there, and has its share"
+            );
+            self.keep_fences();
+            let cause = Cause::new(ApplyKind::Neighbour, "the data path of a node");
+            self.change(&cause, Touched::Only(&BTreeSet::from([told.service])))?;
+        }
+        Ok(())
+    }
+
+    fn send_to_cluster(&mut self, payload: &[u8]) {
         let Some(to) = self.knowledge.config().cluster_mac() else {
             return;
         };
-        for payload in due {
-            for port in &self.knowledge.ports {
-                let frame = fencing::frame(to, port.mac, payload);
-                self.fencer.send(port.ifindex, &frame);
-            }
+        for port in &self.knowledge.ports {
+            let frame = frame(to, port.mac, payload);
+            self.frames.send(port.ifindex, &frame);
         }
     }
 
     /// Time has passed: whoever has been silent for too long is not heard any more.
     pub(super) fn on_silence(&mut self) -> Result<()> {
         self.join_where_fenced()?;
+        self.hear_answers()?;
+        self.ask_peers();
         self.keep_fences();
         let touched = self.knowledge.cluster.peers.expire(self.now());
         if !touched.is_empty() {

@@ -182,6 +182,8 @@ impl Knowledge {
                 .collect(),
             pick: nodes.is_some().then(|| Pick {
                 own: self.config.node.name.clone(),
+                said: self.said_table(service),
+                aware: self.aware_peers(service),
                 tables: self.tables_of_peers(service),
                 counted_in: self.is_counted_in(service),
                 joining: self.cluster.joining.contains(&service.name),

@@ -5,16 +5,17 @@ use lb_common::{
     fence::payload,
     flow::{FlowName, Phase},
     pick::{Backend, Slot},
+    presence::{self, Said},
     service::Track,
     verdict::Verdict,
     wire::{ETHERTYPE_QINQ, PROTO_TCP},
 };
-use lb_userspace::control::fencing;
+use lb_userspace::neighbour::cluster_frames;
 
 use super::{TAGGED, WEB, clustered, lenient, town, town6};
 use crate::packets::{
     case::{Case, case},
-    fixture::{Fixture, Flow, Fragments},
+    fixture::{Fixture, Flow, Fragments, Present},
     frame::{
         Frame, advertisement, link_layer_option, ping, ping6, pong, pong6, solicitation, syn, tcp,
         tcp6, udp, who_has,
@@ -26,7 +27,7 @@ use crate::packets::{
 };
 
 pub(super) fn cases() -> Vec<Case> {
-    [none(), one_by_one(), cluster(), fenced()].concat()
+    [none(), one_by_one(), cluster(), fenced(), present()].concat()
 }
 
 fn none() -> Vec<Case> {
@@ -285,10 +286,10 @@ fn fenced() -> Vec<Case> {
     let free = node.clone().fence(11, TOKEN, 0);
     let fenced = node.clone().fence(11, TOKEN, TOKEN);
     let say = |token, number| {
-        Frame(fencing::frame(
+        Frame(cluster_frames::frame(
             CLUSTER_MAC,
             NEIGHBOUR_MAC,
-            payload(token, number),
+            &payload(token, number),
         ))
     };
     let right = say(TOKEN, 11);
@@ -369,6 +370,97 @@ fn fenced() -> Vec<Case> {
             tcp().build(),
         )
         .local(11),
+    ]
+}
+
+/// Who is told that this node, which is backend 11, is there, and who is not.
+fn present() -> Vec<Case> {
+    const ASKED: u64 = 0x2122_2324_2526_2728;
+    const TOKEN: u64 = 0x1122_3344_5566_7788;
+    const NONCE: u64 = 0x0102_0304_0506_0708;
+    let told = Present {
+        place: 3,
+        asked: ASKED,
+        made_ms: 1_700_000_000_123,
+        said: Said {
+            number: 11,
+            drained: true,
+            weight: 70_000,
+        },
+        tag: 0x3132_3334_3536_3738,
+    };
+    let node = clustered(town().backend(11, Backend::LOCAL_PORT)).fence(11, TOKEN, 0);
+    let there = node.clone().present(told);
+    let fenced = clustered(town().backend(11, Backend::LOCAL_PORT))
+        .fence(11, TOKEN, TOKEN)
+        .present(told);
+    let ask = |asked, place| {
+        Frame(cluster_frames::frame(
+            CLUSTER_MAC,
+            NEIGHBOUR_MAC,
+            &presence::question(asked, place, NONCE),
+        ))
+    };
+    let right = ask(ASKED, 3);
+    let answer = right
+        .clone()
+        .with(0, &NEIGHBOUR_MAC)
+        .with(6, &DIRECTOR_MAC)
+        .with(14, b"XLA1")
+        // Milliseconds; number, drained, weight; the tag.
+        .with(36, &1_700_000_000_123u64.to_be_bytes())
+        .with(44, &[0, 1, 0x11, 0x70, 0, 1, 0, 11])
+        .with(52, &0x3132_3334_3536_3738u64.to_be_bytes());
+    let tagged = |frame: &Frame| {
+        let mut tagged = frame.clone();
+        tagged.0.splice(12..12, [0x81, 0x00, 0, 7]);
+        tagged
+    };
+    let left =
+        |what, given: &Fixture, frame: Frame| case(what, given, frame).ends(Verdict::ClusterFrame);
+    let host = |what, given: &Fixture, frame: Frame| {
+        case(what, given, frame).ends(Verdict::OtherEthertype)
+    };
+    vec![
+        case("presence: a peer is told", &there, right.clone()).told(answer.clone()),
+        case("presence: under a tag", &there, tagged(&right)).told(tagged(&answer)),
+        case(
+            "presence: asked at this node's own address",
+            &there,
+            right.clone().with(0, &DIRECTOR_MAC),
+        )
+        .told(answer.clone()),
+        left("presence: of another node", &there, ask(ASKED ^ 1, 3)),
+        left("presence: of another place", &there, ask(ASKED, 2)),
+        left(
+            "presence: of a place that nobody has",
+            &there,
+            ask(ASKED, u16::MAX),
+        ),
+        left("presence: of nobody", &there, ask(0, 2)),
+        left("presence: it has no share", &node, right.clone()),
+        left("presence: a fenced node has none", &fenced, right.clone()),
+        left(
+            "presence: sent to another's address",
+            &there,
+            right.clone().with(0, &NEIGHBOUR_MAC),
+        ),
+        left(
+            "presence: nobody is told who asks in a group's name",
+            &there,
+            right.clone().with(6, &[1]),
+        ),
+        host("presence: an answer is the host's", &there, answer),
+        host(
+            "presence: a question cut short",
+            &there,
+            Frame(right.0[..59].to_vec()),
+        ),
+        host(
+            "presence: a director has no peers",
+            &town().present(told),
+            right,
+        ),
     ]
 }
 

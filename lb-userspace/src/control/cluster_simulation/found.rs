@@ -1,0 +1,253 @@
+//! What was found, most of it with chance's help, and is kept.
+
+use super::{INTERVAL, Step, live, never_twice, world::World};
+
+/// It knows its peers before it serves, and counts them as gone and in again as its first answers come. That was believed: they
+/// gave all their flows up.
+#[test]
+fn a_node_that_has_just_begun_puts_nobody_out() {
+    use Step::*;
+    never_twice(
+        7_667_096_497_400_147_872,
+        &[
+            Kill(1),
+            Open(0, 3),
+            StopDaemon(0),
+            Boot(1),
+            ToggleDrain(2),
+            ToggleDrain(1),
+            Wait(1_961),
+            ToggleDrain(2),
+            StartDaemon(0),
+        ],
+    );
+    never_twice(
+        164_938_438_759_966_961,
+        &[ToggleDrain(1), Kill(1), Open(0, 1), Boot(1)],
+    );
+}
+
+/// A word on its way when its node lost its power comes after the first one of the node that began again.
+#[test]
+fn a_late_word_of_a_run_that_is_over_is_not_believed() {
+    use Step::*;
+    never_twice(
+        8_909_426_990_776_414_234,
+        &[Kill(1), Boot(1), Open(0, 1), ToggleDrain(1)],
+    );
+    never_twice(
+        6_232_041_947_238_442_817,
+        &[ToggleDrain(2), Kill(2), Boot(2), Open(0, 1), ToggleDrain(2)],
+    );
+}
+
+/// While its daemon was away a peer failed, and another took that one's slots. It came back, found the peer failed, and took the
+/// slots in its turn, with the flows that had begun there.
+#[test]
+fn a_node_whose_daemon_was_away_leaves_alone_what_a_third_took() {
+    use Step::*;
+    live(
+        0,
+        &[
+            StopDaemon(2),
+            StopServer(0),
+            Weight(1, 200),
+            Wait(2_681),
+            Open(4, 8),
+            Weight(1, 5),
+        ],
+    );
+    never_twice(
+        0,
+        &[
+            StopDaemon(0),
+            Kill(1),
+            Wait(2_051),
+            StartDaemon(0),
+            Open(0, 4),
+            ToggleDrain(2),
+        ],
+    );
+}
+
+/// A peer dies while a drain is taken back: one node takes over by a table that the other only comes to know together with the
+/// next one.
+#[test]
+fn a_flow_on_a_dead_node_may_be_one_that_a_third_has_taken() {
+    use Step::*;
+    never_twice(
+        7_571_077_861_734_599_337,
+        &[
+            ToggleDrain(0),
+            ToggleDrain(2),
+            Wait(1_351),
+            Kill(1),
+            Wait(2_051),
+            ToggleDrain(2),
+            Open(0, 1),
+        ],
+    );
+}
+
+/// The last one serves nobody any more, and does not know yet that another has just begun to.
+#[test]
+fn a_flow_that_opens_while_nobody_is_known_to_serve_is_no_old_one() {
+    use Step::*;
+    never_twice(
+        3_905_955_564_143_533_826,
+        &[
+            Wait(141),
+            Wait(1_911),
+            Wait(1_041),
+            Kill(2),
+            Kill(1),
+            Wait(2_751),
+            Wait(3_381),
+            ToggleDrain(0),
+            Wait(651),
+            Boot(2),
+            Wait(1_261),
+            Open(0, 1),
+        ],
+    );
+}
+
+/// It is drained and taken back at once, and one of the others hears of the first alone, for a while.
+#[test]
+fn what_was_given_up_comes_back_when_all_have_heard_that_it_is_wanted_again() {
+    use Step::*;
+    never_twice(
+        14_621_959_116_875_019_437,
+        &[
+            Kill(0),
+            ToggleDrain(1),
+            Wait(1_121),
+            Weight(1, 5),
+            Boot(0),
+            Wait(1_861),
+            ToggleDrain(0),
+            ToggleDrain(0),
+        ],
+    );
+    for random in 0..24 {
+        never_twice(
+            random,
+            &[ToggleDrain(0), ToggleDrain(0), Wait(400), Weight(1, 5)],
+        );
+    }
+}
+
+/// Its daemon is gone and its server fails: nobody is there to give its share up, which its peers take. Then the server is back
+/// before the daemon.
+#[test]
+fn a_node_without_a_daemon_is_fenced_when_its_server_fails() {
+    use Step::*;
+    for random in 0..4 {
+        live(
+            random,
+            &[
+                StopDaemon(0),
+                Open(0, 20),
+                StopServer(0),
+                Wait(12_000),
+                StartServer(0),
+                Open(0, 60),
+                Wait(4_000),
+                StartDaemon(0),
+                Wait(4_000),
+            ],
+        );
+    }
+}
+
+/// It begins with nothing, and the only other node that lives has no daemon: nobody says that this one is there, but its data path.
+#[test]
+fn a_node_that_begins_asks_the_data_path_of_one_that_nobody_hears() {
+    use Step::*;
+    let alone = [
+        Kill(1),
+        Kill(2),
+        Wait(6_000),
+        StopDaemon(0),
+        Open(0, 20),
+        Boot(1),
+        Wait(8_000),
+        Open(20, 20),
+    ];
+    let back = [StartDaemon(0), Wait(8_000), Open(40, 20)];
+    // By what the first has heard of it, this one can fence it as well.
+    let failed = [StopServer(0), Wait(8_000), Open(40, 20), StartServer(0)];
+    for random in 0..4 {
+        never_twice(random, &[&alone[..], &back].concat());
+        live(random, &[&alone[..], &failed, &back].concat());
+    }
+}
+
+/// The same where the server had failed before, so that its data path is all that is left of it.
+#[test]
+fn a_node_that_begins_fences_one_whose_data_path_is_all_that_is_left() {
+    use Step::*;
+    for random in 0..4 {
+        live(
+            random,
+            &[
+                Kill(1),
+                Kill(2),
+                Wait(6_000),
+                StopDaemon(0),
+                Open(0, 20),
+                StopServer(0),
+                Boot(1),
+                Wait(8_000),
+                Open(0, 60),
+                StartServer(0),
+                Wait(4_000),
+            ],
+        );
+    }
+}
+
+/// All drain, and its daemon ends. Then a peer serves again, and a client takes the ports of a flow that this node had once.
+#[test]
+fn a_flow_that_opens_again_elsewhere_is_not_the_one_recorded_here() {
+    use Step::*;
+    live(
+        0,
+        &[
+            ToggleDrain(2),
+            ToggleDrain(2),
+            Open(12, 16),
+            ToggleDrain(0),
+            ToggleDrain(2),
+            StopServer(0),
+            StartServer(0),
+            ToggleDrain(1),
+            Wait(41),
+            StopDaemon(0),
+            Wait(401),
+            ToggleDrain(1),
+            Wait(581),
+            Open(0, 13),
+        ],
+    );
+}
+
+/// A dead node is told so by each of the others: four times within a second, then once in each interval of the probes; and no more
+/// when it is back.
+#[test]
+fn nobody_is_fenced_more_often_than_it_takes() {
+    let mut world = World::new(0);
+    world.wait(10_000);
+    assert_eq!(world.fenced, 0);
+    world.step(Step::Kill(2));
+    world.wait(6 * INTERVAL);
+    assert!(world.fenced >= 8, "{}", world.fenced);
+    let before = world.fenced;
+    world.wait(10 * INTERVAL);
+    assert_eq!(world.fenced - before, 20);
+    world.step(Step::Boot(2));
+    world.wait(6 * INTERVAL);
+    let before = world.fenced;
+    world.wait(6 * INTERVAL);
+    assert_eq!(world.fenced, before);
+}
