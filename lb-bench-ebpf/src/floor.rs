@@ -36,7 +36,7 @@ static MEMORY: Line = Line([const { Global::new(0) }; 8]);
 #[unsafe(no_mangle)]
 static MEMORY_MASK: Global<u32> = Global::new(0);
 
-/// Lines of a piece of [`PIECES`]: so many that they fit into 32 KiB with the 312 bytes that the kernel has before them. An array
+/// Lines of a piece of [`PIECES`]: so many that they fit into 32 KiB with the 312 bytes that Linux 6.18 has before them. An array
 /// of up to 32 KiB is in memory that the kernel has mapped in its largest pages, a larger one in pages of 4 KiB
 /// (`__bpf_map_area_alloc` in `kernel/bpf/syscall.c`).
 const PIECE_LINES: usize = 504;
@@ -177,8 +177,8 @@ fn spread(flow: u64) -> u64 {
 #[inline(always)]
 fn in_piece(flow: u64) -> Option<*mut u64> {
     let spread = spread(flow);
-    // The upper 16 bits name the line, the lower 16 the piece. Never the last line: the verifier takes its first byte for
-    // any, and so the end of it for one behind the piece.
+    // The upper 16 bits name the line, the lower 16 the piece. Never the last line: the verifier forgets that an index is a
+    // multiple of 64 bytes where it keeps how large it may be, and would see the line's end behind the piece.
     let index = ((spread >> 16) as usize * (PIECE_LINES - 1)) >> 16;
     let piece = spread as u32 & MEMORY_MASK.load() >> 9;
     // A variable: the compiler takes a constant for the same word as a global that is 0 until the program is loaded.
