@@ -18,7 +18,9 @@ use crate::progress::Progress;
 const MAGLEV: &str = "maglev_65536x1000";
 /// A failure, from the probe's verdict to the last store: one of sixteen backends, among 4,096 services.
 const FAILOVER: &str = "failover_apply";
-/// The same: one of a thousand backends of one service.
+/// The same at the first probe that fails, for which nothing is prepared.
+const FAILOVER_UNPREPARED: &str = "failover_apply_unprepared";
+/// The same as the first: one of a thousand backends of one service.
 const FAILOVER_1000: &str = "failover_apply_1000_backends";
 /// A start until every slot of the last service has a backend.
 const LOAD: &str = "load_4096_services";
@@ -43,10 +45,14 @@ pub(crate) fn run(wanted: impl Fn(&str) -> bool, quick: bool) -> Result<Vec<Outc
     let times = if quick { 2 } else { 7 };
     // A build without optimisation is to come to an end as well.
     let less = |number: usize| if quick { number / 40 } else { number };
-    for (name, probed, others) in [(FAILOVER, 16, less(4_000)), (FAILOVER_1000, less(1_000), 0)] {
+    for (name, probed, others, fall) in [
+        (FAILOVER, 16, less(4_000), 2),
+        (FAILOVER_UNPREPARED, 16, less(4_000), 1),
+        (FAILOVER_1000, less(1_000), 0, 2),
+    ] {
         if wanted(name) {
             let _shown = Progress::spinner(name);
-            let applied = controller::failures(probed, others, times, 2)
+            let applied = controller::failures(probed, others, times, fall)
                 .with_context(|| format!("measuring {name}"))?;
             let series = applied.iter().map(|apply| apply.duration_us as f64 * 1e3);
             outcomes.extend(time(name, &series.collect(), Some(MILLISECOND)));

@@ -44,6 +44,7 @@ fn the_suite_has_every_row() {
         "live_round_trip",
         "maglev_65536x1000",
         "failover_apply",
+        "failover_apply_unprepared",
         "load_4096_services",
         "rss_1000_backends",
         "idle_cpu_1000_backends",

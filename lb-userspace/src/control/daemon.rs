@@ -2,6 +2,7 @@
 
 mod events;
 mod follow;
+mod heap;
 mod nodes;
 mod requests;
 mod sources;
@@ -81,6 +82,7 @@ const QUEUE: usize = 4096;
 /// # Errors
 /// What kept it from starting, with what to do about it; nothing is left behind then.
 pub async fn run(options: Options) -> Result<()> {
+    heap::join_at_once();
     let file =
         ConfigFile::load(&options.config).map_err(|errors| anyhow!("{}", errors.render(false)))?;
     require_root()?;
@@ -161,7 +163,7 @@ pub async fn run(options: Options) -> Result<()> {
     daemon.keep_fences();
     daemon.narrow_features();
     daemon.follow_all();
-    give_back_memory();
+    heap::give_back();
     undo.pin_path = None;
     daemon.prepare_network().await;
     if let Some(address) = daemon.knowledge.config().control.http {
@@ -406,7 +408,7 @@ impl Daemon {
             self.opening = Opening::default();
             let cause = Cause::new(ApplyKind::Start, "the first answers");
             self.change(&cause, Touched::All)?;
-            give_back_memory();
+            heap::give_back();
         } else if self.opening.is_due() {
             let services = std::mem::take(&mut self.opening.services);
             let begun = Instant::now();
@@ -545,16 +547,6 @@ impl Daemon {
         } else {
             info!(pin_path = %pin_path.display(), "ended; the data path stays in place and forwards on");
         }
-    }
-}
-
-/// Gives the kernel back what a start needed and freed: the document that the configuration was read from, plans, the kernel
-/// object. With 65,535 backends it is two fifths of all memory. The GNU library keeps it otherwise.
-fn give_back_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: the call looks at the allocator's own lists, under their locks, and frees no place that is in use.
-    unsafe {
-        libc::malloc_trim(0);
     }
 }
 

@@ -1,9 +1,8 @@
 //! Tables that are needed at once if a backend fails that has begun to: built while there is time.
 //!
-//! A table for a thousand backends takes a large part of a millisecond; one for a few takes a tenth of it, and many times that on
-//! a virtual machine whose host has yet to find the memory that it is built in. Between the first probe that fails and the one that
-//! decides, mostly a second or more passes in which nothing else is to be done. What is prepared is the very table that would
-//! be built then, or it is not used.
+//! A table for a thousand backends takes a large part of a millisecond; one for a few takes a tenth of one. Between the first
+//! probe that fails and the one that decides, mostly a second or more passes in which nothing else is to be done. What is
+//! prepared is the very table that would be built then, or it is not used.
 
 use std::collections::VecDeque;
 
