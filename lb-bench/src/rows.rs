@@ -7,7 +7,7 @@ use lb_userspace::{
         frame::{Destination, Flows, Kind, recipe},
         measure::{Contender, Row},
     },
-    dataplane::rig::{Memory, Rig, Stand, Target},
+    dataplane::rig::{Memory, Pages, Rig, Stand, Target},
 };
 
 use crate::{
@@ -27,13 +27,20 @@ pub(crate) const MANY: u32 = 100;
 pub(crate) const ROOM: u32 = 1 << 20;
 
 /// The floor with memory: what any program pays that has a table of this size. In cache lines of 64 bytes, 2 to this power.
-const MEMORY: [(&str, Memory, u8); 6] = [
-    ("floor_read_2m", Memory::Read, 15),
-    ("floor_read_8m", Memory::Read, 17),
-    ("floor_read_32m", Memory::Read, 19),
-    ("floor_read_64m", Memory::Read, 20),
+const MEMORY: [(&str, Memory, u8); 9] = [
+    ("floor_read_2m", Memory::Read(Pages::Small), 15),
+    ("floor_read_8m", Memory::Read(Pages::Small), 17),
+    ("floor_read_32m", Memory::Read(Pages::Small), 19),
+    ("floor_read_32m_large_pages", Memory::Read(Pages::Large), 19),
+    ("floor_read_64m", Memory::Read(Pages::Small), 20),
+    ("floor_read_64m_large_pages", Memory::Read(Pages::Large), 20),
     ("floor_two_reads_64m", Memory::TwoReads, 20),
-    ("floor_write_64m", Memory::Write, 20),
+    ("floor_write_64m", Memory::Write(Pages::Small), 20),
+    (
+        "floor_write_64m_large_pages",
+        Memory::Write(Pages::Large),
+        20,
+    ),
 ];
 
 /// Rows, and the stages whose maps they use.

@@ -40,7 +40,7 @@ pub const MAGIC: u32 = 0x7864_706c;
 pub mod map {
     /// One [`super::Control`].
     pub const CONTROL: &str = "CONTROL";
-    /// The service lookup, two halves of which one is in use.
+    /// The service lookup: the buckets that [`crate::service::Directory::range`] says are in use.
     pub const SERVICES: &str = "SERVICES";
     /// The lookup tables of all services, each at an offset of its own.
     pub const SLOTS: &str = "SLOTS";

@@ -282,7 +282,8 @@ impl ServiceValue {
 ///
 /// Bit 0 is set (the multiplier is odd), bits 1-6 hold the shift, bit 63 says which half is in use, and the whole word is
 /// the multiplier: the product's upper 63 bits, below the bit of the half and mixed with the rest of the word, are shifted to
-/// become the index. 2^(63 - shift) buckets make one half.
+/// become the index. 2^(63 - shift) buckets make one half, which may be fewer than half of those that there are: the two halves
+/// are the first ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Directory(pub u64);
 
@@ -306,6 +307,14 @@ impl Directory {
     #[must_use]
     pub const fn second_half(self) -> bool {
         self.0 >> 63 == 1
+    }
+
+    /// The buckets that it is about, by their index.
+    #[must_use]
+    pub const fn range(self) -> core::ops::Range<usize> {
+        let count = 1 << self.bits();
+        let start = if self.second_half() { count } else { 0 };
+        start..start + count
     }
 
     /// 32 bits of an IPv6 VIP for [`ServiceKey::ipv6`]. Two VIPs may share them: the controller then takes another

@@ -46,12 +46,7 @@ pub fn adopt(maps: &impl Memory, now: Millis) -> Result<Actual, DataplaneError> 
         actual.take_over(directory, orphans(maps, &actual));
         return Ok(actual);
     }
-    let half = buckets.len() / 2;
-    let in_use = if directory.second_half() {
-        &buckets[half..]
-    } else {
-        &buckets[..half]
-    };
+    let in_use = buckets.get(directory.range()).unwrap_or_default();
     let mut ports: BTreeMap<u16, (ServiceValue, Vec<ServiceKey>)> = BTreeMap::new();
     for way in in_use.iter().flat_map(|bucket| &bucket.ways) {
         let key = ServiceKey(way.key.get());

@@ -17,7 +17,7 @@ use lb_common::{
 pub struct Layout {
     /// Multiplier, size and half.
     pub directory: Directory,
-    /// The entries of the half's buckets, counted from the half's first.
+    /// The entries of its buckets, counted from the first of [`Directory::range`].
     pub buckets: Vec<[(u64, u64); WAYS]>,
     /// The whole address of each IPv6 service's VIP, by service id: the keys hold only a part of it.
     pub vips: BTreeMap<u16, Ipv6>,
@@ -164,65 +164,119 @@ pub fn entries<'a>(
     keys
 }
 
-/// Finds a seed under which no bucket of a half with 2^`bits` buckets overflows, and no two IPv6 VIPs have the same part in
-/// their keys.
+/// Finds a seed under which no bucket overflows, and no two IPv6 VIPs have the same part in their keys, in as few buckets as there
+/// is one for: they share the processor's caches with all else. At most 2^`most_bits` buckets, none of which is `in_use`.
 ///
 /// # Errors
 /// [`DirectoryFull`] where there are too many entries for that.
 pub fn lay_out(
     entries: &BTreeMap<EntryKey, ServiceValue>,
-    bits: u8,
-    second_half: bool,
+    most_bits: u8,
+    in_use: Option<Directory>,
     random: u64,
 ) -> Result<Layout, DirectoryFull> {
-    let count = 1usize << bits;
-    let first = if second_half { count } else { 0 };
-    let mut filled = vec![0u8; count];
     let mut vips = BTreeMap::new();
-    let mut distinct = BTreeSet::new();
     for (key, value) in entries {
         if let IpAddr::V6(vip) = key.vip {
-            let vip = Ipv6::from(vip);
-            vips.insert(value.id(), vip);
-            distinct.insert(vip);
+            vips.insert(value.id(), Ipv6::from(vip));
         }
     }
-    'seeds: for attempt in 0..TRIES {
-        let seed = random.wrapping_add(attempt).wrapping_mul(SPREAD);
-        let directory = Directory::new(seed, bits, second_half);
-        let mut folds = HashSet::new();
-        if !distinct
-            .iter()
-            .all(|vip| folds.insert(directory.fold(*vip)))
-        {
-            continue 'seeds;
-        }
-        filled.fill(0);
-        for key in entries.keys() {
-            let ways = &mut filled[directory.bucket(key.under(directory)) as usize - first];
-            if usize::from(*ways) == WAYS {
-                continue 'seeds;
+    let distinct: BTreeSet<Ipv6> = vips.values().copied().collect();
+    let entries: Vec<(EntryKey, ServiceValue)> = entries.iter().map(|(k, v)| (*k, *v)).collect();
+    for bits in fewest_bits(entries.len())..=most_bits {
+        let tries = if bits == most_bits {
+            TRIES
+        } else {
+            tries(entries.len(), bits)
+        };
+        let is_free = |second_half: &bool| {
+            let wanted = Directory::new(0, bits, *second_half).range();
+            in_use.is_none_or(|in_use| {
+                let used = in_use.range();
+                used.end <= wanted.start || wanted.end <= used.start
+            })
+        };
+        let Some(second_half) = [false, true].into_iter().find(is_free) else {
+            continue;
+        };
+        let mut filled = vec![0u8; 1 << bits];
+        for attempt in 0..tries {
+            let seed = random.wrapping_add(attempt).wrapping_mul(SPREAD);
+            let directory = Directory::new(seed, bits, second_half);
+            if fits(&entries, directory, &mut filled) && has_no_twins(&distinct, directory) {
+                return Ok(Layout {
+                    directory,
+                    buckets: fill(&entries, directory),
+                    vips,
+                });
             }
-            *ways += 1;
         }
-        let mut buckets = vec![[(0, 0); WAYS]; count];
-        filled.fill(0);
-        for (key, value) in entries {
-            let key = key.under(directory);
-            let bucket = directory.bucket(key) as usize - first;
-            buckets[bucket][usize::from(filled[bucket])] = (key.0, value.0);
-            filled[bucket] += 1;
-        }
-        return Ok(Layout {
-            directory,
-            buckets,
-            vips,
-        });
     }
     Err(DirectoryFull {
         entries: entries.len(),
-        buckets: count,
+        buckets: 1 << most_bits,
     })
+}
+
+/// log2 of the fewest buckets that are tried: there must be one for each entry, on average.
+fn fewest_bits(entries: usize) -> u8 {
+    entries.max(2).next_power_of_two().ilog2() as u8
+}
+
+/// How many seeds are tried for 2^`bits` buckets where there may be more of them: none where it takes too many.
+fn tries(entries: usize, bits: u8) -> u64 {
+    /// So many entries are looked at in all, at most.
+    const ENTRIES: u64 = 1 << 22;
+    /// So many times as many as it takes on average.
+    const PATIENCE: f64 = 3.0;
+    // Each bucket has a Poisson distributed number of entries, and how many overflow is Poisson distributed in turn.
+    let buckets = f64::from(1_u32 << bits);
+    let each = entries as f64 / buckets;
+    let mut term = (-each).exp();
+    let mut at_most_ways = 0.0;
+    for way in 0..=WAYS {
+        at_most_ways += term;
+        term *= each / (way + 1) as f64;
+    }
+    let overflowing = buckets * (1.0 - at_most_ways).max(0.0);
+    let wanted = (PATIENCE * overflowing.exp()).ceil();
+    let affordable = (ENTRIES / entries.max(1) as u64).min(TRIES);
+    if wanted <= affordable as f64 {
+        wanted as u64
+    } else {
+        0
+    }
+}
+
+/// Whether no bucket has more entries than ways. `filled` has a place for each bucket.
+fn fits(entries: &[(EntryKey, ServiceValue)], directory: Directory, filled: &mut [u8]) -> bool {
+    let first = directory.range().start;
+    filled.fill(0);
+    entries.iter().all(|(key, _)| {
+        let ways = &mut filled[directory.bucket(key.under(directory)) as usize - first];
+        *ways += 1;
+        usize::from(*ways) <= WAYS
+    })
+}
+
+/// Whether no two VIPs have the same part in their keys.
+fn has_no_twins(vips: &BTreeSet<Ipv6>, directory: Directory) -> bool {
+    let mut folds = HashSet::new();
+    vips.iter().all(|vip| folds.insert(directory.fold(*vip)))
+}
+
+fn fill(entries: &[(EntryKey, ServiceValue)], directory: Directory) -> Vec<[(u64, u64); WAYS]> {
+    let range = directory.range();
+    let mut buckets = vec![[(0, 0); WAYS]; range.len()];
+    for (key, value) in entries {
+        let key = key.under(directory);
+        let bucket = &mut buckets[directory.bucket(key) as usize - range.start];
+        // A key is never 0.
+        if let Some(way) = bucket.iter_mut().find(|(key, _)| *key == 0) {
+            *way = (key.0, value.0);
+        }
+    }
+    buckets
 }
 
 #[cfg(test)]
@@ -343,10 +397,66 @@ mod tests {
             let sizes = crate::dataplane::Sizes::of(1, 1, 1, keys.len() as u32);
             let bits = (sizes.service_buckets / 2).ilog2() as u8;
             for random in [1, 0x0123_4567_89ab_cdef, u64::MAX / 3] {
-                let full = lay_out(&keys, bits, false, random).err();
+                let full = lay_out(&keys, bits, None, random).err();
                 assert_eq!(full, None, "{vips} VIPs, {ports:?}");
             }
         }
+    }
+
+    fn holds(layout: &Layout, keys: &BTreeMap<EntryKey, ServiceValue>) {
+        let range = layout.directory.range();
+        assert_eq!(layout.buckets.len(), range.len());
+        for (key, value) in keys {
+            let key = key.under(layout.directory);
+            let bucket = &layout.buckets[layout.directory.bucket(key) as usize - range.start];
+            assert!(bucket.contains(&(key.0, value.0)));
+        }
+    }
+
+    /// However many entries come and go: none is written where packets look.
+    #[test]
+    fn what_is_in_use_is_never_written() {
+        const BITS: u8 = 12;
+        let mut in_use: Option<Directory> = None;
+        let mut sizes = BTreeSet::new();
+        let mut number = 1u64;
+        for round in 0..200 {
+            number = lb_common::hash::mix(number, lb_common::hash::Seed([3, 4]));
+            let few = if round % 3 == 0 { 4000 } else { 40 };
+            let service = Entries {
+                vip: ONE,
+                protocol: 6,
+                ports: vec![1..=1 + (number % few) as u16],
+            };
+            let keys = entries([(&service, value(1))].into_iter());
+            let layout = lay_out(&keys, BITS, in_use, number).unwrap();
+            holds(&layout, &keys);
+            let range = layout.directory.range();
+            assert!(range.end <= 2 << BITS);
+            if let Some(in_use) = in_use {
+                let used = in_use.range();
+                assert!(range.end <= used.start || used.end <= range.start);
+            }
+            sizes.insert(layout.directory.bits());
+            in_use = Some(layout.directory);
+        }
+        assert!(sizes.len() > 5, "{sizes:?}");
+    }
+
+    /// 4,096 services with a port each in TCP and UDP on 1,024 VIPs have one of 65,536 ports' worth of memory, and share a
+    /// mebibyte of it.
+    #[test]
+    fn few_entries_lie_close_together() {
+        let services: Vec<Entries> = (0..1024)
+            .map(|number| Entries {
+                vip: std::net::Ipv4Addr::from_bits(0xc613_0000 + number).into(),
+                protocol: PROTO_TCP_UDP,
+                ports: vec![8000..=8003],
+            })
+            .collect();
+        let keys = entries(services.iter().map(|service| (service, value(1))));
+        let layout = lay_out(&keys, 17, None, 7).unwrap();
+        assert!(layout.directory.bits() <= 15, "{}", layout.directory.bits());
     }
 
     #[test]
@@ -357,15 +467,11 @@ mod tests {
             ports: vec![1..=3000],
         };
         let keys = entries([(&service, value(3))].into_iter());
-        for second in [false, true] {
-            let layout = lay_out(&keys, 13, second, 42).unwrap();
-            let first = if second { 1 << 13 } else { 0 };
-            for (key, value) in &keys {
-                let key = key.under(layout.directory);
-                let bucket = &layout.buckets[layout.directory.bucket(key) as usize - first];
-                assert!(bucket.contains(&(key.0, value.0)));
-            }
-        }
+        let first = lay_out(&keys, 13, None, 42).unwrap();
+        let second = lay_out(&keys, 13, Some(first.directory), 42).unwrap();
+        assert!(!first.directory.second_half() && second.directory.second_half());
+        holds(&first, &keys);
+        holds(&second, &keys);
     }
 
     #[test]
@@ -380,7 +486,7 @@ mod tests {
         let keys = entries([(&web, value(3)), (&dns, value(4))].into_iter());
         let own = keys[&key(vip, 0, 0)];
         assert!(own.has_any_port() && [3, 4].contains(&own.id()));
-        let layout = lay_out(&keys, 5, false, 42).unwrap();
+        let layout = lay_out(&keys, 5, None, 42).unwrap();
         let IpAddr::V6(whole) = vip else {
             unreachable!()
         };
@@ -394,7 +500,7 @@ mod tests {
     /// hide the second.
     #[test]
     fn vips_with_the_same_key_get_another_multiplier() {
-        const BITS: u8 = 5;
+        const BITS: u8 = 3;
         let first_try = |random: u64| Directory::new(random.wrapping_mul(SPREAD), BITS, false);
         let directory = first_try(7);
         let mut seen: std::collections::HashMap<u32, u64> = std::collections::HashMap::new();
@@ -422,7 +528,8 @@ mod tests {
         };
         let (a, b) = (service(one), service(other));
         let keys = entries([(&a, value(1)), (&b, value(2))].into_iter());
-        let layout = lay_out(&keys, BITS, false, 7).unwrap();
+        assert_eq!(fewest_bits(keys.len()), BITS);
+        let layout = lay_out(&keys, BITS, None, 7).unwrap();
         assert_ne!(layout.directory, directory);
         let words: HashSet<u64> = layout
             .buckets
@@ -452,9 +559,9 @@ mod tests {
             ..service([0; 4])
         };
         let keys = entries([(&a, value(1)), (&b, value(2)), (&six, value(3))].into_iter());
-        let none = lay_out(&keys, 6, true, 7).unwrap().no_vip();
+        let none = lay_out(&keys, 6, None, 7).unwrap().no_vip();
         assert_eq!(none, NoVip::but([0xc000_0201, 0xc633_6407]));
-        let nothing = lay_out(&entries(std::iter::empty()), 6, true, 7).unwrap();
+        let nothing = lay_out(&entries(std::iter::empty()), 6, None, 7).unwrap();
         assert_eq!(nothing.no_vip(), NoVip(u64::MAX));
     }
 
@@ -466,7 +573,7 @@ mod tests {
             ports: vec![1..=100],
         };
         let keys = entries([(&service, value(1))].into_iter());
-        let error = lay_out(&keys, 4, false, 1).unwrap_err();
+        let error = lay_out(&keys, 4, None, 1).unwrap_err();
         assert_eq!(
             error,
             DirectoryFull {
@@ -488,7 +595,7 @@ mod tests {
             let keys = entries([(&service, value(1))].into_iter());
             let sizes = crate::dataplane::Sizes::of(1, 1, 1, u32::from(entries_wanted) + 1);
             let bits = (sizes.service_buckets / 2).ilog2() as u8;
-            lay_out(&keys, bits, false, 7).unwrap();
+            lay_out(&keys, bits, None, 7).unwrap();
         }
     }
 }

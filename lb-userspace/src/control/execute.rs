@@ -308,17 +308,10 @@ impl<M: Memory> Executor<M> {
         hand_over(self.maps.flow6_buckets(), service, own, others);
     }
 
-    /// Fills the half of the lookup that is not in use, and swaps the halves with one store.
+    /// Fills buckets of the lookup that are not in use, and swaps them for those that are with one store.
     fn swap_directory(&self, layout: &Layout) {
-        let first = if layout.directory.second_half() {
-            layout.buckets.len()
-        } else {
-            0
-        };
-        for (bucket, ways) in self.maps.service_buckets()[first..]
-            .iter()
-            .zip(&layout.buckets)
-        {
+        let buckets = &self.maps.service_buckets()[layout.directory.range()];
+        for (bucket, ways) in buckets.iter().zip(&layout.buckets) {
             for (way, (key, value)) in bucket.ways.iter().zip(ways) {
                 way.value.set(*value);
                 way.key.set(*key);

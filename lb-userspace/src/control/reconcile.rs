@@ -177,8 +177,8 @@ impl Plan<'_> {
         }
         let entries = directory::entries(after.iter().map(|(id, s)| (&s.entries, s.value(*id))));
         let in_use = self.actual.directory();
-        let second_half = in_use.0 != 0 && !in_use.second_half();
-        directory::lay_out(&entries, self.actual.bucket_bits, second_half, self.unix_ms)
+        let in_use = (in_use.0 != 0).then_some(in_use);
+        directory::lay_out(&entries, self.actual.bucket_bits, in_use, self.unix_ms)
     }
 
     /// The lowest service id that nobody has or had until just now.

@@ -2,8 +2,10 @@
 
 use aya::{
     Ebpf, EbpfLoader, Pod,
+    maps::{ArrayOfMaps, MapData},
     programs::{ProgramError, Xdp},
 };
+use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_ARRAY;
 use lb_common::wire::mac_word;
 
 use super::{BENCH_OBJECT, DataplaneError, direct};
@@ -22,6 +24,7 @@ pub(super) mod name {
     pub(in crate::dataplane) const MEMORY: &str = "MEMORY";
     pub(in crate::dataplane) const MEMORY_SECTION: &str = ".bss.MEMORY";
     pub(in crate::dataplane) const MEMORY_MASK: &str = "MEMORY_MASK";
+    pub(in crate::dataplane) const PIECES: &str = "PIECES";
     pub(in crate::dataplane) const PREPARE4: &str = "prepare4";
     pub(in crate::dataplane) const PREPARE6: &str = "prepare6";
 }
@@ -49,6 +52,10 @@ pub struct Recipe {
 
 /// Bytes of a cache line.
 const LINE: u32 = 64;
+/// Bytes of a piece of memory in large pages, as `lb-bench-ebpf/src/floor.rs` has it.
+const PIECE: u32 = 504 * LINE;
+/// log2 of how many lines such a piece counts as.
+const PIECE_BITS: u8 = 9;
 
 /// Packets of a lap.
 pub const LAP: u32 = 1 << 11;
@@ -70,11 +77,24 @@ unsafe impl Pod for State {}
 
 /// Makes the maps, with the programs told what to write. No program is loaded yet.
 pub(super) fn open(recipe: &Recipe) -> Result<Ebpf, DataplaneError> {
-    open_with_memory(recipe, 0)
+    open_with_memory(recipe, 0, Pages::Small)
+}
+
+/// How memory is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pages {
+    /// In pages of 4 KiB, as the data path's maps are.
+    Small,
+    /// In the kernel's largest pages, in pieces of less than 32 KiB; a sixtieth of it is not used.
+    Large,
 }
 
 /// The same with 2 to this power cache lines of memory for the programs that read it, which are in nobody's way otherwise.
-pub(super) fn open_with_memory(recipe: &Recipe, line_bits: u8) -> Result<Ebpf, DataplaneError> {
+pub(super) fn open_with_memory(
+    recipe: &Recipe,
+    line_bits: u8,
+    pages: Pages,
+) -> Result<Ebpf, DataplaneError> {
     let lines = 1_u32.checked_shl(line_bits.into()).unwrap_or(0);
     let bytes = lines
         .checked_mul(LINE)
@@ -82,6 +102,10 @@ pub(super) fn open_with_memory(recipe: &Recipe, line_bits: u8) -> Result<Ebpf, D
             path: name::MEMORY.into(),
             what: format!("2^{line_bits} lines are more than a map can have"),
         })?;
+    let (bytes, pieces) = match pages {
+        Pages::Small => (bytes, 1),
+        Pages::Large => (LINE, (lines >> PIECE_BITS).max(1)),
+    };
     let memory = direct::make_of(name::MEMORY, bytes)?;
     let mask = lines.wrapping_sub(1);
     let mut loader = EbpfLoader::new();
@@ -91,7 +115,8 @@ pub(super) fn open_with_memory(recipe: &Recipe, line_bits: u8) -> Result<Ebpf, D
         .override_global(name::VIP_MASK, &recipe.vip_mask, true)
         .override_global(name::PORT_MASK, &recipe.port_mask, true)
         .override_global(name::FLOOR_MAC, &FLOOR_SOURCE, true)
-        .override_global(name::MEMORY_MASK, &mask, true);
+        .override_global(name::MEMORY_MASK, &mask, true)
+        .map_max_entries(name::PIECES, pieces);
     let mut object = loader.load(BENCH_OBJECT).map_err(|error| {
         if nix::unistd::geteuid().is_root() {
             DataplaneError::Load(Box::new(error))
@@ -103,7 +128,25 @@ pub(super) fn open_with_memory(recipe: &Recipe, line_bits: u8) -> Result<Ebpf, D
     })?;
     fill_floor(&mut object)?;
     direct::put(&object, name::MEMORY_SECTION, &memory)?;
+    fill_pieces(&mut object)?;
     Ok(object)
+}
+
+/// Makes the pieces of memory in large pages.
+fn fill_pieces(object: &mut Ebpf) -> Result<(), DataplaneError> {
+    let map = object
+        .map_mut(name::PIECES)
+        .ok_or_else(|| foreign(name::PIECES))?;
+    let mut pieces = ArrayOfMaps::<_, MapData>::try_from(map)
+        .map_err(|e| DataplaneError::map(name::PIECES, e))?;
+    for index in 0..pieces.len() {
+        let kind = BPF_MAP_TYPE_ARRAY as u32;
+        let definition = aya_obj::Map::new_from_params(kind, 4, PIECE, 1, 0);
+        MapData::create(definition, name::PIECES, None)
+            .and_then(|piece| pieces.set(index, &piece, 0))
+            .map_err(|e| DataplaneError::map(name::PIECES, e))?;
+    }
+    Ok(())
 }
 
 /// The first frame.

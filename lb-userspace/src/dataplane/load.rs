@@ -64,7 +64,7 @@ impl Sizes {
     ///
     /// The flow table gets a bucket of four ways for each flow, and at least 1024: a flow has three buckets to choose from,
     /// which in a table a quarter full leaves fewer than one flow in ten million without a place, however flows come and
-    /// go (measured for `lb-common/src/flow/properties.rs`; half full, one in 30,000). The service lookup gets so many
+    /// go (measured for `lb-common/src/flow/table/properties.rs`; half full, one in 30,000). The service lookup gets so many
     /// buckets that a seed under which none overflows is found within a few tries.
     #[must_use]
     pub fn of(flows: u32, slots: u32, backends: u32, entries: u32) -> Self {

@@ -11,7 +11,7 @@ use aya::{
 };
 use lb_common::verdict::Action;
 
-pub use super::bench_object::{FRAME_WORDS, LAP, MOST_LAPS, Recipe};
+pub use super::bench_object::{FRAME_WORDS, LAP, MOST_LAPS, Pages, Recipe};
 use super::{
     DataplaneError, attach,
     bench_object::{State, bytes_of, failed, foreign, load, name, open, open_with_memory, xdp},
@@ -52,19 +52,28 @@ impl Stand {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Memory {
     /// Reads a word of a line that its flow's hash names.
-    Read,
-    /// Reads two, the second where the first says.
+    Read(Pages),
+    /// Reads two of memory in small pages, the second where the first says.
     TwoReads,
-    /// Reads a word of a line and writes another one.
-    Write,
+    /// Reads a word of a line and writes one.
+    Write(Pages),
 }
 
 impl Memory {
     const fn program(self) -> &'static str {
         match self {
-            Self::Read => "floor_read",
+            Self::Read(Pages::Small) => "floor_read",
+            Self::Read(Pages::Large) => "floor_read_large",
             Self::TwoReads => "floor_two_reads",
-            Self::Write => "floor_write",
+            Self::Write(Pages::Small) => "floor_write",
+            Self::Write(Pages::Large) => "floor_write_large",
+        }
+    }
+
+    const fn pages(self) -> Pages {
+        match self {
+            Self::Read(pages) | Self::Write(pages) => pages,
+            Self::TwoReads => Pages::Small,
         }
     }
 }
@@ -87,7 +96,7 @@ impl Target {
         clone_of(xdp)
     }
 
-    /// The floor with 2 to this power cache lines of memory, made as the data path's direct maps are.
+    /// The floor with 2 to this power cache lines of memory.
     ///
     /// # Errors
     /// [`DataplaneError::Privileges`] without root, [`DataplaneError::Load`] and [`DataplaneError::Program`] with the
@@ -100,7 +109,7 @@ impl Target {
             vip_mask: 0,
             port_mask: 0,
         };
-        let mut object = open_with_memory(&nothing, line_bits)?;
+        let mut object = open_with_memory(&nothing, line_bits, what.pages())?;
         clone_of(load(&mut object, what.program())?)
     }
 

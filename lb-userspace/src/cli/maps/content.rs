@@ -60,7 +60,7 @@ pub(super) fn usage(name: &'static str, pinned: &Pinned) -> Result<Usage, Datapl
                 .flat_map(|bucket| &bucket.ways)
                 .filter(|way| way.key.get() != 0)
                 .count();
-            usage(used, half.len() * WAYS, "keys in the half in use")
+            usage(used, maps.service_buckets().len() / 2 * WAYS, "keys")
         }
         map::SLOTS => {
             let used = names
@@ -241,9 +241,7 @@ fn numbers(maps: &Maps) -> impl Iterator<Item = u16> {
 fn half_in_use(maps: &Maps) -> &[Bucket] {
     let directory = Directory(maps.control().directory.get());
     let buckets = maps.service_buckets();
-    let size = 1_usize << directory.bits();
-    let start = if directory.second_half() { size } else { 0 };
-    buckets.get(start..start + size).unwrap_or(buckets)
+    buckets.get(directory.range()).unwrap_or(buckets)
 }
 
 fn control(maps: &Maps) -> Row {
