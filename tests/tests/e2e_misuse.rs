@@ -3,11 +3,14 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use lb_common::abi::map;
 use lb_tests::testbed::scene::{NO_PROBE, SEED, Scene, tcp_service};
-use lb_tests::testbed::{StatusExt, Testbed, XdpLb, remains};
+use lb_tests::testbed::{DEADLINE, INTERFACE, StatusExt, Testbed, XdpLb, remains};
+use lb_userspace::api::Status;
 use lb_userspace::dataplane::{Access, Maps};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
 fn testbed(label: &str) -> Testbed {
     Testbed::builder()
@@ -529,4 +532,55 @@ fn without_a_daemon_every_question_says_how_to_start_it() {
     // Wrong usage is something else.
     let wrong = daemon.cli(&["drian", "b1"]).unwrap();
     assert_eq!(wrong.status.code(), Some(2));
+}
+
+/// The director's MAC address changes while the daemon can open no file. It tries again until it can, and the VIP is then at the
+/// new address.
+#[test]
+fn a_change_of_the_network_that_cannot_be_read_is_followed_when_it_can() {
+    const NEW: &str = "02:00:00:00:77:01";
+    let mut scene = Scene::of_one_service(testbed("fewfiles")).unwrap();
+    let pid = scene
+        .daemon
+        .pid()
+        .and_then(|pid| Pid::from_raw(pid.cast_signed()));
+    let limit = |files| {
+        let wanted = Rlimit {
+            current: files,
+            // Of this process as well, whose child it is.
+            maximum: getrlimit(Resource::Nofile).maximum,
+        };
+        prlimit(pid, Resource::Nofile, wanted).unwrap().current
+    };
+    let before = limit(Some(3));
+    scene
+        .testbed
+        .director()
+        .run("ip", &["link", "set", INTERFACE, "address", NEW])
+        .unwrap();
+    let wait_until_it_says = |scene: &mut Scene, said: &str| {
+        let deadline = Instant::now() + DEADLINE;
+        while !fs::read_to_string(scene.daemon.log_path())
+            .unwrap()
+            .contains(said)
+        {
+            scene.daemon.check_running().unwrap();
+            assert!(Instant::now() < deadline, "`{said}` is missing");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    wait_until_it_says(&mut scene, "it is tried again");
+    limit(before);
+    wait_until_it_says(&mut scene, "was followed at last");
+    scene
+        .daemon
+        .wait_for("that all backends are up", Status::all_up)
+        .unwrap();
+    let client = scene.testbed.host("c1");
+    let vip = scene.testbed.vip().to_string();
+    client.run("ip", &["neighbour", "flush", &vip]).unwrap();
+    scene.who(client.sources()[0], 80).unwrap();
+    let learned = client.run("ip", &["neighbour", "show", &vip]).unwrap();
+    let learned = String::from_utf8(learned.stdout).unwrap();
+    assert!(learned.contains(NEW), "{learned}");
 }

@@ -3,6 +3,7 @@
 mod events;
 mod follow;
 mod heap;
+mod host;
 mod nodes;
 mod requests;
 mod sources;
@@ -129,6 +130,7 @@ pub async fn run(options: Options) -> Result<()> {
         resolver,
         prober: Prober::new(reports),
         netlink: Netlink::open().context("opening netlink")?,
+        unfollowed: Vec::new(),
         sweeper: Sweeper::default(),
         fragments_swept: Instant::now(),
         followed: Follow::default(),
@@ -272,6 +274,8 @@ struct Daemon {
     resolver: Resolver,
     prober: Prober,
     netlink: Netlink,
+    /// Changes of this host's network that could not be followed yet.
+    unfollowed: Vec<NetworkEvent>,
     sweeper: Sweeper,
     fragments_swept: Instant,
     followed: Follow,
@@ -337,6 +341,7 @@ impl Daemon {
                 _ = sweeping.tick() => {
                     self.watch_sources()?;
                     self.begin_sweep();
+                    self.follow_host_again().await?;
                 }
                 _ = speaking.tick(), if self.voice.is_some() => self.on_silence()?,
                 () = sleep_until(self.opening.not_before.unwrap_or(self.started).into()),

@@ -5,8 +5,8 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context as _, Result};
-use tracing::{error, info};
+use anyhow::Result;
+use tracing::info;
 
 use super::{
     super::{
@@ -14,15 +14,13 @@ use super::{
         execute::Done,
         failure::{Failed, fail},
         knowledge::Neighbour,
-        ports::PortState,
-        report, startup,
     },
     Cause, Daemon, Touched, unix_ms,
 };
 use crate::{
     api::ApplyKind,
     health::{HealthState, ProbeReport},
-    neighbour::{self, NetworkEvent, Target as NeighbourTarget},
+    neighbour::{NetworkEvent, Target as NeighbourTarget},
 };
 
 /// Backends of which something changed: service id -> backend numbers.
@@ -201,7 +199,7 @@ impl Daemon {
                         },
                     );
                 }
-                other => self.on_host(other).await?,
+                other => self.follow_host(other).await?,
             }
         }
         let Some(first) = addresses.first() else {
@@ -242,76 +240,5 @@ impl Daemon {
             }
         }
         self.act(&cause, concerned)
-    }
-
-    /// Something of the director itself changed.
-    async fn on_host(&mut self, event: NetworkEvent) -> Result<()> {
-        match event {
-            NetworkEvent::Neighbour(_) => {}
-            NetworkEvent::Link(event) => {
-                if self.is_vlan(&event.link) {
-                    return self.on_vlan().await;
-                }
-                let Some(port) = self
-                    .knowledge
-                    .ports
-                    .iter()
-                    .find(|p| p.ifindex == event.link.ifindex)
-                else {
-                    return Ok(());
-                };
-                if !event.exists {
-                    error!(
-                        interface = port.name,
-                        "the interface is gone, and with it the data path on it; restart xdp-lb when it is back"
-                    );
-                } else if let Some(mac) = event.link.mac
-                    && mac != port.mac
-                {
-                    self.adopt_mac(port.number, mac).await?;
-                } else if event.link.up {
-                    self.take_in().await?;
-                    // The kernel dropped the probes' routes while it was down.
-                    self.prepare_network().await;
-                }
-            }
-            NetworkEvent::Address(_) => {
-                self.knowledge.facts = neighbour::host_facts()
-                    .await
-                    .context("reading the interfaces")?;
-                self.widen_features();
-                self.number_vlans()?;
-                let cause = Cause::new(ApplyKind::Host, "addresses of the director");
-                self.change(&cause, Touched::All)?;
-                self.narrow_features();
-                // Another way to a backend: other neighbours to follow.
-                self.follow_all();
-                self.prepare_network().await;
-            }
-        }
-        Ok(())
-    }
-
-    /// The interface has another MAC address: the program that answers ARP with it is loaded anew.
-    async fn adopt_mac(&mut self, number: u16, mac: neighbour::Mac) -> Result<()> {
-        self.knowledge.facts = neighbour::host_facts()
-            .await
-            .context("reading the interfaces")?;
-        if let Some(port) = self.knowledge.ports.iter_mut().find(|p| p.number == number) {
-            info!(
-                interface = port.name,
-                mac = report::mac_text(mac),
-                "the interface's MAC address changed"
-            );
-            port.mac = mac;
-            let port: PortState = port.clone();
-            startup::reload_program(
-                self.knowledge.config(),
-                &self.knowledge.facts,
-                &port,
-                &mut self.running,
-            )?;
-        }
-        Ok(())
     }
 }
