@@ -308,6 +308,42 @@ impl Cluster {
     }
 }
 
+/// A node that takes long to start, on a machine that is slow or busy, still waits for the others before it takes anything.
+#[test]
+fn a_node_that_starts_slowly_takes_nothing_from_the_others() {
+    let mut cluster = Cluster::start("nlb-s", 2, "");
+    cluster.testbed.host("b2").link_down().unwrap();
+    cluster.daemon("b2").kill9().unwrap();
+    cluster.wait_for_agreement(&names(&["b1"]));
+    let homes = cluster.homes();
+    let all: Vec<IpAddr> = homes.keys().copied().collect();
+    let load = cluster.long_connections(all.clone());
+    load.wait_for_answers(&all).unwrap();
+    let times_counted_out = cluster.times_counted_out("b1");
+
+    fs::remove_dir_all(cluster.pins("b2")).unwrap();
+    // Longer than a fresh start waits for the first answers.
+    let held_up = Duration::from_secs(6);
+    cluster.daemon("b2").spawn_slowly(held_up).unwrap();
+    cluster.wait_for("b2", "that b2 runs", |_| true);
+    // Its port on the switch takes a moment longer: it has probed its own server, and heard nobody.
+    thread::sleep(Duration::from_secs(1));
+    cluster.testbed.host("b2").link_up().unwrap();
+    cluster.wait_for_agreement(&names(&["b1", "b2"]));
+    assert_eq!(cluster.times_counted_out("b1"), times_counted_out);
+    assert_undisturbed(&load.wait_for_answers(&all).unwrap(), &homes);
+    load.stop().unwrap();
+    assert_eq!(cluster.homes().values().collect::<BTreeSet<_>>().len(), 2);
+}
+
+impl Cluster {
+    /// How often a node has learned that another had counted it as gone.
+    fn times_counted_out(&self, node: &str) -> usize {
+        let log = fs::read_to_string(self.daemons[node].log_path()).unwrap();
+        log.matches("this node was counted as gone").count()
+    }
+}
+
 /// A server that fails under its living node: the node says so itself, or its peers find out; the others take over.
 #[test]
 fn a_server_fails_and_the_multicast_mac_works_alike() {

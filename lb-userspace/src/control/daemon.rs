@@ -71,7 +71,8 @@ pub struct Options {
 
 /// How often the flow table is looked through while a slot is in transition.
 const SWEEP: Duration = Duration::from_millis(500);
-/// How long a fresh start waits for the first answer of every backend: the kernel gives a neighbour three seconds.
+/// How long a fresh start waits for the first answer of every backend, from when it can hear them: the kernel gives a
+/// neighbour three seconds.
 const OPENING: Duration = Duration::from_secs(5);
 /// So many buckets of the flow table are looked at within a few milliseconds: 64 MiB.
 const COUNTED_AT_ONCE: usize = 1 << 20;
@@ -251,11 +252,18 @@ impl Cause {
 /// may be about all of them; between two looks at them it rests as long as a look takes.
 #[derive(Default)]
 struct Opening {
+    /// When it is over, whoever has not answered. `None` until the daemon listens: what loading the program takes, on a slow
+    /// or busy machine more than [`OPENING`], is no time in which anybody could have answered.
+    ends: Option<Instant>,
     services: BTreeSet<String>,
     not_before: Option<Instant>,
 }
 
 impl Opening {
+    fn is_over(&self) -> bool {
+        self.ends.is_some_and(|ends| ends < Instant::now())
+    }
+
     fn is_due(&self) -> bool {
         let now = Instant::now();
         !self.services.is_empty() && self.not_before.is_none_or(|begin| begin <= now)
@@ -305,6 +313,7 @@ impl Daemon {
         sweeping.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut speaking = interval(PERIOD);
         speaking.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        self.opening.ends = Some(Instant::now() + OPENING);
         loop {
             select! {
                 biased;
@@ -421,9 +430,7 @@ impl Daemon {
         if !self.knowledge.opening {
             return Ok(());
         }
-        if self.started.elapsed() > OPENING
-            || self.knowledge.all_judged(&self.running.executor.actual)
-        {
+        if self.opening.is_over() || self.knowledge.all_judged(&self.running.executor.actual) {
             self.knowledge.opening = false;
             self.join_all()?;
             self.opening = Opening::default();

@@ -131,6 +131,47 @@ impl XdpLb {
         Ok(())
     }
 
+    /// The same, and holds the daemon up for that long before it runs: as on a machine that takes long to load the program.
+    ///
+    /// # Errors
+    /// When it cannot be started, ends, does not get to its maps within [`DEADLINE`], or could not be held up in time.
+    pub fn spawn_slowly(&mut self, held_up: Duration) -> Result<()> {
+        let times_begun = |log: &Path| {
+            let log = fs::read_to_string(log).unwrap_or_default();
+            log.matches("INFO making the maps").count()
+        };
+        let log = self.log_path();
+        let (begun, ran) = (times_begun(&log), self.times_running());
+        self.spawn(&[])?;
+        let deadline = Instant::now() + DEADLINE;
+        while times_begun(&log) == begun && Instant::now() < deadline {
+            self.check_running()?;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.signal(Signal::SIGSTOP)?;
+        std::thread::sleep(held_up);
+        let in_time = times_begun(&log) > begun && self.times_running() == ran;
+        self.signal(Signal::SIGCONT)?;
+        if in_time {
+            return Ok(());
+        }
+        Err(Error::Timeout {
+            what: "that the daemon is held up between its maps and its running".into(),
+            waited: DEADLINE,
+            last: "it had not begun, or ran already".into(),
+            log: self.log_tail(),
+        })
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let Some(child) = &self.child else {
+            return Ok(());
+        };
+        kill(Pid::from_raw(child.id().cast_signed()), signal)
+            .map_err(std::io::Error::from)
+            .to_do(|| format!("send {signal} to the daemon"))
+    }
+
     /// Runs the daemon, which is expected to end by itself: gives its exit status and what it said.
     ///
     /// `wrapper` is the command that runs the daemon, such as `setpriv` with its arguments; mostly empty.
