@@ -659,8 +659,8 @@ impl Knowledge {
             .filter_map(|((service, peer), _)| Some((self.service(service)?, peer.as_str())))
     }
 
-    /// The peers of which this node does not know whether they are there: they are not heard, nor counted in, and either nothing
-    /// of theirs has come to be known that could fence them, or this node has just begun.
+    /// The peers that this node does not hear, and of which it does not know enough: all of them while it begins; then those that it
+    /// does not count in, and of which nothing has come to be known that could fence them.
     pub fn unknown_peers(&self, actual: &Actual) -> impl Iterator<Item = (&Service, &str)> {
         let served = |service: &&Service| service.rule != Rule::Disabled;
         self.config()
@@ -678,9 +678,10 @@ impl Knowledge {
                 let (node, name) = (backend.name.as_str(), service.name.as_str());
                 !self.config().is_own(backend)
                     && peers.fresh(node, name).is_none()
-                    && !self.is_in(service, backend, actual)
                     && !peers.is_present(node, name)
-                    && (self.opening || peers.said(node, name).is_none())
+                    && (self.opening
+                        || !self.is_in(service, backend, actual)
+                            && peers.said(node, name).is_none())
             })
             .map(|(service, backend)| (service, backend.name.as_str()))
     }

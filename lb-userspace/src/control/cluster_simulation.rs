@@ -83,8 +83,6 @@ fn run(failures: bool, cases: u32) {
         2 => node().prop_map(Step::StartDaemon),
         2 => node().prop_map(Step::Kill),
         3 => node().prop_map(Step::Boot),
-        1 => node().prop_map(Step::Bare),
-        1 => node().prop_map(Step::Leave),
     ];
     let with_failures = prop_oneof![
         9 => planned.clone(),

@@ -232,6 +232,26 @@ fn a_flow_that_opens_again_elsewhere_is_not_the_one_recorded_here() {
     );
 }
 
+/// Its operator takes a drain back, and its daemon ends with the word of it lost; a node that begins meanwhile learns it from the
+/// data path.
+#[test]
+fn a_node_that_begins_asks_the_data_path_of_one_that_it_hears_no_more() {
+    use Step::*;
+    never_twice(
+        90_869_022_731_335,
+        &[
+            Leave(2),
+            Kill(1),
+            ToggleDrain(0),
+            Boot(1),
+            Wait(2_741),
+            ToggleDrain(0),
+            StopDaemon(0),
+            Wait(2_322),
+        ],
+    );
+}
+
 /// A dead node is told so by each of the others: four times within a second, then once in each interval of the probes; and no more
 /// when it is back.
 #[test]
