@@ -1,6 +1,10 @@
 //! The nodes of a cluster as this one knows them: which of them serve, and what it tells them of itself.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
+    time::SystemTime,
+};
 
 use lb_common::{abi::BackendState, presence::Said};
 
@@ -8,7 +12,7 @@ use super::{
     actual::{Actual, Millis},
     desired::{Missed, Pending},
     knowledge::Knowledge,
-    peers::{Peers, Row, ServiceWord, Table, Word, serving},
+    peers::{News, Peers, Row, ServiceWord, Table, Word, serving},
     presence::Told,
     reconcile::Others,
     report::mac_text,
@@ -31,8 +35,10 @@ pub struct Cluster {
     pub missed: BTreeMap<String, Missed>,
     /// Services with slots of peers that have failed, which nobody has yet.
     pub pending: BTreeMap<String, Pending>,
-    /// When this run began, in Unix milliseconds.
+    /// When this run began, or this node joined again since, in Unix milliseconds.
     pub run_ms: u64,
+    /// When its maps were made, or when it joined again since, in Unix seconds.
+    pub since: u64,
     /// When it made the tokens that fence it, likewise.
     pub tokens_ms: u64,
     /// By service: the table by which this node goes, and its turn.
@@ -65,6 +71,17 @@ pub struct Judged {
     pub reason: String,
 }
 
+/// What follows from what the data path of a peer has said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// Nothing.
+    Nothing,
+    /// The service has to be looked at.
+    News,
+    /// This node has to begin anew in the service.
+    BeforeThisNode,
+}
+
 /// What this node's probes say of a node.
 enum Probed<'a> {
     /// The service is not probed.
@@ -92,7 +109,11 @@ impl Knowledge {
             .and_then(|number| self.health.get(&number));
         match health {
             Some(health) if health.state() == HealthState::Up => Probed::Up(health.reason()),
-            Some(health) if health.is_probed() => Probed::Down(health.reason()),
+            // Where its word or its data path says that it is there, a first failure may be this node's own.
+            Some(health) if health.is_found_down() => Probed::Down(health.reason()),
+            Some(health) if health.is_probed() && !self.is_vouched_for(service, backend) => {
+                Probed::Down(health.reason())
+            }
             _ => Probed::NotYet,
         }
     }
@@ -107,6 +128,22 @@ impl Knowledge {
                     BackendState::Up | BackendState::Draining | BackendState::Drained
                 )
             })
+    }
+
+    /// Whether a peer is heard, or its data path found there.
+    fn is_vouched_for(&self, service: &Service, backend: &Backend) -> bool {
+        let (peers, node, name) = (&self.cluster.peers, &backend.name, &service.name);
+        peers.fresh(node, name).is_some() || peers.is_present(node, name)
+    }
+
+    /// Whether a node has said that it leaves, to this one or to a peer that is heard.
+    fn has_left(&self, service: &Service, backend: &Backend) -> bool {
+        let (peers, node, name) = (&self.cluster.peers, &backend.name, &service.name);
+        let knows = |other: &Backend| {
+            let word = peers.fresh(&other.name, name);
+            word.is_some_and(|word| word.left.contains(node))
+        };
+        peers.has_left(node, name) || service.backends.iter().any(knows)
     }
 
     /// The peers that this node's probes find down.
@@ -138,19 +175,24 @@ impl Knowledge {
                         healthy: !decision.failed
                             && matches!(probed, Probed::Never | Probed::Up(_)),
                         heard: true,
+                        since: self.cluster.since,
                         down: &own_down,
                     };
                 }
                 let fresh = peers.fresh(&backend.name, &service.name);
+                let (node, name) = (backend.name.as_str(), service.name.as_str());
                 let answers = match probed {
                     Probed::Never => peers.recent(&backend.name, &service.name),
-                    Probed::NotYet => peers.is_present(&backend.name, &service.name),
+                    Probed::NotYet => fresh.is_some() || peers.is_present(node, name),
+                    Probed::Up(_) if fresh.is_none() && self.has_left(service, backend) => {
+                        peers.is_present(node, name)
+                    }
                     // It is let in by its word, by that of one who knows it, or by its data path's: it may be that its daemon
                     // alone is gone.
                     Probed::Up(_) => {
                         fresh.is_some()
                             || self.is_in(service, backend, actual)
-                            || peers.is_present(&backend.name, &service.name)
+                            || peers.is_present(node, name)
                             || service.backends.iter().any(|other| {
                                 peers.fresh(&other.name, &service.name).is_some_and(|word| {
                                     word.healthy && word.serving.contains(&backend.name)
@@ -165,6 +207,7 @@ impl Knowledge {
                     node: &backend.name,
                     healthy: answers && last.is_none_or(|word| word.healthy && !word.failed),
                     heard: fresh.is_some(),
+                    since: peers.since(node, name).unwrap_or_default(),
                     down: fresh.map_or(&nobody, |word| &word.down),
                 }
             })
@@ -314,6 +357,79 @@ impl Knowledge {
             .all(|word| word.serving.contains(own))
     }
 
+    /// Takes a word in that came at `now`. The services in which this node was counted as gone are those in which it must begin
+    /// anew: where it has counted the peer as gone as well, all the while, only one of both must.
+    pub fn hear(&mut self, word: Word, actual: &Actual, now: Millis) -> News {
+        let own = self.config().node.name.clone();
+        let mut contested = BTreeMap::new();
+        for (name, said) in &word.services {
+            let key = (name.clone(), word.node.clone());
+            if word.leaving || !self.cluster.gone.get(&key).is_some_and(|gone| gone.now) {
+                continue;
+            }
+            let out = said.excluded.get(&own).is_some_and(|times| *times > 0);
+            let mutual = out && said.healthy && !said.serving.contains(&own);
+            let stays = mutual && self.stays(name, &word, said, actual);
+            contested.insert(name.clone(), (out, stays));
+        }
+        let mut news = self.cluster.peers.hear(word, &own, now);
+        for (name, (out, stays)) in contested {
+            if stays {
+                news.excluded.remove(&name);
+            } else if out && news.found.contains(&name) {
+                news.excluded.insert(name);
+            }
+        }
+        news
+    }
+
+    /// Whether this node stays, and a peer begins anew, where each has counted the other as gone: the side of more nodes stays,
+    /// then the node that has been there for longer, then the first by name. Both come to the same.
+    fn stays(&self, service: &str, word: &Word, said: &ServiceWord, actual: &Actual) -> bool {
+        let Some(service) = self.service(service) else {
+            return false;
+        };
+        let here = service
+            .backends
+            .iter()
+            .filter(|b| !self.config().is_own(b) && self.is_in(service, b, actual))
+            .count();
+        let own = &self.config().node.name;
+        let rank = |others: usize, since, node| (Reverse(others), since, node);
+        rank(here, self.cluster.since, own) < rank(said.serving.len(), word.since, &word.node)
+    }
+
+    /// This node begins anew in these services, at a time in Unix milliseconds: whom it has counted as gone there is no matter
+    /// any more, as all that it had of them is void. To its peers it is another run, which counts from nothing. Nor does it hold
+    /// against a peer that it was cut off from it, or those who are there would have to yield to it.
+    pub fn begin_anew(&mut self, services: &BTreeSet<String>, actual: &Actual, unix_ms: u64) {
+        let mut down = Vec::new();
+        for name in services {
+            self.cluster.missed.remove(name);
+            let Some(service) = self.service(name) else {
+                continue;
+            };
+            for peer in &service.backends {
+                if !self.config().is_own(peer)
+                    && matches!(self.probed(service, peer, actual), Probed::Down(_))
+                {
+                    down.extend(self.number(service, peer, actual));
+                }
+            }
+        }
+        let now = SystemTime::now();
+        for number in down {
+            if let Some(health) = self.health.get_mut(&number) {
+                health.forget(now);
+            }
+        }
+        self.cluster.run_ms = unix_ms.max(self.cluster.run_ms + 1);
+        self.cluster.since = self.cluster.since.max(unix_ms / 1_000);
+        for ((service, _), gone) in &mut self.cluster.gone {
+            gone.times = u64::from(gone.now && !services.contains(service));
+        }
+    }
+
     /// What this node says of itself, at a time in Unix milliseconds.
     #[must_use]
     pub fn own_word(&self, actual: &Actual, at_ms: u64) -> Word {
@@ -335,6 +451,7 @@ impl Knowledge {
         Word {
             node: self.config().node.name.clone(),
             run_ms: self.cluster.run_ms,
+            since: self.cluster.since,
             tokens_ms: self.cluster.tokens_ms,
             at_ms,
             leaving: false,
@@ -379,6 +496,12 @@ impl Knowledge {
                     let word = self.cluster.peers.fresh(&backend.name, &service.name)?;
                     Some((backend.name.clone(), word.turn))
                 })
+                .collect(),
+            left: service
+                .backends
+                .iter()
+                .filter(|backend| self.cluster.peers.has_left(&backend.name, &service.name))
+                .map(|backend| backend.name.clone())
                 .collect(),
             settled: actual
                 .service_id(&service.name)
@@ -562,11 +685,21 @@ impl Knowledge {
             .map(|(service, backend)| (service, backend.name.as_str()))
     }
 
-    /// Takes note of what a peer's data path said; gives whether that is news.
-    pub fn hear_presence(&mut self, told: &Told, now: Millis) -> bool {
+    /// Takes note of what a peer's data path said; gives what follows.
+    ///
+    /// Where the peer is counted as gone, and was there before this node's maps were made, it is this node that came too late with
+    /// its question: it begins anew, or the peer's connections would end.
+    pub fn hear_presence(&mut self, told: &Told, now: Millis) -> Heard {
         let key = (told.service.clone(), told.node.clone());
         let gone = self.cluster.gone.get(&key).is_some_and(|gone| gone.now);
-        self.cluster.peers.answered(told, !gone, now)
+        let late = gone && told.made_ms / 1_000 < self.cluster.since;
+        if !self.cluster.peers.answered(told, !gone || late, now) {
+            Heard::Nothing
+        } else if late {
+            Heard::BeforeThisNode
+        } else {
+            Heard::News
+        }
     }
 
     /// What this node's data path says of it in a service while its controller is gone; `None` where it has no share of it.

@@ -44,6 +44,13 @@ enum Step {
     Kill(usize),
     /// It comes back, with nothing.
     Boot(usize),
+    /// It comes back without a data path; its server answers.
+    Bare(usize),
+    /// It takes its data path away and says so; its server answers on.
+    Leave(usize),
+    /// Its cable is pulled, and put back.
+    Cut(usize),
+    Heal(usize),
     /// Its server ends, and it lives on.
     StopServer(usize),
     StartServer(usize),
@@ -76,6 +83,8 @@ fn run(failures: bool, cases: u32) {
         2 => node().prop_map(Step::StartDaemon),
         2 => node().prop_map(Step::Kill),
         3 => node().prop_map(Step::Boot),
+        1 => node().prop_map(Step::Bare),
+        1 => node().prop_map(Step::Leave),
     ];
     let with_failures = prop_oneof![
         9 => planned.clone(),

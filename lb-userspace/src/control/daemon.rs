@@ -76,6 +76,8 @@ const SWEEP: Duration = Duration::from_millis(500);
 const OPENING: Duration = Duration::from_secs(5);
 /// So many buckets of the flow table are looked at within a few milliseconds: 64 MiB.
 const COUNTED_AT_ONCE: usize = 1 << 20;
+/// So many words are taken in before this node says what follows from them.
+const WORDS: usize = 64;
 /// Events that may wait.
 const QUEUE: usize = 4096;
 
@@ -121,6 +123,7 @@ pub async fn run(options: Options) -> Result<()> {
     let (words, said) = mpsc::channel(QUEUE);
     let seed = running.executor.maps.control().seed();
     knowledge.cluster.tokens_ms = knowledge.cluster.run_ms;
+    knowledge.cluster.since = running.executor.maps.control().created.get();
     let voice = Voice::start(knowledge.config(), seed, words).await?;
     let mut daemon = Daemon {
         options,
@@ -330,7 +333,20 @@ impl Daemon {
                     }
                     self.on_network(events).await?;
                 }
-                Some((datagram, from)) = said.recv() => self.on_word(&datagram, from)?,
+                Some(first) = said.recv() => {
+                    let mut words = vec![first];
+                    while words.len() < WORDS && let Ok(word) = said.try_recv() {
+                        words.push(word);
+                    }
+                    let mut news = false;
+                    for (datagram, from) in words {
+                        news |= self.on_word(&datagram, from)?;
+                    }
+                    // Nearly all words say the same again: nothing follows from them, and there may be thousands a second.
+                    if !news {
+                        continue;
+                    }
+                }
                 Some((request, answer)) = asked.recv() => {
                     self.on_request(request, answer).await?;
                 }
@@ -547,13 +563,14 @@ impl Daemon {
                 vip_groups::leave(&self.netlink, port.ifindex).await;
             }
         }
-        if self.options.detach_on_exit {
-            self.leave().await;
-        }
         let pin_path = &self.knowledge.config().node.pin_path;
         if self.options.detach_on_exit {
             match attach::remove_pins(pin_path) {
-                Ok(()) => info!("ended; the data path is gone"),
+                Ok(()) => {
+                    // Now that it keeps nothing, others may take its place.
+                    self.leave().await;
+                    info!("ended; the data path is gone");
+                }
                 Err(error) => error!(%error, "the data path could not be removed"),
             }
         } else {

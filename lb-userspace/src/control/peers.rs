@@ -81,6 +81,9 @@ pub struct ServiceWord {
     /// The turns of the other nodes that it hears, as it heard them last.
     #[serde(default)]
     pub seen: BTreeMap<String, u64>,
+    /// The other nodes of which it knows that they have left, and that it has not heard since.
+    #[serde(default)]
+    pub left: BTreeSet<String>,
     /// None of its slots is in transition: it has no flow in a slot of another's.
     pub settled: bool,
     /// The number that it has in its own maps; 0 for none. See [`super::fencing`].
@@ -93,8 +96,11 @@ pub struct ServiceWord {
 pub struct Word {
     /// Who speaks.
     pub node: String,
-    /// When this run of its daemon began, in Unix milliseconds of its own clock.
+    /// When this run of its daemon began, or when it joined again since, in Unix milliseconds of its own clock.
     pub run_ms: u64,
+    /// When its maps were made, or when it joined again since, in Unix seconds of its own clock.
+    #[serde(default)]
+    pub since: u64,
     /// When it was said, in Unix milliseconds of its own clock: an older word never replaces a newer one.
     pub at_ms: u64,
     /// When it made the tokens that fence it, in Unix milliseconds of its own clock.
@@ -175,6 +181,7 @@ pub fn decode(datagram: &[u8], seed: Seed) -> Result<Word, NoWord> {
 struct Heard {
     word: ServiceWord,
     run_ms: u64,
+    since: u64,
     tokens_ms: u64,
     /// Its own clock, Unix milliseconds.
     at_ms: u64,
@@ -200,6 +207,15 @@ struct Present {
     counts: bool,
 }
 
+/// The last word of a node that has left.
+#[derive(Clone, Copy, Debug)]
+struct Left {
+    /// Its `run_ms` and `at_ms`.
+    said: (u64, u64),
+    /// When it came.
+    at: Millis,
+}
+
 /// What the peers have said.
 #[derive(Clone, Debug, Default)]
 pub struct Peers {
@@ -207,6 +223,8 @@ pub struct Peers {
     heard: HashMap<(String, String), Heard>,
     /// Likewise; nobody whose word has come since.
     present: HashMap<(String, String), Present>,
+    /// Likewise; nobody who has spoken since.
+    left: HashMap<(String, String), Left>,
 }
 
 /// What a word changed.
@@ -216,6 +234,8 @@ pub struct News {
     pub touched: BTreeSet<String>,
     /// Services for which that peer has counted this node as gone, and perhaps in again, since its last word.
     pub excluded: BTreeSet<String>,
+    /// Services about which that peer was not heard, in this run of its, before this word.
+    pub found: BTreeSet<String>,
 }
 
 fn millis(duration: Duration) -> Millis {
@@ -228,16 +248,34 @@ impl Peers {
         let mut news = News::default();
         for (service, said) in word.services {
             let key = (word.node.clone(), service.clone());
+            let stamp = (word.run_ms, word.at_ms);
             self.present.remove(&key);
             if word.leaving {
                 self.heard.remove(&key);
-                news.touched.insert(service);
+                let left = Left {
+                    said: stamp,
+                    at: now,
+                };
+                if self.left.insert(key, left).is_none() {
+                    news.touched.insert(service);
+                }
                 continue;
             }
+            // What it said before its last word may come after it.
+            let late =
+                |left: &Left| stamp < left.said && now.saturating_sub(left.at) < millis(HEARD_FOR);
+            if self.left.get(&key).is_some_and(late) {
+                continue;
+            }
+            self.left.remove(&key);
             if let Some(old) = self.heard.get(&key) {
                 // A clock that was set back is believed once the old word has lapsed.
-                if (word.run_ms, word.at_ms) < (old.run_ms, old.at_ms) && old.fresh {
+                if stamp < (old.run_ms, old.at_ms) && old.fresh {
                     continue;
+                }
+                let found = old.run_ms != word.run_ms || !old.fresh;
+                if found {
+                    news.found.insert(service.clone());
                 }
                 let times = |word: &ServiceWord| word.excluded.get(own).copied().unwrap_or(0);
                 // A run that began since counts from nothing.
@@ -249,15 +287,17 @@ impl Peers {
                 if times(&said) > before {
                     news.excluded.insert(service.clone());
                 }
-                if old.word != said || old.tokens_ms != word.tokens_ms || !old.fresh {
+                if old.word != said || old.tokens_ms != word.tokens_ms || found {
                     news.touched.insert(service);
                 }
             } else {
+                news.found.insert(service.clone());
                 news.touched.insert(service);
             }
             let heard = Heard {
                 word: said,
                 run_ms: word.run_ms,
+                since: word.since,
                 tokens_ms: word.tokens_ms,
                 at_ms: word.at_ms,
                 at: now,
@@ -379,6 +419,21 @@ impl Peers {
                 .is_some_and(|present| present.recent && present.counts)
     }
 
+    /// Whether its last word was that it leaves: a server that answers there says nothing.
+    #[must_use]
+    pub fn has_left(&self, node: &str, service: &str) -> bool {
+        self.left
+            .contains_key(&(node.to_owned(), service.to_owned()))
+    }
+
+    /// [`Word::since`], if it is heard.
+    #[must_use]
+    pub fn since(&self, node: &str, service: &str) -> Option<u64> {
+        self.entry(node, service)
+            .filter(|heard| heard.fresh)
+            .map(|heard| heard.since)
+    }
+
     /// Whether the node is heard about any service.
     #[must_use]
     pub fn is_heard(&self, node: &str) -> bool {
@@ -405,14 +460,16 @@ pub struct Row<'a> {
     pub healthy: bool,
     /// Whether its word is heard; always for this node itself.
     pub heard: bool,
+    /// [`Word::since`]; 0 where it is not heard.
+    pub since: u64,
     /// Whom it finds down; nobody where it is not heard.
     pub down: &'a BTreeSet<String>,
 }
 
 /// The nodes that serve: all that are healthy and find each other so.
 ///
-/// Where one finds another down, the one that fewer find down stays, then the first of the rows, which are in the same order
-/// on every node. So all who have heard the same come to the same result, and no two nodes serve of which one counts the other as gone.
+/// Where one finds another down, the one that fewer find down stays, then the one that has been there for longer, then the first
+/// of the rows, which are in the same order on every node. So all who have heard the same come to the same result, and no two nodes serve of which one counts the other as gone.
 #[must_use]
 pub fn serving<'a>(rows: &[Row<'a>]) -> BTreeSet<&'a str> {
     let candidates: Vec<&Row<'a>> = rows.iter().filter(|row| row.healthy).collect();
@@ -424,7 +481,7 @@ pub fn serving<'a>(rows: &[Row<'a>]) -> BTreeSet<&'a str> {
     };
     let mut order: Vec<&Row<'a>> = candidates.clone();
     // Stable: rows that are alike keep their order.
-    order.sort_by_key(|row| (!row.heard, accusers(row)));
+    order.sort_by_key(|row| (!row.heard, accusers(row), row.since));
     let mut members: Vec<&Row<'a>> = Vec::new();
     for row in order {
         let apart = |member: &&Row<'_>| {
@@ -455,6 +512,7 @@ mod tests {
         Word {
             node: node.into(),
             run_ms: 1,
+            since: 1,
             tokens_ms: 1,
             at_ms,
             leaving: false,
@@ -521,7 +579,8 @@ mod tests {
         let hear = |peers: &mut Peers, at_ms, service, now| {
             peers.hear(word("n2", at_ms, service), "n1", now)
         };
-        assert_eq!(hear(&mut peers, 100, said(&[]), 0).touched, touched);
+        let first = hear(&mut peers, 100, said(&[]), 0);
+        assert_eq!((&first.touched, &first.found), (&touched, &touched));
         assert_eq!(hear(&mut peers, 350, said(&[]), 250), News::default());
         // Late, and of another content: not believed.
         assert_eq!(hear(&mut peers, 200, said(&["n3"]), 260), News::default());
@@ -539,8 +598,15 @@ mod tests {
             leaving: true,
             ..word("n2", 9, said(&[]))
         };
-        assert_eq!(peers.hear(leaving, "n1", 12_100).touched, touched);
-        assert!(peers.last("n2", "web").is_none());
+        assert_eq!(peers.hear(leaving.clone(), "n1", 12_100).touched, touched);
+        assert_eq!(peers.hear(leaving, "n1", 12_101), News::default());
+        assert!(peers.last("n2", "web").is_none() && peers.has_left("n2", "web"));
+        // It was on its way.
+        assert_eq!(hear(&mut peers, 8, said(&[]), 12_110), News::default());
+        assert!(peers.has_left("n2", "web"));
+        // Its clock was set back while it was away.
+        assert_eq!(hear(&mut peers, 8, said(&[]), 13_101).touched, touched);
+        assert!(!peers.has_left("n2", "web"));
     }
 
     #[test]
@@ -588,6 +654,7 @@ mod tests {
                 node,
                 healthy: *healthy,
                 heard: *heard,
+                since: u64::from(*heard),
                 down,
             })
             .collect();

@@ -18,6 +18,8 @@ use crate::config::Config;
 
 /// The longest UDP datagram there can be.
 const LONGEST: usize = 65_507;
+/// How often the last word is said.
+const FAREWELLS: u32 = 3;
 /// How often a foreign datagram is worth a line in the log.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
@@ -93,6 +95,14 @@ impl Voice {
             }
         }
         (self.said, self.said_at) = (Some(timeless), Instant::now());
+    }
+
+    /// Says its last word, some times over: nobody says it again.
+    pub fn take_leave(&mut self, word: &Word, peers: &BTreeMap<&str, IpAddr>) {
+        for _ in 0..FAREWELLS {
+            self.said = None;
+            self.speak(word.clone(), peers);
+        }
     }
 
     /// The word in a datagram, if a peer of this configuration sent it from its own address.

@@ -65,6 +65,8 @@ pub struct Health {
     /// Results in a row that speak against `state`.
     streak: u32,
     probed: bool,
+    /// Failures since nothing was known of it; all there can be where it was up.
+    failures: u32,
     trouble: Option<String>,
     round_trip: Option<Duration>,
 }
@@ -81,6 +83,7 @@ impl Health {
             since: now,
             streak: 0,
             probed: false,
+            failures: 0,
             trouble: None,
             round_trip: None,
         }
@@ -104,6 +107,11 @@ impl Health {
         }
     }
 
+    /// Nothing is known any more; the next result decides alone.
+    pub fn forget(&mut self, now: SystemTime) {
+        *self = Self::new(self.backend, self.thresholds, now);
+    }
+
     /// Takes in the result of a probe; gives the change, if this result decided one.
     pub fn observe(&mut self, result: &ProbeResult, now: SystemTime) -> Option<Transition> {
         let failure = match result {
@@ -122,6 +130,7 @@ impl Health {
         match self.state {
             HealthState::Down => {
                 self.streak = 0;
+                self.failures = self.failures.saturating_add(1);
                 self.trouble = None;
                 self.reason = text;
                 None
@@ -166,6 +175,7 @@ impl Health {
     fn change(&mut self, to: HealthState, reason: String, now: SystemTime) -> Transition {
         self.state = to;
         self.streak = 0;
+        self.failures = u32::MAX;
         self.trouble = None;
         self.since = now;
         self.reason.clone_from(&reason);
@@ -181,6 +191,13 @@ impl Health {
     #[must_use]
     pub fn is_probed(&self) -> bool {
         self.probed || self.state == HealthState::Up
+    }
+
+    /// Whether it is down for more than its first failures, of which there were fewer than `fall`: the director's own link may
+    /// not have been up.
+    #[must_use]
+    pub fn is_found_down(&self) -> bool {
+        self.state == HealthState::Down && self.failures >= self.thresholds.fall
     }
 
     /// New thresholds from a reloaded configuration; they count from the next result on.
@@ -370,6 +387,22 @@ mod tests {
         assert_eq!(health.since(), since, "but it is not down anew");
         play(&mut health, "++");
         assert_eq!(health.reason(), "2 probes in a row succeeded");
+    }
+
+    #[test]
+    fn it_is_found_down_by_as_many_failures_as_it_takes_to_fall() {
+        let mut health = Health::new(ID, THRESHOLDS, at(0));
+        play(&mut health, "-+-l");
+        assert!(health.is_probed() && !health.is_found_down());
+        play(&mut health, "-");
+        assert!(health.is_found_down());
+        play(&mut health, "++");
+        assert!(!health.is_found_down());
+        play(&mut health, "---");
+        assert!(health.is_found_down(), "it was up");
+        health.forget(at(9));
+        assert!(!health.is_probed() && !health.is_found_down());
+        assert_eq!(play(&mut health, "+"), "U");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What was found, most of it with chance's help, and is kept.
 
-use super::{INTERVAL, Step, live, never_twice, world::World};
+use super::{FLOWS, INTERVAL, Step, live, never_twice, world::World};
 
 /// It knows its peers before it serves, and counts them as gone and in again as its first answers come. That was believed: they
 /// gave all their flows up.
@@ -250,4 +250,89 @@ fn nobody_is_fenced_more_often_than_it_takes() {
     let before = world.fenced;
     world.wait(6 * INTERVAL);
     assert_eq!(world.fenced, before);
+}
+
+/// A server that answers is no node: those that begin beside it serve without it.
+#[test]
+fn a_host_without_a_data_path_is_not_waited_for() {
+    use Step::*;
+    for random in 0..4 {
+        let all = [Kill(0), Kill(1), Kill(2), Bare(0), Bare(2), Boot(1)];
+        let served = [Wait(8_000), Open(0, FLOWS), Wait(1_000)];
+        never_twice(random, &[&all[..], &served].concat());
+        never_twice(
+            random,
+            &[&[Kill(1), Wait(6_000), Bare(1)][..], &served].concat(),
+        );
+    }
+}
+
+/// It has taken its data path away and said so. Its server answered on, so that the others left it its share for good.
+#[test]
+fn who_has_left_has_no_share_though_its_server_answers() {
+    use Step::*;
+    for random in 0..4 {
+        let left = [Open(0, FLOWS), Leave(1), Wait(3_000), Open(0, FLOWS)];
+        let back = [Boot(1), Wait(12_000), Open(0, FLOWS)];
+        never_twice(random, &left);
+        never_twice(random, &[&left[..], &back].concat());
+        // Nor by one whose daemon was down when it said so.
+        never_twice(random, &[Leave(0), StopDaemon(1), Wait(500)]);
+    }
+}
+
+/// It took the others for gone, and they it. When it was back, they began anew as well as it did, and lost all connections.
+#[test]
+fn who_was_cut_off_ends_no_connection_of_the_others() {
+    use Step::*;
+    for random in 0..4 {
+        live(
+            random,
+            &[
+                Open(0, FLOWS),
+                Cut(1),
+                Wait(10_000),
+                Open(0, FLOWS),
+                Heal(1),
+                Wait(10_000),
+            ],
+        );
+        live(
+            random,
+            &[Open(0, FLOWS), Cut(1), Wait(1_500), Heal(1), Wait(10_000)],
+        );
+    }
+}
+
+/// Its card or its switch takes its time, and its first probes find nobody.
+#[test]
+fn who_boots_before_its_link_is_up_ends_no_connection_of_the_others() {
+    use Step::*;
+    let late = [Cut(0), Wait(8_500), Heal(0), Wait(10_000)];
+    for random in 0..4 {
+        live(
+            random,
+            &[&[Kill(0), Wait(8_000), Open(0, FLOWS), Boot(0)][..], &late].concat(),
+        );
+        // Beside a single one, which has been there for longer.
+        let alone = [Kill(2), Wait(6_000), Kill(0), Wait(6_000)];
+        let boots = [Open(0, FLOWS), Boot(0)];
+        live(random, &[&alone[..], &boots, &late].concat());
+        // The same, and its daemon is down: its data path can't yield, and must not be fenced.
+        let silent = [Open(0, FLOWS), StopDaemon(1), Boot(0)];
+        live(random, &[&alone[..], &silent, &late].concat());
+    }
+}
+
+/// It has asked, and been answered, when its first probe fails, as its own link was down again. It took the other for gone, and
+/// fenced it.
+#[test]
+fn a_first_failure_alone_says_nothing_of_a_node_that_is_there() {
+    use Step::*;
+    for random in 0..6 {
+        let alone = [Kill(1), Kill(2), Wait(6_000), Open(0, FLOWS), StopDaemon(0)];
+        let begins = [Boot(1), Wait(300), Cut(1), Wait(900), Heal(1)];
+        let stays = [Wait(6_000), StartDaemon(0), Wait(6_000)];
+        live(random, &[&alone[..], &begins, &stays].concat());
+    }
 }

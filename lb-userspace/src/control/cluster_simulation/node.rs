@@ -1,11 +1,14 @@
 //! One node: its real data path, reconciler, judgement and words, without its sockets.
 
+use std::collections::BTreeSet;
+
 use lb_common::{features::Features, forward::process, packet::Buffer, verdict::Verdict};
 
 use super::{
     super::{
         actual::Millis,
         adopt::adopt,
+        cluster::Heard,
         comeback::come_back,
         decisions::Decisions,
         fencing::{self, Fencing},
@@ -27,11 +30,17 @@ use crate::{
 pub(super) struct Node {
     pub(super) bench: Bench,
     pub(super) knowledge: Knowledge,
-    /// Whether the host lives.
+    /// Whether the host lives, with a data path on it.
     pub(super) alive: bool,
+    /// Whether it lives without one: its server answers probes.
+    pub(super) bare: bool,
+    /// Whether its cable is pulled.
+    pub(super) cut: bool,
     pub(super) server: bool,
     pub(super) daemon: bool,
     pub(super) started: Millis,
+    /// When its maps were made, in Unix seconds.
+    pub(super) since: u64,
     /// When each node is probed next, itself among them.
     pub(super) due: [Millis; NODES],
     pub(super) said: Option<Word>,
@@ -126,9 +135,12 @@ impl Node {
             bench,
             knowledge: knowledge(node, decisions.clone(), true),
             alive: true,
+            bare: false,
+            cut: false,
             server: true,
             daemon: true,
             started: now,
+            since: (UNIX + now) / 1_000,
             due: [now; NODES],
             said: None,
             said_at: 0,
@@ -140,6 +152,7 @@ impl Node {
         };
         fresh.knowledge.cluster.run_ms = UNIX + now;
         fresh.knowledge.cluster.tokens_ms = UNIX + now;
+        fresh.knowledge.cluster.since = fresh.since;
         fresh.change();
         fresh.keep_fences();
         fresh
@@ -181,13 +194,12 @@ impl Node {
 
     /// The order of the daemon's `on_word`.
     pub(super) fn hear(&mut self, word: Word) {
-        let own = self.knowledge.config().node.name.clone();
-        let news = self
-            .knowledge
-            .cluster
-            .peers
-            .hear(word, &own, self.bench.now);
+        let now = self.bench.now;
+        let news = self.knowledge.hear(word, &self.bench.executor.actual, now);
         if !news.excluded.is_empty() && !self.knowledge.opening {
+            let actual = &self.bench.executor.actual;
+            self.knowledge
+                .begin_anew(&news.excluded, actual, UNIX + now);
             self.join();
         } else if !news.touched.is_empty() {
             self.change();
@@ -211,18 +223,32 @@ impl Node {
     pub(super) fn hear_answers(&mut self) {
         let seed = self.bench.executor.maps.control().seed();
         for payload in std::mem::take(&mut self.answers) {
-            if let Some(told) = self.asking.understand(seed, &payload)
-                && self.knowledge.hear_presence(&told, self.bench.now)
-            {
-                self.keep_fences();
-                self.change();
+            let Some(told) = self.asking.understand(seed, &payload) else {
+                continue;
+            };
+            let now = self.bench.now;
+            let heard = self.knowledge.hear_presence(&told, now);
+            if heard == Heard::Nothing {
+                continue;
             }
+            self.keep_fences();
+            if heard == Heard::BeforeThisNode {
+                let service = BTreeSet::from([told.service]);
+                let actual = &self.bench.executor.actual;
+                self.knowledge.begin_anew(&service, actual, UNIX + now);
+                self.join();
+            }
+            self.change();
         }
     }
 
     /// The order of the daemon's `join_where_fenced`.
     pub(super) fn join_where_fenced(&mut self) {
         if self.is_fenced() && !self.knowledge.opening {
+            let web = BTreeSet::from(["web".to_owned()]);
+            let now = UNIX + self.bench.now;
+            let actual = &self.bench.executor.actual;
+            self.knowledge.begin_anew(&web, actual, now);
             self.join();
             let cluster = &mut self.knowledge.cluster;
             cluster.tokens_ms = (UNIX + self.bench.now).max(cluster.tokens_ms + 1);
@@ -248,6 +274,7 @@ impl Node {
         self.answers.clear();
         self.knowledge.cluster.run_ms = UNIX + now;
         self.knowledge.cluster.tokens_ms = UNIX + now;
+        self.knowledge.cluster.since = self.since;
         come_back(
             &mut self.bench.executor,
             &name(node),

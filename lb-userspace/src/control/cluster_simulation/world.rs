@@ -26,6 +26,9 @@ use crate::{
     neighbour::cluster_frames,
 };
 
+/// A word takes no longer than this, if three are not lost one after the other.
+const UNHEARD: Millis = 900;
+
 pub(super) struct World {
     pub(super) now: Millis,
     pub(super) nodes: Vec<Node>,
@@ -39,6 +42,8 @@ pub(super) struct World {
     /// Since when two nodes have kept the packets of a flow.
     pub(super) double: [Option<Millis>; FLOWS + TRYING],
     pub(super) doubles: u64,
+    /// When a cable was put back last.
+    pub(super) healed: Millis,
     pub(super) random: u64,
 }
 
@@ -53,6 +58,7 @@ impl World {
             wire: Vec::new(),
             frames: Vec::new(),
             fenced: 0,
+            healed: 0,
             flows: [None; FLOWS],
             double: [None; FLOWS + TRYING],
             doubles: 0,
@@ -68,6 +74,24 @@ impl World {
         let z = (self.random ^ (self.random >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (z ^ (z >> 31)) % below
+    }
+
+    /// Whether no living node is without its daemon: who misses the last word of a node may learn of it from nobody.
+    pub(super) fn all_listen(&self) -> bool {
+        self.nodes.iter().all(|node| node.daemon || !node.alive)
+    }
+
+    /// Whether all have noticed that a node is gone: a host that is back before they have is one whose daemon alone is down.
+    pub(super) fn is_out(&self, node: usize) -> bool {
+        let counts_in = |other: &Node| {
+            let word = other.knowledge.own_word(other.bench.actual(), 0);
+            word.services["web"].serving.contains(&name(node))
+        };
+        self.all_listen()
+            && !self
+                .nodes
+                .iter()
+                .any(|other| other.alive && counts_in(other))
     }
 
     pub(super) fn works(&self, node: usize) -> bool {
@@ -89,14 +113,14 @@ impl World {
                 come.into_iter().map(|(_, to, word)| (to, word)).collect()
             };
             for (to, word) in due {
-                if self.works(to) {
+                if self.works(to) && !self.nodes[to].cut {
                     self.nodes[to].hear(word);
                 }
             }
             let now = self.now;
             let frames: Vec<_> = self.frames.extract_if(.., |(at, ..)| *at <= now).collect();
             for (_, to, frame) in frames {
-                if self.nodes[to].alive {
+                if self.nodes[to].alive && !self.nodes[to].cut {
                     self.take_frame(to, frame);
                 }
             }
@@ -187,13 +211,17 @@ impl World {
     pub(super) fn send_to_cluster(&mut self, from: usize, payload: &[u8]) {
         let cluster = lb_common::wire::mac_bytes(OWN_MAC);
         let frame = cluster_frames::frame(cluster, node_mac(from), payload);
+        if self.nodes[from].cut {
+            return;
+        }
         for other in (0..NODES).filter(|other| *other != from) {
             self.send_frame(other, frame.clone());
         }
     }
 
     pub(super) fn send_frame(&mut self, to: usize, frame: Vec<u8>) {
-        let (lost, delay) = (self.random(10) == 0, 1 + self.random(5));
+        let lost = self.random(10) == 0;
+        let delay = 1 + self.random(5);
         if !lost {
             self.frames.push((self.now + delay, to, frame));
         }
@@ -213,7 +241,9 @@ impl World {
     }
 
     pub(super) fn probe(&mut self, index: usize, other: usize) {
-        let answers = self.nodes[other].alive && self.nodes[other].server;
+        let reached = index == other || !self.nodes[index].cut && !self.nodes[other].cut;
+        let host = self.nodes[other].alive || self.nodes[other].bare;
+        let answers = reached && host && self.nodes[other].server;
         let node = &mut self.nodes[index];
         let service = node.knowledge.config().services[0].clone();
         let number = node
@@ -238,9 +268,9 @@ impl World {
                 target: "198.51.100.1:80".parse().unwrap(),
             })
         };
-        let before = (health.state(), health.is_probed());
+        let before = (health.state(), health.is_probed(), health.is_found_down());
         health.observe(&result, SystemTime::UNIX_EPOCH);
-        if before != (health.state(), health.is_probed()) {
+        if before != (health.state(), health.is_probed(), health.is_found_down()) {
             node.change();
         }
     }
@@ -267,7 +297,7 @@ impl World {
         node.last_ms = word.at_ms;
         for other in (0..NODES).filter(|other| *other != index) {
             let (lost, delay) = (self.random(10) == 0, 1 + self.random(30));
-            if !lost {
+            if !lost && !self.nodes[index].cut {
                 self.wire.push((self.now + delay, other, word.clone()));
             }
         }
@@ -277,7 +307,8 @@ impl World {
     pub(super) fn keepers(&mut self, flow: usize, flags: u8) -> Vec<usize> {
         let frame = frame(flow, flags);
         let keepers: Vec<usize> = (0..NODES)
-            .filter(|node| self.nodes[*node].alive && self.nodes[*node].keeps(&frame))
+            .filter(|node| self.nodes[*node].alive && !self.nodes[*node].cut)
+            .filter(|node| self.nodes[*node].keeps(&frame))
             .collect();
         if keepers.len() > 1 {
             self.doubles += 1;
@@ -294,7 +325,7 @@ impl World {
     }
 
     pub(super) fn serves(&self, node: usize) -> bool {
-        self.nodes[node].alive && self.nodes[node].server
+        self.nodes[node].alive && !self.nodes[node].cut && self.nodes[node].server
     }
 
     pub(super) fn send_all(&mut self) {
@@ -303,6 +334,10 @@ impl World {
                 continue;
             };
             let keepers = self.keepers(flow, TCP_ACK);
+            // Until its first word, or its peers', it answers for all.
+            if self.now - self.healed < UNHEARD {
+                continue;
+            }
             if self.serves(home) {
                 assert_eq!(keepers, [home], "flow {flow} at {}", self.now);
             } else if keepers
@@ -346,7 +381,7 @@ impl World {
         match step {
             Step::Wait(ms) => self.wait(ms),
             Step::Kill(node) => {
-                self.nodes[node].alive = false;
+                (self.nodes[node].alive, self.nodes[node].bare) = (false, false);
             }
             Step::Boot(node) => {
                 if !self.nodes[node].alive {
@@ -354,6 +389,32 @@ impl World {
                     let decisions = self.nodes[node].decisions.clone();
                     self.nodes[node] = Node::fresh(node, decisions, self.now);
                 }
+            }
+            Step::Leave(node) if self.works(node) && self.all_listen() => {
+                let word = Word {
+                    leaving: true,
+                    ..self.nodes[node]
+                        .knowledge
+                        .own_word(self.nodes[node].bench.actual(), UNIX + self.now + 1)
+                };
+                for other in (0..NODES).filter(|other| *other != node) {
+                    let delay = 1 + self.random(30);
+                    self.wire.push((self.now + delay, other, word.clone()));
+                }
+                self.lose_flows(node);
+                self.nodes[node].alive = false;
+                self.nodes[node].bare = true;
+            }
+            Step::Bare(node) if !self.nodes[node].alive && self.is_out(node) => {
+                self.nodes[node].bare = true;
+            }
+            Step::Cut(node) => {
+                self.lose_flows(node);
+                self.nodes[node].cut = true;
+            }
+            Step::Heal(node) => {
+                self.nodes[node].cut = false;
+                self.healed = self.now;
             }
             Step::StopServer(node) if self.nodes[node].alive => {
                 self.nodes[node].server = false;
@@ -375,7 +436,7 @@ impl World {
                 decision.weight = Some(weight);
             }),
             Step::Open(first, count) => self.open(first, count),
-            Step::StopServer(_) | Step::StopDaemon(_) => {}
+            Step::StopServer(_) | Step::StopDaemon(_) | Step::Leave(_) | Step::Bare(_) => {}
         }
     }
 
@@ -418,6 +479,7 @@ impl World {
     /// Nothing happens any more, but that daemons come back: all agree.
     pub(super) fn rest(&mut self) {
         for node in 0..NODES {
+            self.step(Step::Heal(node));
             self.step(Step::StartDaemon(node));
         }
         self.wait(20_000);

@@ -64,9 +64,15 @@ impl Daemon {
         }
         let actual = &self.running.executor.actual;
         let backend = actual.backends().get(&number)?;
-        let before = (health.state(), health.reason().to_owned());
+        let before = (
+            health.state(),
+            health.is_found_down(),
+            health.reason().to_owned(),
+        );
         health.observe(&report.result, report.at);
-        let changed = before.0 != health.state() || before.1 != health.reason();
+        let changed = before.0 != health.state()
+            || before.1 != health.is_found_down()
+            || before.2 != health.reason();
         if report.result.is_err() && health.state() == HealthState::Up {
             self.prepared.suspect(actual, number);
         }

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use tracing::warn;
 
 use super::{
-    super::{comeback::come_back, fencing, peers::Word, presence},
+    super::{cluster::Heard, comeback::come_back, fencing, peers::Word, presence},
     Cause, Daemon, Touched, millis_since, unix_ms,
 };
 use crate::{
@@ -38,7 +38,7 @@ impl Daemon {
                     .knowledge
                     .own_word(&self.running.executor.actual, unix_ms())
             };
-            voice.speak(word, &self.knowledge.config().peers());
+            voice.take_leave(&word, &self.knowledge.config().peers());
         }
         let Some(membership) = membership(self.knowledge.config()) else {
             return;
@@ -80,31 +80,32 @@ impl Daemon {
         Ok(())
     }
 
-    /// A datagram has come.
-    pub(super) fn on_word(&mut self, datagram: &[u8], from: SocketAddr) -> Result<()> {
+    /// A datagram has come; gives whether it says anything new.
+    pub(super) fn on_word(&mut self, datagram: &[u8], from: SocketAddr) -> Result<bool> {
         let since = Instant::now();
         let now = self.now();
         let Some(voice) = &mut self.voice else {
-            return Ok(());
+            return Ok(false);
         };
         let config = self.knowledge.config();
         let Some(word) = voice.understand(datagram, from, &config.peers()) else {
-            return Ok(());
+            return Ok(false);
         };
-        let own = config.node.name.clone();
         let cause = Cause {
             kind: ApplyKind::Neighbour,
             text: format!("word of {}", word.node),
             since,
         };
-        let news = self.knowledge.cluster.peers.hear(word, &own, now);
+        let news = self
+            .knowledge
+            .hear(word, &self.running.executor.actual, now);
         if !news.excluded.is_empty() && !self.knowledge.opening {
             self.join_again(&cause, news.excluded, &news.touched)?;
         }
         if !news.touched.is_empty() {
             self.change(&cause, Touched::Only(&news.touched))?;
         }
-        Ok(())
+        Ok(!news.touched.is_empty())
     }
 
     /// This node was counted as gone in services, of those that are touched: it begins anew there.
@@ -119,9 +120,8 @@ impl Daemon {
             ?services,
             "this node was counted as gone, and joins again: flows that others have taken over stay there"
         );
-        for service in &services {
-            self.knowledge.cluster.missed.remove(service);
-        }
+        self.knowledge
+            .begin_anew(&services, &self.running.executor.actual, unix_ms());
         self.knowledge.cluster.joining = services;
         self.change(cause, Touched::Only(touched))?;
         let joining = std::mem::take(&mut self.knowledge.cluster.joining);
@@ -200,7 +200,8 @@ impl Daemon {
             let Some(told) = self.asking.understand(seed, &payload) else {
                 continue;
             };
-            if !self.knowledge.hear_presence(&told, now) {
+            let heard = self.knowledge.hear_presence(&told, now);
+            if heard == Heard::Nothing {
                 continue;
             }
             warn!(
@@ -210,7 +211,11 @@ impl Daemon {
             );
             self.keep_fences();
             let cause = Cause::new(ApplyKind::Neighbour, "the data path of a node");
-            self.change(&cause, Touched::Only(&BTreeSet::from([told.service])))?;
+            let service = BTreeSet::from([told.service]);
+            if heard == Heard::BeforeThisNode {
+                self.join_again(&cause, service.clone(), &service)?;
+            }
+            self.change(&cause, Touched::Only(&service))?;
         }
         Ok(())
     }
