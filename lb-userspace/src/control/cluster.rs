@@ -720,22 +720,19 @@ impl Knowledge {
         })
     }
 
-    /// Whether every node has been judged once: this one by its own probe, each peer by a probe and by its word.
+    /// Whether every node has been judged once: this one by its own probe, each peer by its word and by a probe that it
+    /// answered. One that fails may be this node's own fault, whose port on the switch forwards nothing yet.
     #[must_use]
     pub fn all_nodes_judged(&self, actual: &Actual) -> bool {
         let served = |service: &&Service| service.rule != Rule::Disabled;
         self.config().services.iter().filter(served).all(|service| {
             service.backends.iter().all(|backend| {
-                let heard = self.config().is_own(backend)
-                    || self
-                        .cluster
-                        .peers
-                        .fresh(&backend.name, &service.name)
-                        .is_some();
+                let own = self.config().is_own(backend);
+                let word = self.cluster.peers.fresh(&backend.name, &service.name);
                 match self.probed(service, backend, actual) {
                     Probed::NotYet => false,
-                    Probed::Down(_) => true,
-                    Probed::Never | Probed::Up(_) => heard,
+                    Probed::Down(_) => own,
+                    Probed::Never | Probed::Up(_) => own || word.is_some(),
                 }
             })
         })

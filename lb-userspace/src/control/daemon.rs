@@ -76,6 +76,8 @@ const SWEEP: Duration = Duration::from_millis(500);
 const OPENING: Duration = Duration::from_secs(5);
 /// So many buckets of the flow table are looked at within a few milliseconds: 64 MiB.
 const COUNTED_AT_ONCE: usize = 1 << 20;
+/// How often answers of data paths are looked for while there are questions.
+const ANSWERS: Duration = Duration::from_millis(50);
 /// So many words are taken in before this node says what follows from them.
 const WORDS: usize = 64;
 /// Events that may wait.
@@ -313,6 +315,8 @@ impl Daemon {
         sweeping.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut speaking = interval(PERIOD);
         speaking.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut listening = interval(ANSWERS);
+        listening.set_missed_tick_behavior(MissedTickBehavior::Skip);
         self.opening.ends = Some(Instant::now() + OPENING);
         loop {
             select! {
@@ -360,6 +364,7 @@ impl Daemon {
                     self.follow_host_again().await?;
                 }
                 _ = speaking.tick(), if self.voice.is_some() => self.on_silence()?,
+                _ = listening.tick(), if self.asking.is_open() => self.hear_answers()?,
                 () = sleep_until(self.opening.not_before.unwrap_or(self.started).into()),
                     if !self.opening.services.is_empty() => {}
                 // Last: whatever else has happened comes first. Yielding lets the tasks of probes and clients go on as well.

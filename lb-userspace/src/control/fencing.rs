@@ -22,7 +22,7 @@ use super::{
 use crate::config::{Mode, Service};
 
 /// From one frame to the next after the first ones, where the service is not probed.
-pub const UNPROBED: Duration = Duration::from_secs(1);
+const UNPROBED: Duration = Duration::from_secs(1);
 
 /// The token that fences a node in a service; never 0.
 #[must_use]

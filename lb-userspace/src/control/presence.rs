@@ -10,7 +10,6 @@ use lb_common::{
 
 use super::{
     actual::{Actual, Millis},
-    fencing::UNPROBED,
     knowledge::Knowledge,
     memory::Memory,
     pace::Pace,
@@ -67,7 +66,8 @@ pub struct Asking {
 }
 
 impl Asking {
-    /// What has to be asked at `now`: one payload for each service of each peer that this node can't judge without.
+    /// What has to be asked at `now`: one payload for each service of each peer that this node can't judge without, as often as
+    /// nodes speak. Until it is answered, a node whose cable is back may answer beside one that it does not hear.
     pub fn due(
         &mut self,
         seed: Seed,
@@ -93,12 +93,7 @@ impl Asking {
             let nonce = siphash(seed, text.as_bytes());
             open.insert(nonce, key.clone());
             wanted.insert(key.clone());
-            let interval = if knowledge.opening {
-                PERIOD
-            } else {
-                service.probe.as_ref().map_or(UNPROBED, |p| p.interval)
-            };
-            if self.pace.is_due(key, interval, now) {
+            if self.pace.is_due(key, PERIOD, now) {
                 let asked = asked(seed, peer, &service.name);
                 payloads.push(presence::question(asked, *place, nonce));
             }

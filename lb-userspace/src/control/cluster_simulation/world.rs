@@ -160,11 +160,13 @@ impl World {
         let period = u64::try_from(PERIOD.as_millis()).unwrap();
         if (self.now + 90 * index as Millis) % period < STEP {
             node.join_where_fenced();
-            node.hear_answers();
             self.ask(index);
             self.nodes[index].keep_fences();
         }
         let node = &mut self.nodes[index];
+        if (self.now + 30 * index as Millis) % 50 < STEP {
+            node.hear_answers();
+        }
         if !node.knowledge.cluster.peers.expire(self.now).is_empty() {
             node.change();
         }

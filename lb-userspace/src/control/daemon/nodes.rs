@@ -193,7 +193,7 @@ impl Daemon {
     }
 
     /// What the data paths of peers have answered.
-    fn hear_answers(&mut self) -> Result<()> {
+    pub(super) fn hear_answers(&mut self) -> Result<()> {
         let seed = self.running.executor.maps.control().seed();
         let now = self.now();
         for payload in self.frames.received() {
@@ -233,7 +233,6 @@ impl Daemon {
     /// Time has passed: whoever has been silent for too long is not heard any more.
     pub(super) fn on_silence(&mut self) -> Result<()> {
         self.join_where_fenced()?;
-        self.hear_answers()?;
         self.ask_peers();
         self.keep_fences();
         let touched = self.knowledge.cluster.peers.expire(self.now());
