@@ -66,7 +66,7 @@ impl Daemon {
             NetworkEvent::Neighbour(_) => {}
             NetworkEvent::Link(event) => {
                 if self.is_vlan(&event.link) {
-                    return self.on_vlan().await;
+                    return self.on_other_ways("VLANs of the director").await;
                 }
                 let Some(port) = self
                     .knowledge
@@ -92,19 +92,24 @@ impl Daemon {
                 }
             }
             NetworkEvent::Address(_) => {
-                self.knowledge.facts = neighbour::host_facts()
-                    .await
-                    .context("reading the interfaces")?;
-                self.widen_features();
-                self.number_vlans()?;
-                let cause = Cause::new(ApplyKind::Host, "addresses of the director");
-                self.change(&cause, Touched::All)?;
-                self.narrow_features();
-                // Another way to a backend: other neighbours to follow.
-                self.follow_all();
-                self.prepare_network().await;
+                self.on_other_ways("addresses of the director").await?;
             }
         }
+        Ok(())
+    }
+
+    /// The interfaces are not what they were, and with them the ways to the backends: all that follows from them is done anew.
+    async fn on_other_ways(&mut self, what: &str) -> Result<()> {
+        self.knowledge.facts = neighbour::host_facts()
+            .await
+            .context("reading the interfaces")?;
+        self.widen_features();
+        self.number_vlans()?;
+        self.change(&Cause::new(ApplyKind::Host, what), Touched::All)?;
+        self.narrow_features();
+        // Another way to a backend: other neighbours to follow.
+        self.follow_all();
+        self.prepare_network().await;
         Ok(())
     }
 

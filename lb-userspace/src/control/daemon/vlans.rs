@@ -1,16 +1,13 @@
 //! The VLANs on the director's interfaces: ports that come and go.
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use tracing::{error, info, warn};
 
 use super::{
     super::ports::{self, PortState},
-    Cause, Daemon, Touched,
+    Daemon,
 };
-use crate::{
-    api::ApplyKind,
-    neighbour::{self, offload},
-};
+use crate::neighbour::{self, offload};
 
 impl Daemon {
     /// Whether this is a VLAN on one of the director's interfaces, or was.
@@ -25,21 +22,6 @@ impl Daemon {
             || ports
                 .iter()
                 .any(|port| port.vlan.is_some() && port.ifindex == link.ifindex)
-    }
-
-    /// A VLAN came, changed or went.
-    pub(super) async fn on_vlan(&mut self) -> Result<()> {
-        self.knowledge.facts = neighbour::host_facts()
-            .await
-            .context("reading the interfaces")?;
-        self.widen_features();
-        self.number_vlans()?;
-        let cause = Cause::new(ApplyKind::Host, "VLANs of the director");
-        self.change(&cause, Touched::All)?;
-        self.narrow_features();
-        self.follow_all();
-        self.prepare_network().await;
-        Ok(())
     }
 
     /// Gives the VLANs that backends are behind their ports, and takes those away that nobody needs any more.
