@@ -18,11 +18,17 @@ struct Cluster {
     daemons: BTreeMap<String, XdpLb>,
     servers: BTreeMap<String, Nginx>,
     _let_send: Vec<XdpProgram>,
+    /// The services besides the first, "web" at port 80.
+    services: fn(&Testbed) -> String,
     testbed: Testbed,
 }
 
 impl Cluster {
     fn start(label: &str, nodes: usize, more: &str) -> Self {
+        Self::start_with(label, nodes, more, |_| String::new())
+    }
+
+    fn start_with(label: &str, nodes: usize, more: &str, services: fn(&Testbed) -> String) -> Self {
         let testbed = Testbed::builder()
             .clients(1, 60)
             .backends(nodes)
@@ -38,7 +44,7 @@ impl Cluster {
             .map(|host| {
                 (
                     host.name().to_owned(),
-                    Nginx::start_on(host, &[80]).unwrap(),
+                    Nginx::start_on(host, &[80, 81, 82, 83, 84]).unwrap(),
                 )
             })
             .collect();
@@ -49,6 +55,7 @@ impl Cluster {
                 .iter()
                 .map(|name| testbed.let_send(name).unwrap())
                 .collect(),
+            services,
             testbed,
         };
         for name in &names {
@@ -69,12 +76,13 @@ impl Cluster {
             "[node]\nname = \"{node}\"\ninterfaces = [\"{INTERFACE}\"]\npin_path = \"{}\"\nmode = \"pick\"\n{SEED}{more}\n\
              [control]\nsocket = \"{}\"\nstate = \"{}\"\nhttp = \"off\"\n\n\
              [[service]]\nname = \"web\"\nvip = \"{}\"\nprotocol = \"tcp\"\nports = [80]\naffinity = \"client\"\n\
-             flow_idle = \"6s\"\n\n{HTTP_PROBE}{}",
+             flow_idle = \"6s\"\n\n{HTTP_PROBE}{}{}",
             self.pins(node).display(),
             files.join("control.sock").display(),
             files.join("state.json").display(),
             self.testbed.vip(),
             self.testbed.backend_config(),
+            (self.services)(&self.testbed),
         )
     }
 
@@ -137,12 +145,17 @@ impl Cluster {
 
     /// Who answers a new connection of each of the client's addresses.
     fn homes(&self) -> BTreeMap<IpAddr, String> {
+        self.homes_at(80)
+    }
+
+    fn homes_at(&self, port: u16) -> BTreeMap<IpAddr, String> {
+        let target = SocketAddr::new(self.testbed.vip(), port);
         self.client()
             .sources()
             .iter()
             .map(|source| {
-                let answer = get(self.client(), *source, self.target(), "/", PATIENCE)
-                    .unwrap_or_else(|error| panic!("{error}: {}", self.counts()));
+                let answer = get(self.client(), *source, target, "/", PATIENCE)
+                    .unwrap_or_else(|error| panic!("port {port}: {error}: {}", self.counts()));
                 (*source, answer.headers["x-backend"].clone())
             })
             .collect()
@@ -538,4 +551,94 @@ fn a_node_that_begins_can_fence_one_that_nobody_hears() {
     cluster.daemon("b1").spawn(&[]).unwrap();
     cluster.wait_for_agreement(&names(&["b1", "b2"]));
     assert_eq!(cluster.homes().values().collect::<BTreeSet<_>>().len(), 2);
+}
+
+/// Services that nobody probes, of which not all nodes are, by the rules of Windows NLB.
+fn services_of_all_kinds(testbed: &Testbed) -> String {
+    let head = |name: &str, port: u16, more: &str| {
+        format!(
+            "\n[[service]]\nname = \"{name}\"\nvip = \"{}\"\nprotocol = \"tcp\"\nports = [{port}]\naffinity = \"client\"\n\
+             flow_idle = \"6s\"\n{more}",
+            testbed.vip(),
+        )
+    };
+    let node = |name: &str, more: &str| testbed.one_backend_config(name, more);
+    [
+        head("unprobed", 81, ""),
+        testbed.backend_config(),
+        head("pair", 82, HTTP_PROBE),
+        node("b2", ""),
+        node("b3", ""),
+        head("alone", 83, "rule = \"single\"\n"),
+        node("b1", "priority = 2\n"),
+        node("b2", "priority = 1\n"),
+        node("b3", "priority = 3\n"),
+        head("closed", 84, "rule = \"disabled\"\n"),
+        testbed.backend_config(),
+    ]
+    .concat()
+}
+
+/// A node's daemon is killed: its data path says that it is there, whoever asks, and for however long. Then that data path is taken
+/// away without a word, while its server answers on: the others take its share, in every service.
+#[test]
+fn a_node_has_its_share_as_long_as_its_data_path_answers() {
+    const PORTS: [u16; 4] = [80, 81, 82, 83];
+    let mut cluster = Cluster::start_with("nlb-d", 3, "", services_of_all_kinds);
+    let homes = PORTS.map(|port| cluster.homes_at(port));
+    let used = |homes: &BTreeMap<IpAddr, String>| homes.values().cloned().collect::<BTreeSet<_>>();
+    let all = names(&["b1", "b2", "b3"]);
+    let expected = [&all[..], &all, &all[1..], &all[1..2]];
+    for (homes, nodes) in homes.iter().zip(expected) {
+        assert_eq!(used(homes), nodes.iter().cloned().collect());
+    }
+
+    cluster.daemon("b2").kill9().unwrap();
+    let silent = |status: &Status| {
+        let cluster = status.node.cluster.as_ref().unwrap();
+        cluster.peers.iter().any(|peer| !peer.heard)
+    };
+    for node in ["b1", "b3"] {
+        cluster.wait_for(node, "that b2 is not heard", silent);
+    }
+    // Longer than silence alone ever counted for; while it is asked, a file is read again.
+    thread::sleep(Duration::from_secs(6));
+    cluster.daemons["b1"].cli_ok(&["reload"]).unwrap();
+    thread::sleep(Duration::from_secs(6));
+    assert_eq!(PORTS.map(|port| cluster.homes_at(port)), homes);
+    assert!(!cluster.is_fenced("b2"));
+
+    fs::remove_dir_all(cluster.pins("b2")).unwrap();
+    let out = |status: &Status| {
+        status
+            .backends()
+            .filter(|backend| backend.name == "b2")
+            .all(|backend| backend.state == "down")
+    };
+    for node in ["b1", "b3"] {
+        cluster.wait_for(node, "that b2 has no data path", out);
+    }
+    let reasons: Vec<String> = cluster.daemons["b3"]
+        .status()
+        .unwrap()
+        .backends()
+        .filter(|backend| backend.name == "b2")
+        .map(|backend| backend.reason.clone())
+        .collect();
+    let said = reasons
+        .iter()
+        .filter(|reason| reason.contains("its data path does not answer"))
+        .count();
+    assert_eq!(said, PORTS.len(), "{reasons:?}");
+    cluster.wait_for_agreement(&names(&["b1", "b3"]));
+    let without = PORTS.map(|port| cluster.homes_at(port));
+    let others = names(&["b1", "b3"]);
+    let expected = [&others[..], &others, &others[1..], &others[..1]];
+    for (homes, nodes) in without.iter().zip(expected) {
+        assert_eq!(used(homes), nodes.iter().cloned().collect());
+    }
+
+    cluster.daemon("b2").spawn(&[]).unwrap();
+    cluster.wait_for_agreement(&all);
+    assert_eq!(PORTS.map(|port| cluster.homes_at(port)), homes);
 }

@@ -1,9 +1,8 @@
 //! The nodes of a cluster as this one knows them: which of them serve, and what it tells them of itself.
 
 use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
-    time::SystemTime,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::Duration,
 };
 
 use lb_common::{abi::BackendState, presence::Said};
@@ -12,16 +11,22 @@ use super::{
     actual::{Actual, Millis},
     desired::{Missed, Pending},
     knowledge::Knowledge,
-    peers::{News, Peers, Row, ServiceWord, Table, Word, serving},
+    peers::{HEARD_FOR, PERIOD, Peers, Row, serving},
     presence::Told,
     reconcile::Others,
     report::mac_text,
+    words::{ServiceWord, Table, Word},
 };
+mod anew;
+
 use crate::{
     api::{ClusterStatus, PeerStatus},
     config::{Backend, Mode, Rule, Service},
     health::HealthState,
 };
+
+/// From one question to a data path that answers to the next.
+const ANSWERED: Duration = Duration::from_secs(1);
 
 /// What a node remembers of its peers.
 #[derive(Clone, Debug, Default)]
@@ -31,10 +36,12 @@ pub struct Cluster {
     /// Services whose tables this node makes without itself first, as its peers have them; then it adds itself as a planned
     /// change.
     pub joining: BTreeSet<String>,
-    /// Services of which this node may have missed something while its daemon was away.
+    /// Services of which this node may have missed something, while its daemon was away or before it joined.
     pub missed: BTreeMap<String, Missed>,
     /// Services with slots of peers that have failed, which nobody has yet.
     pub pending: BTreeMap<String, Pending>,
+    /// When this run took over what the maps hold; `None` where it made them.
+    took_over: Option<Millis>,
     /// When this run began, or this node joined again since, in Unix milliseconds.
     pub run_ms: u64,
     /// When its maps were made, or when it joined again since, in Unix seconds.
@@ -50,8 +57,18 @@ pub struct Cluster {
 /// A peer that was counted as gone.
 #[derive(Clone, Copy, Debug, Default)]
 struct Gone {
+    /// It was counted in at the last look.
+    was_in: bool,
     now: bool,
+    /// By what this run came to know. 0 where the maps that it took over had it so: the peer may have been let in again since.
     times: u64,
+}
+
+impl Gone {
+    /// Whether it is, by what this run knows.
+    fn is_certain(self) -> bool {
+        self.now && self.times > 0
+    }
 }
 
 /// What a node of a service is, as far as this one knows.
@@ -146,6 +163,14 @@ impl Knowledge {
         peers.has_left(node, name) || service.backends.iter().any(knows)
     }
 
+    /// Whether a peer that is heard, and serves, counts this one in.
+    fn is_counted_in_by_another(&self, service: &Service, node: &str) -> bool {
+        service.backends.iter().any(|other| {
+            let word = self.cluster.peers.fresh(&other.name, &service.name);
+            word.is_some_and(|word| word.healthy && word.serving.contains(node))
+        })
+    }
+
     /// The peers that this node's probes find down.
     fn found_down(&self, service: &Service, actual: &Actual) -> BTreeSet<String> {
         service
@@ -181,23 +206,17 @@ impl Knowledge {
                 }
                 let fresh = peers.fresh(&backend.name, &service.name);
                 let (node, name) = (backend.name.as_str(), service.name.as_str());
+                let vouched = fresh.is_some() || peers.is_present(node, name);
                 let answers = match probed {
-                    Probed::Never => peers.recent(&backend.name, &service.name),
-                    Probed::NotYet => fresh.is_some() || peers.is_present(node, name),
-                    Probed::Up(_) if fresh.is_none() && self.has_left(service, backend) => {
-                        peers.is_present(node, name)
-                    }
+                    Probed::NotYet => vouched,
                     // It is let in by its word, by that of one who knows it, or by its data path's: it may be that its daemon
-                    // alone is gone.
-                    Probed::Up(_) => {
-                        fresh.is_some()
-                            || self.is_in(service, backend, actual)
-                            || peers.is_present(node, name)
-                            || service.backends.iter().any(|other| {
-                                peers.fresh(&other.name, &service.name).is_some_and(|word| {
-                                    word.healthy && word.serving.contains(&backend.name)
-                                })
-                            })
+                    // alone is gone. If its data path is gone as well, that its server answers says nothing.
+                    Probed::Never | Probed::Up(_) => {
+                        vouched
+                            || !self.has_left(service, backend)
+                                && !peers.is_absent(node, name)
+                                && (self.is_in(service, backend, actual)
+                                    || self.is_counted_in_by_another(service, node))
                     }
                     // Heard all the same: whether it is it that is out, or this node, is for all to agree upon.
                     Probed::Down(_) => fresh.is_some(),
@@ -281,10 +300,14 @@ impl Knowledge {
         if !own {
             match fresh {
                 None => {
-                    return format!(
-                        "its xdp-lb is not heard (UDP port {})",
-                        self.config().node.peer_port.unwrap_or_default()
-                    );
+                    let port = self.config().node.peer_port.unwrap_or_default();
+                    let absent = self.cluster.peers.is_absent(name, &service.name);
+                    let data_path = if absent {
+                        ", and its data path does not answer"
+                    } else {
+                        ""
+                    };
+                    return format!("its xdp-lb is not heard (UDP port {port}){data_path}");
                 }
                 Some(word) if !word.healthy => {
                     return "it says itself that it does not serve".to_owned();
@@ -357,79 +380,6 @@ impl Knowledge {
             .all(|word| word.serving.contains(own))
     }
 
-    /// Takes a word in that came at `now`. The services in which this node was counted as gone are those in which it must begin
-    /// anew: where it has counted the peer as gone as well, all the while, only one of both must.
-    pub fn hear(&mut self, word: Word, actual: &Actual, now: Millis) -> News {
-        let own = self.config().node.name.clone();
-        let mut contested = BTreeMap::new();
-        for (name, said) in &word.services {
-            let key = (name.clone(), word.node.clone());
-            if word.leaving || !self.cluster.gone.get(&key).is_some_and(|gone| gone.now) {
-                continue;
-            }
-            let out = said.excluded.get(&own).is_some_and(|times| *times > 0);
-            let mutual = out && said.healthy && !said.serving.contains(&own);
-            let stays = mutual && self.stays(name, &word, said, actual);
-            contested.insert(name.clone(), (out, stays));
-        }
-        let mut news = self.cluster.peers.hear(word, &own, now);
-        for (name, (out, stays)) in contested {
-            if stays {
-                news.excluded.remove(&name);
-            } else if out && news.found.contains(&name) {
-                news.excluded.insert(name);
-            }
-        }
-        news
-    }
-
-    /// Whether this node stays, and a peer begins anew, where each has counted the other as gone: the side of more nodes stays,
-    /// then the node that has been there for longer, then the first by name. Both come to the same.
-    fn stays(&self, service: &str, word: &Word, said: &ServiceWord, actual: &Actual) -> bool {
-        let Some(service) = self.service(service) else {
-            return false;
-        };
-        let here = service
-            .backends
-            .iter()
-            .filter(|b| !self.config().is_own(b) && self.is_in(service, b, actual))
-            .count();
-        let own = &self.config().node.name;
-        let rank = |others: usize, since, node| (Reverse(others), since, node);
-        rank(here, self.cluster.since, own) < rank(said.serving.len(), word.since, &word.node)
-    }
-
-    /// This node begins anew in these services, at a time in Unix milliseconds: whom it has counted as gone there is no matter
-    /// any more, as all that it had of them is void. To its peers it is another run, which counts from nothing. Nor does it hold
-    /// against a peer that it was cut off from it, or those who are there would have to yield to it.
-    pub fn begin_anew(&mut self, services: &BTreeSet<String>, actual: &Actual, unix_ms: u64) {
-        let mut down = Vec::new();
-        for name in services {
-            self.cluster.missed.remove(name);
-            let Some(service) = self.service(name) else {
-                continue;
-            };
-            for peer in &service.backends {
-                if !self.config().is_own(peer)
-                    && matches!(self.probed(service, peer, actual), Probed::Down(_))
-                {
-                    down.extend(self.number(service, peer, actual));
-                }
-            }
-        }
-        let now = SystemTime::now();
-        for number in down {
-            if let Some(health) = self.health.get_mut(&number) {
-                health.forget(now);
-            }
-        }
-        self.cluster.run_ms = unix_ms.max(self.cluster.run_ms + 1);
-        self.cluster.since = self.cluster.since.max(unix_ms / 1_000);
-        for ((service, _), gone) in &mut self.cluster.gone {
-            gone.times = u64::from(gone.now && !services.contains(service));
-        }
-    }
-
     /// What this node says of itself, at a time in Unix milliseconds.
     #[must_use]
     pub fn own_word(&self, actual: &Actual, at_ms: u64) -> Word {
@@ -484,7 +434,8 @@ impl Knowledge {
                 .iter()
                 .filter_map(|backend| {
                     let key = (service.name.clone(), backend.name.clone());
-                    Some((key.1.clone(), self.cluster.gone.get(&key)?.times))
+                    let times = self.cluster.gone.get(&key)?.times;
+                    (times > 0).then_some((key.1, times))
                 })
                 .collect(),
             table: table_of(service, actual).unwrap_or_default(),
@@ -546,50 +497,8 @@ impl Knowledge {
         })
     }
 
-    /// The daemon was away: what it takes over from the maps is not all that there is to know.
-    pub fn note_away(&mut self, actual: &Actual) {
-        self.cluster.missed = actual
-            .services()
-            .values()
-            .map(|service| (service.name.clone(), Missed::Tables))
-            .collect();
-        // Who was gone before has taken note of it, or has come to know otherwise.
-        self.note_done(actual);
-        for gone in self.cluster.gone.values_mut() {
-            gone.times = 0;
-        }
-    }
-
-    /// Looks how far this node has caught up, if it was away.
-    pub fn catch_up(&mut self, actual: &Actual) {
-        let mut missed = std::mem::take(&mut self.cluster.missed);
-        missed.retain(|name, missed| {
-            let Some(service) = self.service(name) else {
-                return false;
-            };
-            let Some(table) = table_of(service, actual) else {
-                return true;
-            };
-            let mut words = Vec::new();
-            for peer in &service.backends {
-                let number = self.number(service, peer, actual);
-                let entry = number.and_then(|number| actual.backends().get(&number));
-                if self.config().is_own(peer) || entry.is_none_or(|peer| peer.entry.failed()) {
-                    continue;
-                }
-                match self.cluster.peers.fresh(&peer.name, name) {
-                    Some(word) if word.table == table => words.push(word),
-                    _ => return true,
-                }
-            }
-            *missed = (*missed).min(Missed::Flows);
-            !words.iter().all(|word| word.settled)
-        });
-        self.cluster.missed = missed;
-    }
-
-    /// Takes note of what was just done: which peers are counted as gone.
-    pub fn note_done(&mut self, actual: &Actual) {
+    /// Takes note of what was done at `now`: which peers are counted as gone.
+    pub fn note_done(&mut self, actual: &Actual, now: Millis) {
         if self.config().node.mode == Mode::Forward {
             return;
         }
@@ -622,46 +531,52 @@ impl Knowledge {
             let serves = !self.opening && own.iter().any(|own| self.is_in(service, own, actual));
             for peer in peers {
                 let key = (service.name.clone(), peer.name.clone());
-                seen.push((key, serves && !self.is_in(service, peer, actual)));
+                seen.push((key, serves, self.is_in(service, peer, actual)));
             }
         }
         self.cluster.pending = pending;
         self.cluster.turns = turns;
-        for (key, gone) in seen {
+        let has_listened = self
+            .cluster
+            .took_over
+            .is_none_or(|at| u128::from(now.saturating_sub(at)) >= HEARD_FOR.as_millis());
+        for (key, serves, is_in) in seen {
+            let gone = serves && !is_in;
             if gone {
                 self.cluster.peers.end_presence(&key.1, &key.0);
             }
-            match self.cluster.gone.entry(key) {
-                Entry::Occupied(mut known) => {
-                    let known = known.get_mut();
-                    known.times += u64::from(gone && !known.now);
-                    known.now = gone;
-                }
-                Entry::Vacant(unknown) if gone => {
-                    unknown.insert(Gone {
-                        now: true,
-                        times: 1,
-                    });
-                }
-                Entry::Vacant(_) => {}
-            }
+            let known = self.cluster.gone.entry(key).or_default();
+            let came_to_know = known.was_in || has_listened;
+            known.times += u64::from(gone && !known.now && came_to_know);
+            (known.was_in, known.now) = (is_in, gone);
         }
     }
 
     /// The peers that this node counts as gone while it serves, and does not hear: their data path may still be there.
-    pub fn gone_unheard(&self) -> impl Iterator<Item = (&Service, &str)> {
+    pub fn gone_unheard(&self, actual: &Actual) -> impl Iterator<Item = (&Service, &str)> {
         self.cluster
             .gone
             .iter()
             .filter(|((service, peer), gone)| {
                 gone.now && self.cluster.peers.fresh(peer, service).is_none()
             })
-            .filter_map(|((service, peer), _)| Some((self.service(service)?, peer.as_str())))
+            .filter_map(|((service, peer), gone)| {
+                let service = self.service(service)?;
+                let backend = service.backends.iter().find(|b| b.name == *peer)?;
+                let probed = || self.probed(service, backend, actual);
+                (gone.is_certain() || matches!(probed(), Probed::Down(_)))
+                    .then_some((service, peer.as_str()))
+            })
     }
 
-    /// The peers that this node does not hear, and of which it does not know enough: all of them while it begins; then those that it
-    /// does not count in, and of which nothing has come to be known that could fence them.
-    pub fn unknown_peers(&self, actual: &Actual) -> impl Iterator<Item = (&Service, &str)> {
+    /// The peers that this node does not hear, and whose data paths it asks, with the interval of its questions.
+    ///
+    /// All of them while it begins. Then those that it counts in, as long as they answer; and those that it does not, until
+    /// something has come to be known that could fence them.
+    pub fn peers_to_ask(
+        &self,
+        actual: &Actual,
+    ) -> impl Iterator<Item = (&Service, &str, Duration)> {
         let served = |service: &&Service| service.rule != Rule::Disabled;
         self.config()
             .services
@@ -673,28 +588,33 @@ impl Knowledge {
                     .iter()
                     .map(move |backend| (service, backend))
             })
-            .filter(|(service, backend)| {
+            .filter_map(|(service, backend)| {
                 let peers = &self.cluster.peers;
                 let (node, name) = (backend.name.as_str(), service.name.as_str());
-                !self.config().is_own(backend)
-                    && peers.fresh(node, name).is_none()
-                    && !peers.is_present(node, name)
-                    && (self.opening
-                        || !self.is_in(service, backend, actual)
-                            && peers.said(node, name).is_none())
+                if self.config().is_own(backend) || peers.fresh(node, name).is_some() {
+                    return None;
+                }
+                let is_in = peers.is_present(node, name) || self.is_in(service, backend, actual);
+                let unknown = self.opening || peers.said(node, name).is_none();
+                let interval = if is_in && !peers.is_asked(node, name) {
+                    ANSWERED
+                } else {
+                    PERIOD
+                };
+                (is_in || unknown).then_some((service, node, interval))
             })
-            .map(|(service, backend)| (service, backend.name.as_str()))
     }
 
     /// Takes note of what a peer's data path said; gives what follows.
     ///
     /// Where the peer is counted as gone, and was there before this node's maps were made, it is this node that came too late with
     /// its question: it begins anew, or the peer's connections would end.
-    pub fn hear_presence(&mut self, told: &Told, now: Millis) -> Heard {
+    pub fn hear_presence(&mut self, told: &Told) -> Heard {
         let key = (told.service.clone(), told.node.clone());
-        let gone = self.cluster.gone.get(&key).is_some_and(|gone| gone.now);
+        let gone = self.cluster.gone.get(&key);
+        let gone = gone.is_some_and(|gone| gone.is_certain());
         let late = gone && told.made_ms / 1_000 < self.cluster.since;
-        if !self.cluster.peers.answered(told, !gone || late, now) {
+        if !self.cluster.peers.answered(told, !gone || late) {
             Heard::Nothing
         } else if late {
             Heard::BeforeThisNode

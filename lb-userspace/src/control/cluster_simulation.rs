@@ -36,6 +36,13 @@ const INTERVAL: Millis = 1_000;
 const OPENING: Millis = 5_000;
 const UNIX: u64 = 1_700_000_000_000;
 
+/// Whether the service is probed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Probing {
+    Tcp,
+    Never,
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Step {
     /// Time passes, in milliseconds.
@@ -64,7 +71,11 @@ enum Step {
 }
 
 fn live(random: u64, steps: &[Step]) -> u64 {
-    let mut world = World::new(random);
+    live_with(random, steps, Probing::Tcp)
+}
+
+fn live_with(random: u64, steps: &[Step], probing: Probing) -> u64 {
+    let mut world = World::new(random, probing);
     for step in steps {
         world.step(*step);
     }
@@ -72,7 +83,7 @@ fn live(random: u64, steps: &[Step]) -> u64 {
     world.doubles
 }
 
-fn run(failures: bool, cases: u32) {
+fn run(failures: bool, probing: Probing, cases: u32) {
     let node = || 0..NODES;
     let planned = prop_oneof![
         6 => (0u64..4_000).prop_map(Step::Wait),
@@ -83,6 +94,8 @@ fn run(failures: bool, cases: u32) {
         2 => node().prop_map(Step::StartDaemon),
         2 => node().prop_map(Step::Kill),
         3 => node().prop_map(Step::Boot),
+        1 => node().prop_map(Step::Bare),
+        1 => node().prop_map(Step::Leave),
     ];
     let with_failures = prop_oneof![
         9 => planned.clone(),
@@ -109,7 +122,7 @@ fn run(failures: bool, cases: u32) {
     });
     runner
         .run(&(any::<u64>(), steps), |(random, steps)| {
-            let doubles = live(random, &steps);
+            let doubles = live_with(random, &steps, probing);
             if !failures {
                 assert_eq!(doubles, 0, "packets kept by two nodes");
             }
@@ -121,13 +134,19 @@ fn run(failures: bool, cases: u32) {
 /// Drains, weights, nodes that die and come back, daemons that end: nobody is ever answered twice.
 #[test]
 fn no_packet_is_kept_by_two_nodes() {
-    run(false, 16);
+    run(false, Probing::Tcp, 16);
+}
+
+/// The same where nobody probes: nodes judge each other by words and by their data paths' answers.
+#[test]
+fn no_packet_of_a_service_without_probes_is_kept_by_two_nodes() {
+    run(false, Probing::Never, 16);
 }
 
 /// A server that fails under its living node: by the node's own probe and by those of its peers, whoever is first.
 #[test]
 fn while_views_differ_nobody_is_answered_twice_for_long() {
-    run(true, 16);
+    run(true, Probing::Tcp, 16);
 }
 
 /// What was found with chance's help is kept: no packet twice, where no server failed under a living node.

@@ -17,9 +17,9 @@ use super::{
     comeback::come_back,
     desired::{DesiredBackend, DesiredService, Missed, Pending, Pick},
     memory::Memory as _,
-    peers::Table,
     reconcile::OTHERS,
     samples::{Bench, CLUSTER_MAC, OWN_MAC, PlainMemory, backend, in_state, service},
+    words::Table,
 };
 use lb_common::abi::BackendState::{Down, Draining, Up};
 

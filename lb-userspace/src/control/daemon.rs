@@ -523,10 +523,11 @@ impl Daemon {
         }
         let lines = announce_all(&self.running.executor.actual, ops);
         let done = self.execute(ops, now)?;
-        self.knowledge.note_done(&self.running.executor.actual);
+        self.knowledge.note_done(&self.running.executor.actual, now);
         if done.slots > 0 || !lines.is_empty() {
             self.applied(cause, &done);
         }
+        self.keep_presence();
         self.follow();
         Ok(lines)
     }

@@ -8,7 +8,7 @@ use std::{
 
 use lb_common::{abi::BackendState, pick::Affinity};
 
-use super::{directory::Entries, following::Following, peers::Table, retarget::Track};
+use super::{directory::Entries, following::Following, retarget::Track, words::Table};
 
 /// A service as it should be.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,10 +71,11 @@ pub enum Pending {
     BySeveral,
 }
 
-/// How far a node of a cluster is whose daemon was away: its peers may have gone, and others may have taken what was theirs.
+/// How far a node of a cluster is whose daemon was away, or that has just joined: its peers may have gone, and others may have taken
+/// what was theirs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Missed {
-    /// It was never away, or all it may have missed is over: every peer's slots have settled since.
+    /// It was there all the time, or all it may have missed is over: every peer's slots have settled since.
     #[default]
     Nothing,
     /// It goes by the same table as all its peers. What settled slots of others hold from before it does not know: one that

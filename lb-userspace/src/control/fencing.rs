@@ -17,6 +17,7 @@ use super::{
     knowledge::Knowledge,
     memory::Memory,
     pace::Pace,
+    peers::HEARD_FOR,
     siphash::siphash,
 };
 use crate::config::{Mode, Service};
@@ -36,11 +37,13 @@ pub fn token(seed: Seed, node: &str, service: &str, made_ms: u64) -> u64 {
 pub struct Fencing {
     /// By backend number.
     pace: Pace<u16>,
+    /// When this run could be told first that a peer is there. What it took over from the maps may be long past.
+    began: Option<Millis>,
 }
 
 impl Fencing {
     /// What has to be sent at `now`: a payload for each service of each peer that this node counts as gone and does not hear,
-    /// if it knows that peer's token.
+    /// if it knows that peer's token. Nothing before it has listened for as long as a living peer may be silent.
     pub fn due<M: Memory>(
         &mut self,
         maps: &M,
@@ -48,9 +51,13 @@ impl Fencing {
         actual: &Actual,
         now: Millis,
     ) -> Vec<[u8; fence::LEN]> {
+        let began = *self.began.get_or_insert(now);
+        if u128::from(now.saturating_sub(began)) < HEARD_FOR.as_millis() {
+            return Vec::new();
+        }
         let mut payloads = Vec::new();
         let mut wanted = HashSet::new();
-        for (service, peer) in knowledge.gone_unheard() {
+        for (service, peer) in knowledge.gone_unheard(actual) {
             let number = service
                 .backends
                 .iter()

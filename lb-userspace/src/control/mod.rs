@@ -42,6 +42,7 @@ pub mod sweep;
 pub mod sweeper;
 pub mod vip_groups;
 pub mod voice;
+pub mod words;
 
 #[cfg(test)]
 mod cluster_simulation;

@@ -1,180 +1,28 @@
-//! The nodes of a cluster (`mode = "pick"`): what each says of itself, and which of them serve. Pure; see
+//! The nodes of a cluster (`mode = "pick"`): what is known of each, and which of them serve. Pure; see
 //! `docs/decisions/nlb-mode.md` for the reasons.
 //!
-//! A node learns of its peers in two ways. Its own **probes** say who answers. Each peer's **word**, a datagram four times
+//! A node learns of its peers in three ways. Its own **probes** say who answers. Each peer's **word**, a datagram four times
 //! a second and at every change, says what no probe can: the operator's decisions about that node, whom *its* probes find
-//! down, and by which table it goes.
+//! down, and by which table it goes. Where no word comes, that peer's **data path** is asked whether it is there.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
+    collections::{BTreeSet, HashMap, hash_map::Entry},
     time::Duration,
 };
 
-use lb_common::{hash::Seed, pick::Affinity};
-use serde::{Deserialize, Serialize};
-
-use super::{actual::Millis, presence::Told, siphash::siphash};
+use super::{
+    actual::Millis,
+    presence::Told,
+    words::{ServiceWord, Word},
+};
 
 /// From one word to the next, if nothing changes.
 pub const PERIOD: Duration = Duration::from_millis(250);
 /// A node whose last word is older is not heard: its word was lost four times, or its daemon is gone.
 pub const HEARD_FOR: Duration = Duration::from_secs(1);
-/// How long an unprobed node counts as serving after its last word: a restart of its daemon takes less.
-pub const UNPROBED_FOR: Duration = Duration::from_secs(10);
-
-/// By which table a node goes: the same on two nodes if and only if they pick alike (but for hash collisions).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Table {
-    /// log2 of its size.
-    pub bits: u8,
-    /// A hash of what it is built for.
-    pub built_for: u64,
-}
-
-impl Table {
-    /// The table of 2^`bits` slots for these backends (identity, weight, and a number that only means something here), in
-    /// whatever order.
-    #[must_use]
-    pub fn of<I: AsRef<str>>(affinity: Affinity, bits: u8, built_for: &[(I, u32, u16)]) -> Self {
-        let mut members: Vec<(&str, u32)> = built_for
-            .iter()
-            .map(|(identity, weight, _)| (identity.as_ref(), *weight))
-            .collect();
-        members.sort_unstable();
-        let mut text = format!("{} {} {bits}", affinity.prefix, affinity.ports);
-        for (identity, weight) in members {
-            text.push('\n');
-            text.push_str(&format!("{identity} {weight}"));
-        }
-        Self {
-            bits,
-            built_for: siphash(Seed([0, 0]), text.as_bytes()),
-        }
-    }
-}
-
-/// What a node says about one service.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ServiceWord {
-    /// Whether it serves: its own server answers it, and its tables are made.
-    pub healthy: bool,
-    /// Its operator said `drain`.
-    pub drained: bool,
-    /// The drain's time was up, and so many flows were left.
-    pub ended: Option<u64>,
-    /// Its operator said `fail`.
-    pub failed: bool,
-    /// Its operator's weight.
-    pub weight: Option<u32>,
-    /// The nodes that its probes find down.
-    pub down: BTreeSet<String>,
-    /// The other nodes that it counts as serving.
-    pub serving: BTreeSet<String>,
-    /// How often, in this run, it has counted each of the other nodes as gone while it served itself: whatever that node had,
-    /// others have taken. Those that it never did are left out.
-    pub excluded: BTreeMap<String, u64>,
-    /// The table by which it goes: what that takes away from it, it has given up.
-    pub table: Table,
-    /// A number that it changes whenever it changes to another table.
-    #[serde(default)]
-    pub turn: u64,
-    /// The turns of the other nodes that it hears, as it heard them last.
-    #[serde(default)]
-    pub seen: BTreeMap<String, u64>,
-    /// The other nodes of which it knows that they have left, and that it has not heard since.
-    #[serde(default)]
-    pub left: BTreeSet<String>,
-    /// None of its slots is in transition: it has no flow in a slot of another's.
-    pub settled: bool,
-    /// The number that it has in its own maps; 0 for none. See [`super::fencing`].
-    #[serde(default)]
-    pub number: u16,
-}
-
-/// One datagram of a node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Word {
-    /// Who speaks.
-    pub node: String,
-    /// When this run of its daemon began, or when it joined again since, in Unix milliseconds of its own clock.
-    pub run_ms: u64,
-    /// When its maps were made, or when it joined again since, in Unix seconds of its own clock.
-    #[serde(default)]
-    pub since: u64,
-    /// When it was said, in Unix milliseconds of its own clock: an older word never replaces a newer one.
-    pub at_ms: u64,
-    /// When it made the tokens that fence it, in Unix milliseconds of its own clock.
-    #[serde(default)]
-    pub tokens_ms: u64,
-    /// Whether it takes its data path away and leaves.
-    pub leaving: bool,
-    /// By service; those that did not fit come in other datagrams.
-    pub services: BTreeMap<String, ServiceWord>,
-}
-
-/// Format and version of a datagram.
-const MAGIC: [u8; 4] = *b"XLB1";
-/// Services are put into one datagram up to this size, in bytes: with its headers it fits an Ethernet frame.
-const FULL: usize = 1_200;
-
-/// A datagram that is no word of this cluster.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NoWord {
-    /// It begins otherwise.
-    #[error("it is no word of an xdp-lb of this version")]
-    Format,
-    /// Its tag is another.
-    #[error("it is not said under this node's `seed`: all nodes need the same")]
-    Tag,
-}
-
-/// The datagrams of a word.
-#[must_use]
-pub fn encode(word: &Word, seed: Seed) -> Vec<Vec<u8>> {
-    let mut parts = vec![Word {
-        services: BTreeMap::new(),
-        ..word.clone()
-    }];
-    let mut size = 0;
-    for (name, service) in &word.services {
-        let length = serde_json::to_vec(service).map_or(0, |text| text.len()) + name.len() + 4;
-        if size > 0 && size + length > FULL {
-            parts.push(Word {
-                services: BTreeMap::new(),
-                ..word.clone()
-            });
-            size = 0;
-        }
-        size += length;
-        if let Some(part) = parts.last_mut() {
-            part.services.insert(name.clone(), service.clone());
-        }
-    }
-    parts
-        .iter()
-        .filter_map(|part| {
-            let text = serde_json::to_vec(part).ok()?;
-            let tag = siphash(seed, &text);
-            Some([&MAGIC[..], &tag.to_be_bytes(), &text].concat())
-        })
-        .collect()
-}
-
-/// The word in a datagram.
-///
-/// # Errors
-/// [`NoWord`].
-pub fn decode(datagram: &[u8], seed: Seed) -> Result<Word, NoWord> {
-    let (magic, rest) = datagram.split_first_chunk::<4>().ok_or(NoWord::Format)?;
-    let (tag, text) = rest.split_first_chunk::<8>().ok_or(NoWord::Format)?;
-    if *magic != MAGIC {
-        return Err(NoWord::Format);
-    }
-    if u64::from_be_bytes(*tag) != siphash(seed, text) {
-        return Err(NoWord::Tag);
-    }
-    serde_json::from_slice(text).map_err(|_| NoWord::Format)
-}
+/// A node that is not heard, and whose data path has left so many questions without an answer, one after the other, is not there:
+/// five seconds of [`PERIOD`] each.
+pub const UNANSWERED: u32 = 20;
 
 /// What is known of one node's word about one service.
 #[derive(Clone, Debug)]
@@ -189,8 +37,6 @@ struct Heard {
     at: Millis,
     /// Less than [`HEARD_FOR`] ago.
     fresh: bool,
-    /// Less than [`UNPROBED_FOR`] ago.
-    recent: bool,
 }
 
 /// What the data path of a node that is not heard has said about one service. See [`super::presence`].
@@ -199,11 +45,7 @@ struct Present {
     /// As much of its word as its data path knows.
     word: ServiceWord,
     tokens_ms: u64,
-    /// When it said so first.
-    at: Millis,
-    /// Less than [`UNPROBED_FOR`] ago.
-    recent: bool,
-    /// It was not counted as gone since.
+    /// It was not counted as gone since, nor has it fallen silent.
     counts: bool,
 }
 
@@ -225,6 +67,8 @@ pub struct Peers {
     present: HashMap<(String, String), Present>,
     /// Likewise; nobody who has spoken since.
     left: HashMap<(String, String), Left>,
+    /// Likewise: how many questions its data path has left without an answer, since it last gave one that counts.
+    unanswered: HashMap<(String, String), u32>,
 }
 
 /// What a word changed.
@@ -268,6 +112,7 @@ impl Peers {
                 continue;
             }
             self.left.remove(&key);
+            self.unanswered.remove(&key);
             if let Some(old) = self.heard.get(&key) {
                 // A clock that was set back is believed once the old word has lapsed.
                 if stamp < (old.run_ms, old.at_ms) && old.fresh {
@@ -302,7 +147,6 @@ impl Peers {
                 at_ms: word.at_ms,
                 at: now,
                 fresh: true,
-                recent: true,
             };
             self.heard.insert(key, heard);
         }
@@ -311,9 +155,13 @@ impl Peers {
 
     /// Takes note of what the data path of a node that is not heard said; it `counts` unless the node is counted as gone. Gives
     /// whether that is news.
-    pub fn answered(&mut self, told: &Told, counts: bool, now: Millis) -> bool {
+    pub fn answered(&mut self, told: &Told, counts: bool) -> bool {
         if self.fresh(&told.node, &told.service).is_some() {
             return false;
+        }
+        let key = (told.node.clone(), told.service.clone());
+        if counts {
+            self.unanswered.remove(&key);
         }
         let word = ServiceWord {
             healthy: true,
@@ -322,27 +170,55 @@ impl Peers {
             number: told.said.number,
             ..ServiceWord::default()
         };
-        let known = self
-            .present
-            .entry((told.node.clone(), told.service.clone()));
-        match known {
+        match self.present.entry(key) {
             Entry::Vacant(place) => {
                 place.insert(Present {
                     word,
                     tokens_ms: told.made_ms,
-                    at: now,
-                    recent: true,
                     counts,
                 });
                 true
             }
             Entry::Occupied(mut place) => {
                 let known = place.get_mut();
-                let news = known.word != word || known.tokens_ms != told.made_ms;
+                let news = known.word != word
+                    || known.tokens_ms != told.made_ms
+                    || counts && !known.counts;
                 (known.word, known.tokens_ms) = (word, told.made_ms);
+                known.counts |= counts;
                 news
             }
         }
+    }
+
+    /// The data path of a node that is not heard was asked; gives whether it is known by that to be absent, and was not before.
+    pub fn asked(&mut self, node: &str, service: &str) -> bool {
+        let key = (node.to_owned(), service.to_owned());
+        let unanswered = self.unanswered.entry(key).or_default();
+        *unanswered = unanswered.saturating_add(1);
+        // The last of them may be answered yet.
+        if *unanswered != UNANSWERED + 1 {
+            return false;
+        }
+        self.end_presence(node, service);
+        true
+    }
+
+    /// Whether the last question to the data path of a node has yet to be answered.
+    #[must_use]
+    pub fn is_asked(&self, node: &str, service: &str) -> bool {
+        self.unanswered(node, service) > 0
+    }
+
+    /// Whether a node is not heard, and its data path does not answer either: a server that answers there says nothing.
+    #[must_use]
+    pub fn is_absent(&self, node: &str, service: &str) -> bool {
+        self.unanswered(node, service) > UNANSWERED
+    }
+
+    fn unanswered(&self, node: &str, service: &str) -> u32 {
+        let key = (node.to_owned(), service.to_owned());
+        self.unanswered.get(&key).copied().unwrap_or_default()
     }
 
     /// The node is counted as gone: that its data path was there once counts no more.
@@ -364,17 +240,9 @@ impl Peers {
     pub fn expire(&mut self, now: Millis) -> BTreeSet<String> {
         let mut touched = BTreeSet::new();
         for ((_, service), heard) in &mut self.heard {
-            let silent = now.saturating_sub(heard.at);
-            let (fresh, recent) = (silent < millis(HEARD_FOR), silent < millis(UNPROBED_FOR));
-            if (fresh, recent) != (heard.fresh, heard.recent) {
-                (heard.fresh, heard.recent) = (fresh, recent);
-                touched.insert(service.clone());
-            }
-        }
-        for ((_, service), present) in &mut self.present {
-            let recent = now.saturating_sub(present.at) < millis(UNPROBED_FOR);
-            if recent != present.recent {
-                present.recent = recent;
+            let fresh = now.saturating_sub(heard.at) < millis(HEARD_FOR);
+            if fresh != heard.fresh {
+                heard.fresh = fresh;
                 touched.insert(service.clone());
             }
         }
@@ -408,15 +276,6 @@ impl Peers {
         self.entry(node, service)
             .filter(|heard| heard.fresh)
             .map(|heard| &heard.word)
-    }
-
-    /// Whether it has been heard lately enough for a node that is not probed, or its data path found there.
-    #[must_use]
-    pub fn recent(&self, node: &str, service: &str) -> bool {
-        self.entry(node, service).is_some_and(|heard| heard.recent)
-            || self
-                .presence(node, service)
-                .is_some_and(|present| present.recent && present.counts)
     }
 
     /// Whether its last word was that it leaves: a server that answers there says nothing.
@@ -496,9 +355,11 @@ pub fn serving<'a>(rows: &[Row<'a>]) -> BTreeSet<&'a str> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::collections::BTreeMap;
 
-    const SEED: Seed = Seed([1, 2]);
+    use lb_common::presence::Said;
+
+    use super::*;
 
     fn said(down: &[&str]) -> ServiceWord {
         ServiceWord {
@@ -521,58 +382,6 @@ mod tests {
     }
 
     #[test]
-    fn words_come_back_whole_and_only_under_the_same_seed() {
-        let mut word = word("n1", 7, said(&["n2"]));
-        for index in 0..40 {
-            word.services
-                .insert(format!("service{index}"), said(&["n2", "n3"]));
-        }
-        let datagrams = encode(&word, SEED);
-        assert!(datagrams.len() > 1);
-        let mut services = BTreeMap::new();
-        for datagram in &datagrams {
-            assert!(datagram.len() < 1_472, "{}", datagram.len());
-            let part = decode(datagram, SEED).unwrap();
-            assert_eq!((part.node.as_str(), part.at_ms), ("n1", 7));
-            services.extend(part.services);
-            assert_eq!(decode(datagram, Seed([1, 3])), Err(NoWord::Tag));
-            let mut other = datagram.clone();
-            *other.last_mut().unwrap() ^= 1;
-            assert_eq!(decode(&other, SEED), Err(NoWord::Tag));
-        }
-        assert_eq!(services, word.services);
-        assert_eq!(decode(b"", SEED), Err(NoWord::Format));
-        assert_eq!(decode(b"XLB0............", SEED), Err(NoWord::Format));
-    }
-
-    #[test]
-    fn a_node_without_services_still_speaks() {
-        let word = Word {
-            services: BTreeMap::new(),
-            ..word("n1", 1, said(&[]))
-        };
-        assert_eq!(encode(&word, SEED).len(), 1);
-    }
-
-    #[test]
-    fn tables_are_the_same_however_they_are_numbered() {
-        let of = |members: &[(&str, u32, u16)], bits| {
-            let members: Vec<_> = members
-                .iter()
-                .map(|(name, weight, number)| ((*name).to_owned(), *weight, *number))
-                .collect();
-            Table::of(Affinity::CLIENT_IPV4, bits, &members)
-        };
-        let table = of(&[("a", 50, 1), ("b", 50, 2)], 11);
-        assert_eq!(table, of(&[("b", 50, 7), ("a", 50, 9)], 11));
-        assert_ne!(table, of(&[("a", 50, 1), ("b", 51, 2)], 11));
-        assert_ne!(table, of(&[("a", 50, 1)], 11));
-        assert_ne!(table, of(&[("a", 50, 1), ("b", 50, 2)], 12));
-        let other = Table::of(Affinity::NETWORK_IPV4, 11, &[("a", 50, 1), ("b", 50, 2)]);
-        assert_ne!(table, other);
-    }
-
-    #[test]
     fn what_is_new_in_a_word() {
         let mut peers = Peers::default();
         let touched = BTreeSet::from(["web".to_owned()]);
@@ -589,11 +398,10 @@ mod tests {
         assert_eq!(peers.expire(1_499), BTreeSet::new());
         assert_eq!(peers.expire(1_500), touched);
         assert!(peers.fresh("n2", "web").is_none());
-        assert!(peers.recent("n2", "web") && peers.last("n2", "web").is_some());
+        assert!(peers.last("n2", "web").is_some());
         // A clock that was set back meanwhile.
         assert_eq!(hear(&mut peers, 5, said(&["n3"]), 2_000).touched, touched);
         assert_eq!(peers.expire(12_000), touched);
-        assert!(!peers.recent("n2", "web"));
         let leaving = Word {
             leaving: true,
             ..word("n2", 9, said(&[]))
@@ -607,6 +415,43 @@ mod tests {
         // Its clock was set back while it was away.
         assert_eq!(hear(&mut peers, 8, said(&[]), 13_101).touched, touched);
         assert!(!peers.has_left("n2", "web"));
+    }
+
+    #[test]
+    fn whose_data_path_leaves_twenty_questions_unanswered_is_absent() {
+        let told = Told {
+            node: "n2".into(),
+            service: "web".into(),
+            made_ms: 1,
+            said: Said {
+                number: 3,
+                drained: false,
+                weight: 50,
+            },
+        };
+        let mut peers = Peers::default();
+        let ask = |peers: &mut Peers, times| {
+            (0..times)
+                .filter(|_| peers.asked("n2", "web"))
+                .collect::<Vec<u32>>()
+        };
+        assert!(peers.answered(&told, true));
+        assert!(!peers.answered(&told, true), "it is known");
+        assert!(ask(&mut peers, 20).is_empty(), "the last may be answered");
+        assert!(peers.is_present("n2", "web") && !peers.is_absent("n2", "web"));
+        assert!(!peers.answered(&told, true));
+        assert!(!peers.is_asked("n2", "web"));
+        assert_eq!(ask(&mut peers, 40), [20], "once is enough");
+        assert!(peers.is_absent("n2", "web") && !peers.is_present("n2", "web"));
+        assert!(!peers.is_absent("n2", "dns") && !peers.is_absent("n3", "web"));
+        // It is counted as gone by now.
+        assert!(!peers.answered(&told, false));
+        assert!(peers.is_absent("n2", "web"));
+        assert!(peers.answered(&told, true));
+        assert!(peers.is_present("n2", "web") && !peers.is_absent("n2", "web"));
+        ask(&mut peers, 21);
+        peers.hear(word("n2", 1, said(&[])), "n1", 0);
+        assert!(!peers.is_absent("n2", "web") && !peers.is_asked("n2", "web"));
     }
 
     #[test]

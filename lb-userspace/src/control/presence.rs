@@ -13,10 +13,12 @@ use super::{
     knowledge::Knowledge,
     memory::Memory,
     pace::Pace,
-    peers::PERIOD,
     siphash::siphash,
 };
 use crate::config::{Config, Mode};
+
+/// At most so many questions are sent at a time: what a clients' segment and one core bear four times a second.
+const AT_A_TIME: usize = 8_192;
 
 /// What a question about a node and a service says; never 0.
 #[must_use]
@@ -56,6 +58,17 @@ pub struct Told {
     pub said: Said,
 }
 
+/// A question that has to be asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// About whom.
+    pub node: String,
+    /// In which service.
+    pub service: String,
+    /// What stands behind the EtherType.
+    pub payload: [u8; presence::LEN],
+}
+
 /// The questions of this node.
 #[derive(Debug, Default)]
 pub struct Asking {
@@ -63,24 +76,31 @@ pub struct Asking {
     pace: Pace<(String, String)>,
     /// Whom the questions were about, by the number that the answers say again: service and peer.
     open: HashMap<u64, (String, String)>,
+    /// How many peers' services were passed over to come to the first question of the last time: with many, each has its turn.
+    turn: usize,
 }
 
 impl Asking {
-    /// What has to be asked at `now`: one payload for each service of each peer that this node can't judge without, as often as
-    /// nodes speak. Until it is answered, a node whose cable is back may answer beside one that it does not hear.
+    /// What has to be asked at `now`, [`AT_A_TIME`] at most: a question for each service of each peer that this node does not
+    /// hear and can't judge without. Whoever has asked says so to [`super::peers::Peers::asked`].
     pub fn due(
         &mut self,
         seed: Seed,
         knowledge: &Knowledge,
         actual: &Actual,
         now: Millis,
-    ) -> Vec<[u8; presence::LEN]> {
-        let mut payloads = Vec::new();
+    ) -> Vec<Question> {
+        let mut questions = Vec::new();
         let mut open = HashMap::new();
         let mut wanted = HashSet::new();
         let mut places_of: HashMap<&str, BTreeMap<&str, u16>> = HashMap::new();
         let own = knowledge.config().node.name.as_str();
-        for (service, peer) in knowledge.unknown_peers(actual) {
+        let run_ms = knowledge.cluster.run_ms;
+        let mut to_ask: Vec<_> = knowledge.peers_to_ask(actual).collect();
+        let turn = self.turn.checked_rem(to_ask.len()).unwrap_or_default();
+        to_ask.rotate_left(turn);
+        let mut passed = None;
+        for (index, (service, peer, interval)) in to_ask.into_iter().enumerate() {
             let of_peer = places_of
                 .entry(peer)
                 .or_insert_with(|| places(knowledge.config(), peer));
@@ -88,19 +108,25 @@ impl Asking {
                 continue;
             };
             let key = (service.name.clone(), peer.to_owned());
-            let run_ms = knowledge.cluster.run_ms;
             let text = format!("question\0{own}\0{peer}\0{}\0{run_ms}", service.name);
             let nonce = siphash(seed, text.as_bytes());
             open.insert(nonce, key.clone());
             wanted.insert(key.clone());
-            if self.pace.is_due(key, PERIOD, now) {
+            if questions.len() == AT_A_TIME {
+                passed.get_or_insert(index);
+            } else if self.pace.is_due(key, interval, now) {
                 let asked = asked(seed, peer, &service.name);
-                payloads.push(presence::question(asked, *place, nonce));
+                questions.push(Question {
+                    node: peer.to_owned(),
+                    service: service.name.clone(),
+                    payload: presence::question(asked, *place, nonce),
+                });
             }
         }
+        self.turn = turn + passed.unwrap_or_default();
         self.pace.keep_only(&wanted);
         self.open = open;
-        payloads
+        questions
     }
 
     /// Whether there is a question that may still be answered.
@@ -141,26 +167,25 @@ pub fn keep<M: Memory>(maps: &M, knowledge: &Knowledge, actual: &Actual) {
     }
     let none = std::iter::repeat(None);
     for (entry, said) in maps.presences().iter().zip(said.into_iter().chain(none)) {
-        // An answer put together of an old and a new one is nobody's: its tag is wrong.
-        let (asked, made_ms, said, tag) = match said {
-            Some((service, said)) => (
-                asked(seed, node, service),
-                made_ms,
-                said,
-                tag(seed, node, service, made_ms, said),
-            ),
-            None => (0, 0, 0, 0),
+        let service = said.map(|(service, _)| service);
+        let (asked, made_ms, said) = match said {
+            Some((service, said)) => (asked(seed, node, service), made_ms, said),
+            None => (0, 0, 0),
         };
-        for (word, value) in [
+        let words = [
             (&entry.asked, asked),
             (&entry.made_ms, made_ms),
             (&entry.said, said),
-            (&entry.tag, tag),
-        ] {
-            if word.get() != value {
-                word.set(value);
-            }
+        ];
+        if words.iter().all(|(word, value)| word.get() == *value) {
+            continue;
         }
+        // An answer put together of an old and a new one is nobody's: its tag is wrong.
+        let tag = service.map_or(0, |service| tag(seed, node, service, made_ms, said));
+        for (word, value) in words {
+            word.set(value);
+        }
+        entry.tag.set(tag);
     }
 }
 

@@ -13,7 +13,10 @@ use lb_common::hash::Seed;
 use tokio::{net::UdpSocket, sync::mpsc, task::AbortHandle};
 use tracing::{debug, warn};
 
-use super::peers::{PERIOD, Word, decode, encode};
+use super::{
+    peers::PERIOD,
+    words::{Word, decode, encode},
+};
 use crate::config::Config;
 
 /// The longest UDP datagram there can be.

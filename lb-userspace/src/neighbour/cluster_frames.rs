@@ -3,6 +3,7 @@
 use std::{
     io::{self, Read as _},
     mem,
+    os::fd::AsRawFd as _,
     time::{Duration, Instant},
 };
 
@@ -15,7 +16,9 @@ const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 /// The shortest frame of Ethernet, without its check sequence (IEEE 802.3).
 const SHORTEST: usize = 60;
 /// At most so many frames are taken in at a time; whoever wants more comes back.
-const AT_A_TIME: usize = 256;
+const AT_A_TIME: usize = 8_192;
+/// The listener's buffer, in bytes: as many small frames as are taken in at a time, with what the kernel adds to each.
+const BUFFER: usize = AT_A_TIME * 1_024;
 
 /// A whole frame, from one MAC address to another.
 #[must_use]
@@ -38,23 +41,30 @@ pub struct ClusterFrames {
 }
 
 impl ClusterFrames {
-    /// Sends a whole frame, Ethernet header included, out of an interface. A failure is logged; whoever calls sends again.
-    pub fn send(&mut self, ifindex: u32, frame: &[u8]) {
-        if let Err(error) = self.try_send(ifindex, frame)
-            && error.kind() != io::ErrorKind::WouldBlock
-        {
-            self.complain(&error);
+    /// Sends a whole frame, Ethernet header included, out of an interface; gives whether it was sent. A failure is logged; whoever
+    /// calls sends again.
+    pub fn send(&mut self, ifindex: u32, frame: &[u8]) -> bool {
+        match self.try_send(ifindex, frame) {
+            Ok(()) => true,
+            Err(error) => {
+                if error.kind() != io::ErrorKind::WouldBlock {
+                    self.complain(&error);
+                }
+                false
+            }
         }
     }
 
-    /// From now on, frames that come in on any interface and that the data path leaves to the host are taken in.
-    pub fn listen(&mut self) {
+    /// From now on, frames that come in on any interface and that the data path leaves to the host are taken in; gives whether
+    /// that is so. A failure is logged.
+    pub fn listen(&mut self) -> bool {
         if self.listener.is_none() {
             match listener() {
                 Ok(socket) => self.listener = Some(socket),
                 Err(error) => self.complain(&error),
             }
         }
+        self.listener.is_some()
     }
 
     /// The payloads that have come since the last call.
@@ -107,7 +117,28 @@ fn listener() -> io::Result<Socket> {
     let protocol = Protocol::from(i32::from(ETHERTYPE_CLUSTER.to_be()));
     let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(protocol))?;
     socket.set_nonblocking(true)?;
+    force_buffer(&socket)?;
     Ok(socket)
+}
+
+/// `SO_RCVBUFFORCE` of `socket(7)`: beyond what the system lets everybody have. The kernel doubles the number for its own part.
+fn force_buffer(socket: &Socket) -> io::Result<()> {
+    let bytes = libc::c_int::try_from(BUFFER / 2).map_err(io::Error::other)?;
+    // SAFETY: the socket is open, and the option is an integer of this size.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVBUFFORCE,
+            (&raw const bytes).cast(),
+            mem::size_of_val(&bytes) as libc::socklen_t,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 fn receive(socket: &mut Socket) -> io::Result<Vec<Vec<u8>>> {

@@ -1,6 +1,6 @@
 //! What was found, most of it with chance's help, and is kept.
 
-use super::{FLOWS, INTERVAL, Step, live, never_twice, world::World};
+use super::{FLOWS, INTERVAL, Probing, Step, live, live_with, never_twice, world::World};
 
 /// It knows its peers before it serves, and counts them as gone and in again as its first answers come. That was believed: they
 /// gave all their flows up.
@@ -232,31 +232,33 @@ fn a_flow_that_opens_again_elsewhere_is_not_the_one_recorded_here() {
     );
 }
 
-/// Its operator takes a drain back, and its daemon ends with the word of it lost; a node that begins meanwhile learns it from the
-/// data path.
+/// Its operator takes a drain back, and its daemon ends at once; a node that begins meanwhile learns it from the data path, which has
+/// to know it by then.
 #[test]
 fn a_node_that_begins_asks_the_data_path_of_one_that_it_hears_no_more() {
     use Step::*;
-    never_twice(
-        90_869_022_731_335,
-        &[
-            Leave(2),
-            Kill(1),
-            ToggleDrain(0),
-            Boot(1),
-            Wait(2_741),
-            ToggleDrain(0),
-            StopDaemon(0),
-            Wait(2_322),
-        ],
-    );
+    for random in 0..6 {
+        never_twice(
+            random,
+            &[
+                Leave(2),
+                Kill(1),
+                ToggleDrain(0),
+                Boot(1),
+                Wait(2_741),
+                ToggleDrain(0),
+                StopDaemon(0),
+                Wait(2_322),
+            ],
+        );
+    }
 }
 
 /// A dead node is told so by each of the others: four times within a second, then once in each interval of the probes; and no more
 /// when it is back.
 #[test]
 fn nobody_is_fenced_more_often_than_it_takes() {
-    let mut world = World::new(0);
+    let mut world = World::new(0, Probing::Tcp);
     world.wait(10_000);
     assert_eq!(world.fenced, 0);
     world.step(Step::Kill(2));
@@ -306,17 +308,10 @@ fn who_has_left_has_no_share_though_its_server_answers() {
 fn who_was_cut_off_ends_no_connection_of_the_others() {
     use Step::*;
     for random in 0..4 {
-        live(
-            random,
-            &[
-                Open(0, FLOWS),
-                Cut(1),
-                Wait(10_000),
-                Open(0, FLOWS),
-                Heal(1),
-                Wait(10_000),
-            ],
-        );
+        let away = [Open(0, FLOWS), Cut(1), Wait(10_000), Open(0, FLOWS)];
+        let steps = [&away[..], &[Heal(1), Wait(10_000)]].concat();
+        live(random, &steps);
+        live_with(random, &steps, Probing::Never);
         live(
             random,
             &[Open(0, FLOWS), Cut(1), Wait(1_500), Heal(1), Wait(10_000)],
@@ -355,4 +350,91 @@ fn a_first_failure_alone_says_nothing_of_a_node_that_is_there() {
         let stays = [Wait(6_000), StartDaemon(0), Wait(6_000)];
         live(random, &[&alone[..], &begins, &stays].concat());
     }
+}
+
+/// A peer's server had failed, and was back while this node's daemon was away. By what the maps had kept, it was gone: this one
+/// fenced it, and took its data path's answer for that of one that had been there before.
+#[test]
+fn who_was_gone_before_a_daemon_came_back_may_have_been_let_in_again() {
+    use Step::*;
+    let apart = [
+        StopServer(0),
+        Wait(9_000),
+        Kill(1),
+        Wait(4_911),
+        Boot(1),
+        Wait(10_821),
+        StartServer(0),
+        StopDaemon(1),
+        Wait(6_800),
+        Open(0, FLOWS),
+        Wait(2_100),
+    ];
+    for random in [
+        6_418_527_882_788_381_366,
+        6_418_527_882_788_539_746,
+        6_418_527_882_788_626_855,
+    ] {
+        live(
+            random,
+            &[&apart[..], &[StartDaemon(1), Wait(4_000)]].concat(),
+        );
+        // It is not heard, as its daemon is gone in its turn.
+        let silent = [StopDaemon(0), Wait(2_000), StartDaemon(1), Wait(9_000)];
+        live(random, &[&apart[..], &silent].concat());
+    }
+}
+
+/// It has taken its data path away and said so, to those whose daemons ended before they told the third. Its server answers on.
+#[test]
+fn who_is_neither_heard_nor_has_a_data_path_has_no_share() {
+    use Step::*;
+    for random in 0..4 {
+        never_twice(
+            random,
+            &[Leave(2), StopDaemon(0), Wait(4_631), StopDaemon(1)],
+        );
+        never_twice(random, &[StopDaemon(2), Leave(0), Kill(1), Wait(11)]);
+        never_twice(random, &[Kill(0), Bare(0)]);
+    }
+    never_twice(
+        570_738_468_134_028,
+        &[Leave(2), StopDaemon(0), Wait(4_631), StopDaemon(1)],
+    );
+}
+
+/// A peer had counted this node as gone once, long ago, and this one's maps have that peer as failed: to a daemon that begins, that
+/// is no news.
+#[test]
+fn what_was_over_before_a_daemon_came_back_ends_no_connection() {
+    use Step::*;
+    for random in 0..6 {
+        live(
+            random,
+            &[
+                Kill(1),
+                Wait(8_000),
+                Boot(1),
+                Wait(9_000),
+                Open(0, FLOWS),
+                StopServer(1),
+                Wait(8_000),
+                StopDaemon(0),
+                StartDaemon(0),
+                Wait(3_000),
+            ],
+        );
+    }
+    live(
+        17_972_005_963_282_861_636,
+        &[
+            StopServer(2),
+            StopServer(1),
+            Wait(2_211),
+            Kill(2),
+            Wait(31),
+            StopDaemon(0),
+            Open(0, 1),
+        ],
+    );
 }

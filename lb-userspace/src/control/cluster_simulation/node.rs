@@ -14,13 +14,14 @@ use super::{
         fencing::{self, Fencing},
         knowledge::Knowledge,
         memory::Memory as _,
-        peers::Word,
         ports::PortState,
         presence::{self, Asking},
         reconcile::{Scope, reconcile},
         samples::{Bench, PlainMemory},
+        sweeper::Sweeper,
+        words::Word,
     },
-    NODES, OPENING, UNIX,
+    NODES, OPENING, Probing, UNIX,
 };
 use crate::{
     config::ConfigFile,
@@ -30,6 +31,7 @@ use crate::{
 pub(super) struct Node {
     pub(super) bench: Bench,
     pub(super) knowledge: Knowledge,
+    pub(super) probing: Probing,
     /// Whether the host lives, with a data path on it.
     pub(super) alive: bool,
     /// Whether it lives without one: its server answers probes.
@@ -63,7 +65,16 @@ pub(super) fn name(node: usize) -> String {
     format!("n{}", node + 1)
 }
 
-pub(super) fn knowledge(node: usize, decisions: Decisions, opening: bool) -> Knowledge {
+pub(super) fn knowledge(
+    node: usize,
+    probing: Probing,
+    decisions: Decisions,
+    opening: bool,
+) -> Knowledge {
+    let probe = match probing {
+        Probing::Tcp => "[service.probe]\ntype = \"tcp\"\nport = 80",
+        Probing::Never => "",
+    };
     let text = format!(
         r#"
         [node]
@@ -79,9 +90,7 @@ pub(super) fn knowledge(node: usize, decisions: Decisions, opening: bool) -> Kno
         affinity = "client"
         flow_idle = "10s"
         backend = [{}]
-        [service.probe]
-        type = "tcp"
-        port = 80
+        {probe}
         "#,
         name(node),
         // In another order on every node: each numbers them in its own way.
@@ -127,13 +136,14 @@ pub(super) fn knowledge(node: usize, decisions: Decisions, opening: bool) -> Kno
 
 impl Node {
     /// A node whose kernel holds nothing.
-    pub(super) fn fresh(node: usize, decisions: Decisions, now: Millis) -> Self {
+    pub(super) fn fresh(node: usize, probing: Probing, decisions: Decisions, now: Millis) -> Self {
         let features = Features::ALL_FORWARDING.with(Features::PICK);
         let mut bench = Bench::of(PlainMemory::with(1 << 14, 2, 8, 64, features));
         bench.now = now;
         let mut fresh = Self {
             bench,
-            knowledge: knowledge(node, decisions.clone(), true),
+            knowledge: knowledge(node, probing, decisions.clone(), true),
+            probing,
             alive: true,
             bare: false,
             cut: false,
@@ -167,9 +177,11 @@ impl Node {
         let ops = reconcile(&desired, Scope::All, actual, unix_ms, self.bench.now).unwrap();
         self.bench.execute(&ops);
         self.bench.check();
-        self.knowledge.note_done(self.bench.actual());
+        self.knowledge
+            .note_done(&self.bench.executor.actual, self.bench.now);
         let probes = self.knowledge.probes(self.bench.actual());
         self.knowledge.keep_health(self.bench.actual(), &probes);
+        self.keep_presence();
     }
 
     /// The order of the daemon's `end_opening`.
@@ -182,10 +194,9 @@ impl Node {
     }
 
     pub(super) fn join(&mut self) {
-        self.knowledge.cluster.missed.clear();
         self.knowledge.cluster.joining.insert("web".to_owned());
         self.change();
-        self.knowledge.cluster.joining.clear();
+        self.knowledge.end_joining();
         if let Some(id) = self.bench.actual().service_id("web") {
             self.bench.executor.forget_flows(id);
         }
@@ -212,6 +223,10 @@ impl Node {
             &self.knowledge,
             self.bench.actual(),
         );
+        self.keep_presence();
+    }
+
+    pub(super) fn keep_presence(&self) {
         presence::keep(
             &self.bench.executor.maps,
             &self.knowledge,
@@ -227,7 +242,7 @@ impl Node {
                 continue;
             };
             let now = self.bench.now;
-            let heard = self.knowledge.hear_presence(&told, now);
+            let heard = self.knowledge.hear_presence(&told);
             if heard == Heard::Nothing {
                 continue;
             }
@@ -265,11 +280,12 @@ impl Node {
     pub(super) fn adopt(&mut self, node: usize) {
         let now = self.bench.now;
         self.bench.executor.actual = adopt(&self.bench.executor.maps, now).unwrap();
-        self.knowledge = knowledge(node, self.decisions.clone(), false);
+        self.knowledge = knowledge(node, self.probing, self.decisions.clone(), false);
         let probes = self.knowledge.probes(self.bench.actual());
         self.knowledge.keep_health(self.bench.actual(), &probes);
         (self.daemon, self.started, self.said) = (true, now, None);
         self.due = [now; NODES];
+        self.bench.sweeper = Sweeper::default();
         (self.fencing, self.asking) = (Fencing::default(), Asking::default());
         self.answers.clear();
         self.knowledge.cluster.run_ms = UNIX + now;
@@ -283,7 +299,7 @@ impl Node {
             || now,
         )
         .unwrap();
-        self.knowledge.note_away(self.bench.actual());
+        self.knowledge.note_away(&self.bench.executor.actual, now);
         self.join_where_fenced();
         self.change();
         self.keep_fences();

@@ -15,10 +15,11 @@ use super::{
         actual::Millis,
         decisions::{Decision, Decisions},
         memory::Memory as _,
-        peers::{PERIOD, Word},
+        peers::PERIOD,
         samples::OWN_MAC,
+        words::Word,
     },
-    FLOWS, INTERVAL, NODES, OPENING, PIECE, STEP, Step, TRYING, UNIX,
+    FLOWS, INTERVAL, NODES, OPENING, PIECE, Probing, STEP, Step, TRYING, UNIX,
     node::{Node, name, node_mac},
 };
 use crate::{
@@ -48,12 +49,12 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(random: u64) -> Self {
+    pub(super) fn new(random: u64, probing: Probing) -> Self {
         let now = 1_000_000;
         let mut world = Self {
             now,
             nodes: (0..NODES)
-                .map(|node| Node::fresh(node, Decisions::default(), now))
+                .map(|node| Node::fresh(node, probing, Decisions::default(), now))
                 .collect(),
             wire: Vec::new(),
             frames: Vec::new(),
@@ -74,24 +75,6 @@ impl World {
         let z = (self.random ^ (self.random >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (z ^ (z >> 31)) % below
-    }
-
-    /// Whether no living node is without its daemon: who misses the last word of a node may learn of it from nobody.
-    pub(super) fn all_listen(&self) -> bool {
-        self.nodes.iter().all(|node| node.daemon || !node.alive)
-    }
-
-    /// Whether all have noticed that a node is gone: a host that is back before they have is one whose daemon alone is down.
-    pub(super) fn is_out(&self, node: usize) -> bool {
-        let counts_in = |other: &Node| {
-            let word = other.knowledge.own_word(other.bench.actual(), 0);
-            word.services["web"].serving.contains(&name(node))
-        };
-        self.all_listen()
-            && !self
-                .nodes
-                .iter()
-                .any(|other| other.alive && counts_in(other))
     }
 
     pub(super) fn works(&self, node: usize) -> bool {
@@ -205,8 +188,14 @@ impl World {
             &node.bench.executor.actual,
             self.now,
         );
-        for payload in due {
-            self.send_to_cluster(index, &payload);
+        let mut absent = false;
+        for question in due {
+            let peers = &mut self.nodes[index].knowledge.cluster.peers;
+            absent |= peers.asked(&question.node, &question.service);
+            self.send_to_cluster(index, &question.payload);
+        }
+        if absent {
+            self.nodes[index].change();
         }
     }
 
@@ -389,15 +378,16 @@ impl World {
                 if !self.nodes[node].alive {
                     self.lose_flows(node);
                     let decisions = self.nodes[node].decisions.clone();
-                    self.nodes[node] = Node::fresh(node, decisions, self.now);
+                    let probing = self.nodes[node].probing;
+                    self.nodes[node] = Node::fresh(node, probing, decisions, self.now);
                 }
             }
-            Step::Leave(node) if self.works(node) && self.all_listen() => {
+            Step::Leave(node) if self.works(node) => {
+                let at_ms = (UNIX + self.now).max(self.nodes[node].last_ms + 1);
+                let leaver = &self.nodes[node];
                 let word = Word {
                     leaving: true,
-                    ..self.nodes[node]
-                        .knowledge
-                        .own_word(self.nodes[node].bench.actual(), UNIX + self.now + 1)
+                    ..leaver.knowledge.own_word(leaver.bench.actual(), at_ms)
                 };
                 for other in (0..NODES).filter(|other| *other != node) {
                     let delay = 1 + self.random(30);
@@ -407,7 +397,7 @@ impl World {
                 self.nodes[node].alive = false;
                 self.nodes[node].bare = true;
             }
-            Step::Bare(node) if !self.nodes[node].alive && self.is_out(node) => {
+            Step::Bare(node) if !self.nodes[node].alive => {
                 self.nodes[node].bare = true;
             }
             Step::Cut(node) => {
@@ -462,7 +452,9 @@ impl World {
     /// Whether the node has been in for long enough that its own probe knows its server.
     pub(super) fn has_settled(&self, node: usize) -> bool {
         let node = &self.nodes[node];
-        !node.knowledge.opening && node.knowledge.health.values().any(Health::is_probed)
+        !node.knowledge.opening
+            && (node.probing == Probing::Never
+                || node.knowledge.health.values().any(Health::is_probed))
     }
 
     pub(super) fn decide(&mut self, index: usize, change: impl FnOnce(&mut Decision)) {

@@ -1,12 +1,16 @@
 //! In a cluster (`mode = "pick"`): what the other nodes say, what this one says, and its interfaces' part in it.
 
-use std::{collections::BTreeSet, net::SocketAddr, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    time::Instant,
+};
 
 use anyhow::{Context as _, Result};
 use tracing::warn;
 
 use super::{
-    super::{cluster::Heard, comeback::come_back, fencing, peers::Word, presence},
+    super::{cluster::Heard, comeback::come_back, fencing, presence, words::Word},
     Cause, Daemon, Touched, millis_since, unix_ms,
 };
 use crate::{
@@ -63,7 +67,8 @@ impl Daemon {
                 millis_since(started),
                 || millis_since(started),
             )?;
-            self.knowledge.note_away(&self.running.executor.actual);
+            let now = self.now();
+            self.knowledge.note_away(&self.running.executor.actual, now);
         }
         Ok(())
     }
@@ -75,7 +80,7 @@ impl Daemon {
             self.knowledge.cluster.joining = services.map(|s| s.name.clone()).collect();
             let cause = Cause::new(ApplyKind::Start, "the other nodes");
             self.change(&cause, Touched::All)?;
-            self.knowledge.cluster.joining.clear();
+            self.knowledge.end_joining();
         }
         Ok(())
     }
@@ -124,7 +129,7 @@ impl Daemon {
             .begin_anew(&services, &self.running.executor.actual, unix_ms());
         self.knowledge.cluster.joining = services;
         self.change(cause, Touched::Only(touched))?;
-        let joining = std::mem::take(&mut self.knowledge.cluster.joining);
+        let joining = self.knowledge.end_joining();
         // What it recorded of its own flows is void: others have taken them over.
         let executor = &self.running.executor;
         for id in joining
@@ -156,6 +161,12 @@ impl Daemon {
     pub(super) fn keep_fences(&self) {
         let executor = &self.running.executor;
         fencing::keep(&executor.maps, &self.knowledge, &executor.actual);
+        self.keep_presence();
+    }
+
+    /// The latter alone; at once after every change, as the controller may end before its next word.
+    pub(super) fn keep_presence(&self) {
+        let executor = &self.running.executor;
         presence::keep(&executor.maps, &self.knowledge, &executor.actual);
     }
 
@@ -171,71 +182,88 @@ impl Daemon {
         }
     }
 
-    /// Asks the data paths of the peers of which nothing is known whether they are there.
-    fn ask_peers(&mut self) {
+    /// Asks the data paths of the peers that are not heard whether they are there. Gives the services of those that have left too
+    /// many questions without an answer; where nothing can be asked, that is nobody.
+    fn ask_peers(&mut self) -> BTreeSet<String> {
         let now = self.now();
         let executor = &self.running.executor;
-        let due = self.asking.due(
+        let questions = self.asking.due(
             executor.maps.control().seed(),
             &self.knowledge,
             &executor.actual,
             now,
         );
-        if self.asking.is_open() {
+        let can_be_heard = if self.asking.is_open() {
             // Opens the socket before the first answer can come.
-            self.frames.listen();
+            self.frames.listen()
         } else {
             self.frames.stop_listening();
+            false
+        };
+        let mut absent = Found::default();
+        for question in questions {
+            let was_sent = self.send_to_cluster(&question.payload);
+            let (node, service) = (&question.node, &question.service);
+            if can_be_heard && was_sent && self.knowledge.cluster.peers.asked(node, service) {
+                absent.note(question.node, question.service);
+            }
         }
-        for payload in due {
-            self.send_to_cluster(&payload);
-        }
+        absent.tell(
+            "its xdp-lb is not heard, and its data path does not answer: it has no share any more",
+        );
+        absent.services
     }
 
     /// What the data paths of peers have answered.
     pub(super) fn hear_answers(&mut self) -> Result<()> {
         let seed = self.running.executor.maps.control().seed();
-        let now = self.now();
+        let (mut found, mut late) = (Found::default(), BTreeSet::new());
         for payload in self.frames.received() {
             let Some(told) = self.asking.understand(seed, &payload) else {
                 continue;
             };
-            let heard = self.knowledge.hear_presence(&told, now);
-            if heard == Heard::Nothing {
-                continue;
-            }
-            warn!(
-                node = told.node,
-                service = told.service,
-                "its xdp-lb is not heard, but its data path is there, and has its share"
-            );
-            self.keep_fences();
-            let cause = Cause::new(ApplyKind::Neighbour, "the data path of a node");
-            let service = BTreeSet::from([told.service]);
+            let heard = self.knowledge.hear_presence(&told);
             if heard == Heard::BeforeThisNode {
-                self.join_again(&cause, service.clone(), &service)?;
+                late.insert(told.service.clone());
             }
-            self.change(&cause, Touched::Only(&service))?;
+            if heard != Heard::Nothing {
+                found.note(told.node, told.service);
+            }
         }
+        found.tell("its xdp-lb is not heard, but its data path is there, and has its share");
+        let touched = found.services;
+        if touched.is_empty() {
+            return Ok(());
+        }
+        self.keep_fences();
+        let cause = Cause::new(ApplyKind::Neighbour, "the data path of a node");
+        if !late.is_empty() {
+            self.join_again(&cause, late, &touched)?;
+        }
+        self.change(&cause, Touched::Only(&touched))?;
         Ok(())
     }
 
-    fn send_to_cluster(&mut self, payload: &[u8]) {
+    /// Gives whether it was sent at all.
+    fn send_to_cluster(&mut self, payload: &[u8]) -> bool {
         let Some(to) = self.knowledge.config().cluster_mac() else {
-            return;
+            return false;
         };
+        let mut was_sent = false;
         for port in &self.knowledge.ports {
             let frame = frame(to, port.mac, payload);
-            self.frames.send(port.ifindex, &frame);
+            was_sent |= self.frames.send(port.ifindex, &frame);
         }
+        was_sent
     }
 
     /// Time has passed: whoever has been silent for too long is not heard any more.
     pub(super) fn on_silence(&mut self) -> Result<()> {
         self.join_where_fenced()?;
-        self.ask_peers();
+        self.hear_answers()?;
+        let mut touched = self.ask_peers();
         self.keep_fences();
-        let touched = self.knowledge.cluster.peers.expire(self.now());
+        touched.append(&mut self.knowledge.cluster.peers.expire(self.now()));
         if !touched.is_empty() {
             let cause = Cause::new(ApplyKind::Neighbour, "silence of a node");
             self.change(&cause, Touched::Only(&touched))?;
@@ -250,6 +278,28 @@ impl Daemon {
                 .knowledge
                 .own_word(&self.running.executor.actual, unix_ms());
             voice.speak(word, &self.knowledge.config().peers());
+        }
+    }
+}
+
+/// What this node has found out about peers that it does not hear.
+#[derive(Default)]
+struct Found {
+    services: BTreeSet<String>,
+    /// In how many services, by node.
+    nodes: BTreeMap<String, usize>,
+}
+
+impl Found {
+    fn note(&mut self, node: String, service: String) {
+        *self.nodes.entry(node).or_default() += 1;
+        self.services.insert(service);
+    }
+
+    /// A line for each node, not for each of what may be thousands of services.
+    fn tell(&self, what: &str) {
+        for (node, services) in &self.nodes {
+            warn!(node, services, "{what}");
         }
     }
 }

@@ -14,8 +14,8 @@ use super::{
     super::{
         actual::{Actual, ActualBackend, BuiltFor, Op},
         desired::{DesiredBackend, DesiredService, Missed, Pending, Pick},
-        peers::Table,
         retarget::Track,
+        words::Table,
     },
     TooSmall,
 };
