@@ -46,6 +46,9 @@ pub trait Address: Copy + Eq + Debug {
     const NONE: Affinity;
     /// Whether the seed makes [`Self::source`] of an address.
     const DIGESTED: bool;
+    /// Whether the fragments of one packet share their protocol (RFC 791 section 3.2). In IPv6 those behind the first one name what
+    /// follows the fragment header there, which may be an extension header, and nobody looks at it (RFC 8200 section 4.5).
+    const FRAGMENTS_SHARE_PROTOCOL: bool;
     /// Bytes of the family's header, without options or extension headers.
     const HEADER_LEN: usize;
 
@@ -92,6 +95,7 @@ impl Address for u32 {
     type Way = FlowWay4;
     const NONE: Affinity = Affinity::NONE_IPV4;
     const DIGESTED: bool = false;
+    const FRAGMENTS_SHARE_PROTOCOL: bool = true;
     const HEADER_LEN: usize = IPV4_LEN;
 
     #[inline(always)]
@@ -197,6 +201,7 @@ impl Address for Ipv6 {
     type Way = FlowWay6;
     const NONE: Affinity = Affinity::NONE_IPV6;
     const DIGESTED: bool = true;
+    const FRAGMENTS_SHARE_PROTOCOL: bool = false;
     const HEADER_LEN: usize = IPV6_LEN;
 
     #[inline(always)]

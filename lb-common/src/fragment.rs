@@ -21,7 +21,7 @@ pub struct FragmentKey {
 }
 
 impl FragmentKey {
-    /// The fragments of the packet from `source` to `destination` with this protocol and identification.
+    /// The fragments of the packet from `source` to `destination` with this identification and, for IPv4, this protocol.
     #[inline(always)]
     #[must_use]
     pub fn new<A: Address>(
@@ -32,6 +32,11 @@ impl FragmentKey {
         seed: Seed,
     ) -> Self {
         // Each step is a keyed bijection of what came before, mixed with the next part.
+        let protocol = if A::FRAGMENTS_SHARE_PROTOCOL {
+            protocol
+        } else {
+            0
+        };
         let from = mix(source.endpoints(identification, seed), seed);
         let to = destination.endpoints(u32::from(protocol), seed);
         Self {

@@ -157,7 +157,11 @@ pub(crate) fn parse<P: Packet>(packet: &P, link: Link) -> Result<Ip<Ipv6>, Verdi
         {
             return unfit(Verdict::Malformed);
         }
-        if protocol != PROTO_TCP && protocol != PROTO_UDP {
+        // Behind the first fragment it is what followed the fragment header there, which may be another extension header.
+        if !matches!(
+            protocol,
+            PROTO_TCP | PROTO_UDP | NEXT_DESTINATION | NEXT_ROUTING
+        ) {
             return unfit(Verdict::Fragment);
         }
         return Ok(Ip::Fragment(Fragment {

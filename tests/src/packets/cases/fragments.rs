@@ -15,7 +15,7 @@ use super::{DNS, TAGGED, WEB, town, town6};
 use crate::packets::{
     case::{Case, case},
     fixture::{Fixture, Flow, Fragments},
-    frame::{Packet, icmp, ping, syn, tcp, tcp6, udp, udp6},
+    frame::{Packet, extension, icmp, ping, syn, tcp, tcp6, udp, udp6},
     network::{
         CLIENT, CLIENT_PORT, CLIENT6, NEIGHBOUR_MAC, NO_VIP, NO_VIP6, VIP, VIP_ANY, VIP6, VLAN,
     },
@@ -51,6 +51,7 @@ pub(super) fn cases() -> Vec<Case> {
         cases.extend(family.malformed());
     }
     cases.extend(of_ipv4());
+    cases.extend(of_ipv6());
     cases
 }
 
@@ -243,7 +244,6 @@ impl Family {
                     ..self.record(PROTO_TCP, 3)
                 },
             ),
-            ("another protocol's", self.record(PROTO_UDP, 3)),
             (
                 "another identification's",
                 Fragments {
@@ -525,6 +525,66 @@ impl Family {
     }
 }
 
+/// What RFC 8200 section 4.5 says of fragments: those behind the first one may name another next header, which counts nothing.
+fn of_ipv6() -> Vec<Case> {
+    const ID: u32 = 7;
+    /// Where the fragment header begins, without other extension headers.
+    const AT: usize = 54;
+    const DESTINATION_OPTIONS: u8 = 60;
+    let known = town6().fragments(Fragments {
+        source: CLIENT6.into(),
+        destination: VIP6.into(),
+        protocol: PROTO_TCP,
+        identification: ID,
+        backend: 3,
+        silent: 1,
+    });
+    let later = || tcp6().payload(&PIECE).fragmented(ID, 100, true);
+    // The options behind the fragment header: only the first fragment has them.
+    let first = tcp6()
+        .payload(&PIECE)
+        .extended(DESTINATION_OPTIONS, extension(1))
+        .fragmented(ID, 0, true)
+        .build()
+        .with(20, &[44])
+        .with(AT, &[DESTINATION_OPTIONS, 0, 0, 1, 0, 0, 0, 7])
+        .with(AT + 8, &[PROTO_TCP, 0, 1, 4, 0, 0, 0, 0]);
+    vec![
+        case(
+            "IPv6: the first fragment, with destination options behind its fragment header",
+            &town6(),
+            first,
+        )
+        .forwarded(1)
+        .expects_fragments(&Fragments {
+            source: CLIENT6.into(),
+            destination: VIP6.into(),
+            protocol: PROTO_TCP,
+            identification: ID,
+            backend: 1,
+            silent: 0,
+        }),
+        case(
+            "IPv6: a later fragment, which names these options, goes where the first one went",
+            &known,
+            later().build().with(AT, &[DESTINATION_OPTIONS]),
+        )
+        .forwarded(3),
+        case(
+            "IPv6: nor does any other protocol matter there",
+            &known,
+            later().build().with(AT, &[PROTO_UDP]),
+        )
+        .forwarded(3),
+        case(
+            "IPv6: nobody knows whose it is before the first one has come",
+            &town6(),
+            later().build().with(AT, &[DESTINATION_OPTIONS]),
+        )
+        .ends(Verdict::Fragment),
+    ]
+}
+
 fn of_ipv4() -> Vec<Case> {
     let town = town();
     let mut any = town.clone().affinity(Affinity::CLIENT_IPV4);
@@ -539,7 +599,21 @@ fn of_ipv4() -> Vec<Case> {
             .fragmented(7, 100, true)
             .build()
     };
+    let of_udp = town.clone().fragments(Fragments {
+        source: CLIENT.into(),
+        destination: VIP.into(),
+        protocol: PROTO_UDP,
+        identification: 7,
+        backend: 3,
+        silent: 1,
+    });
     vec![
+        case(
+            "another protocol's record says nothing about this packet",
+            &of_udp,
+            tcp().payload(&PIECE).fragmented(7, 100, true).build(),
+        )
+        .ends(Verdict::Fragment),
         case(
             "a first fragment with options",
             &town,
