@@ -438,3 +438,48 @@ fn what_was_over_before_a_daemon_came_back_ends_no_connection() {
         ],
     );
 }
+
+/// It joins while another's daemon is down, which has everything. A third had joined before it, and waited for the same slots. That one
+/// died, and what it never had was taken.
+#[test]
+fn what_a_dead_node_waited_for_is_not_free() {
+    use Step::*;
+    for random in 0..6 {
+        live(
+            random,
+            &[
+                StopServer(1),
+                StopServer(2),
+                Wait(4_000),
+                StopDaemon(0),
+                StartServer(1),
+                Wait(1_902),
+                StartServer(2),
+                Kill(1),
+                Wait(4_121),
+            ],
+        );
+    }
+}
+
+/// It was fenced, and fails a while longer; the daemon that comes back has nobody else in its maps, and nobody has spoken to it yet.
+/// It said that it had counted the other as gone, who gave up all it had.
+#[test]
+fn a_daemon_that_has_yet_to_listen_has_put_nobody_out() {
+    use Step::*;
+    for random in (0..6).chain([918_279_999_873_087_208]) {
+        live(
+            random,
+            &[
+                StopServer(1),
+                Wait(4_081),
+                StartServer(1),
+                StopDaemon(0),
+                StopServer(2),
+                StopServer(0),
+                Wait(3_041),
+                Open(0, FLOWS),
+            ],
+        );
+    }
+}
