@@ -1,5 +1,6 @@
 //! What was found, most of it with chance's help, and is kept.
 
+use super::super::memory::Memory as _;
 use super::{FLOWS, INTERVAL, Probing, Step, live, live_with, never_twice, world::World};
 
 /// It knows its peers before it serves, and counts them as gone and in again as its first answers come. That was believed: they
@@ -481,5 +482,20 @@ fn a_daemon_that_has_yet_to_listen_has_put_nobody_out() {
                 Open(0, FLOWS),
             ],
         );
+    }
+}
+
+/// Its daemon may end before its next word: from the drain on, its data path says of it what it would say itself.
+#[test]
+fn a_data_path_knows_each_decision_at_once() {
+    let mut world = World::new(0, Probing::Tcp);
+    for drained in [true, false] {
+        world.step(Step::ToggleDrain(0));
+        let node = &world.nodes[0];
+        let own = node.knowledge.own_presence("web", node.bench.actual());
+        let own = own.unwrap();
+        assert_eq!(own.drained, drained);
+        let told = node.bench.executor.maps.presences();
+        assert_eq!(told[0].said.get(), own.word());
     }
 }

@@ -674,14 +674,7 @@ fn of_ipv4() -> Vec<Case> {
         .ends(Verdict::Malformed),
         case(
             "the last fragment that ends with the largest packet there is",
-            &town.clone().fragments(Fragments {
-                source: CLIENT.into(),
-                destination: VIP.into(),
-                protocol: PROTO_UDP,
-                identification: 7,
-                backend: 3,
-                silent: 1,
-            }),
+            &of_udp,
             // 20 bytes of header, 8188 times 8 bytes before it, and 11 in it make 65,535.
             udp().payload(b"abc").fragmented(7, 8188, false).build(),
         )
