@@ -103,20 +103,20 @@ pub(crate) fn run(wanted: impl Fn(&str) -> bool, quick: bool) -> Result<Vec<Outc
     Ok(outcomes)
 }
 
-/// Nanoseconds of each table.
+/// Nanoseconds of each table, of which one backend is missing: the slots are given away twice then.
 fn tables() -> Series {
     let identities: Vec<String> = (0..1_000_u32)
         .map(|index| format!("be{index} 10.1.{}.{}", index / 250, index % 250))
         .collect();
-    let members: Vec<Member<'_>> = identities
+    let mut members: Vec<Member<'_>> = identities
         .iter()
         .zip(1_u16..)
-        .map(|(identity, number)| Member {
-            identity,
-            weight: 50 + u32::from(number.wrapping_mul(40_503)) % 101,
-            number,
+        .map(|(identity, number)| {
+            let weight = 50 + u32::from(number.wrapping_mul(40_503)) % 101;
+            Member::new(identity, weight, number)
         })
         .collect();
+    members[700].weight = 0;
     (0..TABLES)
         .map(|_| {
             let begun = Instant::now();

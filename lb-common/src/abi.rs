@@ -10,6 +10,7 @@
 //! | `CONTROL` | 0 | [`Control`] | controller (mapped, direct) |
 //! | `SERVICES` | bucket | [`Bucket`] | controller (mapped, direct) |
 //! | `SLOTS` | slot / 16 | [`SlotLine`] | controller (mapped, direct) |
+//! | `AREAS` | area / 16 | [`SlotLine`] | controller (mapped, direct) |
 //! | `BACKENDS` | backend number | [`crate::pick::Backend`] in a [`Word64`] | controller (mapped, direct) |
 //! | `PORTS` | port | [`Port`] | controller |
 //! | `REDIRECT` | port | the interface's index (`DEVMAP`) | controller |
@@ -31,7 +32,7 @@
 use crate::memory::{Word32, Word64};
 
 /// Changes whenever the meaning of any byte in any map changes; a controller adopts pins of its own version only.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 /// First word of a pinned `CONTROL` map: tells our pins from anybody else's.
 pub const MAGIC: u32 = 0x7864_706c;
@@ -44,6 +45,9 @@ pub mod map {
     pub const SERVICES: &str = "SERVICES";
     /// The lookup tables of all services, each at an offset of its own.
     pub const SLOTS: &str = "SLOTS";
+    /// What all slots of an area hold: [`super::AREA`] of them, one after the other. 0 where they hold different things, or are in
+    /// transition. A small part of `SLOTS`, so it is in the processor's caches for more services.
+    pub const AREAS: &str = "AREAS";
     /// MAC address, port and state of each backend.
     pub const BACKENDS: &str = "BACKENDS";
     /// The director's interfaces.
@@ -79,18 +83,20 @@ pub mod map {
     /// What this node's data path tells the peers in a cluster.
     pub const PRESENCES: &str = "PRESENCES";
     /// The direct maps, each with the section of the kernel object that stands for it.
-    pub const DIRECT: [(&str, &str); 5] = [
+    pub const DIRECT: [(&str, &str); 6] = [
         (CONTROL, ".bss.CONTROL"),
         (SERVICES, ".bss.SERVICES"),
         (SLOTS, ".bss.SLOTS"),
+        (AREAS, ".bss.AREAS"),
         (BACKENDS, ".bss.BACKENDS"),
         (VIPS, ".bss.VIPS"),
     ];
     /// Every map there is.
-    pub const ALL: [&str; 20] = [
+    pub const ALL: [&str; 21] = [
         CONTROL,
         SERVICES,
         SLOTS,
+        AREAS,
         BACKENDS,
         PORTS,
         REDIRECT,
@@ -240,6 +246,9 @@ pub struct Bucket {
 
 /// Slots in a [`SlotLine`].
 pub const SLOTS_IN_LINE: u32 = 16;
+
+/// Slots of an area, see [`map::AREAS`].
+pub const AREA: u32 = 32;
 
 /// Sixteen slots: one cache line. A slot alone would take eight bytes, since the kernel rounds an array's elements up
 /// (`array_map_alloc` in `kernel/bpf/arraymap.c`).

@@ -1,6 +1,6 @@
 //! The whole path of a packet: the same function in the kernel, in the tests and in `where`.
 
-use crate::abi::{Control, Port};
+use crate::abi::{AREA, Control, Port};
 use crate::address::{Address, Ipv6};
 use crate::cluster;
 use crate::features::Features;
@@ -422,9 +422,11 @@ pub(crate) fn slot_at<T: Tables>(
         hash: hash::mix(source, seed),
     });
     let index = service.index(hash::mix_top(source, seed));
-    let slot = tables
-        .slot(service.offset() + index)
-        .ok_or(Verdict::Inconsistent)?;
+    let at = service.offset() + index;
+    let mut slot = tables.area(at / AREA).ok_or(Verdict::Inconsistent)?;
+    if slot.0 == 0 {
+        slot = tables.slot(at).ok_or(Verdict::Inconsistent)?;
+    }
     tables.note(Step::Slot { index, slot });
     Ok(slot)
 }

@@ -8,8 +8,8 @@ use alloc::{vec, vec::Vec};
 use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use crate::abi::{
-    Bucket, Control, Counter, Fence, HOT_LINES, HotLine, MAX_PORTS, Port, Presence, SLOTS_IN_LINE,
-    SampleRing, SlotLine, Vip6,
+    AREA, Bucket, Control, Counter, Fence, HOT_LINES, HotLine, MAX_PORTS, Port, Presence,
+    SLOTS_IN_LINE, SampleRing, SlotLine, Vip6,
 };
 use crate::features::Features;
 use crate::flow::{FlowBucket, FlowBucket6};
@@ -91,6 +91,8 @@ pub struct PlainTables {
     pub services: Vec<Bucket>,
     /// The lookup tables.
     pub slots: Vec<SlotLine>,
+    /// `AREAS`.
+    pub areas: Vec<SlotLine>,
     /// By number, each a [`Backend`].
     pub backends: Vec<Word64>,
     /// The director's interfaces.
@@ -127,6 +129,10 @@ impl PlainTables {
             control: Control::default(),
             services: vec![Bucket::default(); times(capacity.service_buckets)],
             slots: vec![SlotLine::default(); times(capacity.slots.div_ceil(SLOTS_IN_LINE))],
+            areas: vec![
+                SlotLine::default();
+                times(capacity.slots.div_ceil(AREA).div_ceil(SLOTS_IN_LINE))
+            ],
             backends: vec![Word64::default(); times(capacity.backends)],
             ports: vec![Port::default(); times(MAX_PORTS)],
             flows: vec![FlowBucket::default(); times(capacity.flow_buckets)],
@@ -168,6 +174,15 @@ impl PlainTables {
     /// Where there is no slot of this index.
     pub fn set_slot(&self, index: u32, slot: Slot) {
         self.slots[(index / SLOTS_IN_LINE) as usize].slots[(index % SLOTS_IN_LINE) as usize]
+            .set(slot.0);
+    }
+
+    /// Writes what all slots of an area hold.
+    ///
+    /// # Panics
+    /// Where there is no area of this index.
+    pub fn set_area(&self, index: u32, slot: Slot) {
+        self.areas[(index / SLOTS_IN_LINE) as usize].slots[(index % SLOTS_IN_LINE) as usize]
             .set(slot.0);
     }
 
@@ -218,6 +233,11 @@ impl Tables for PlainTables {
 
     fn slot(&self, index: u32) -> Option<Slot> {
         let line = self.slots.get((index / SLOTS_IN_LINE) as usize)?;
+        Some(Slot(line.slots[(index % SLOTS_IN_LINE) as usize].get()))
+    }
+
+    fn area(&self, index: u32) -> Option<Slot> {
+        let line = self.areas.get((index / SLOTS_IN_LINE) as usize)?;
         Some(Slot(line.slots[(index % SLOTS_IN_LINE) as usize].get()))
     }
 

@@ -13,7 +13,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        BackendInfo, Bucket, Control, Counter, DEFAULT_BACKENDS, DEFAULT_FLOW_BUCKETS,
+        AREA, BackendInfo, Bucket, Control, Counter, DEFAULT_BACKENDS, DEFAULT_FLOW_BUCKETS,
         DEFAULT_FLOW6_BUCKETS, DEFAULT_FRAGMENT_BUCKETS, DEFAULT_SERVICES, Fence, HOT_LINES,
         HOT_WAYS, HotInfo, HotLine, MAX_PORTS, MMAPABLE, Port, Presence, SampleRing, ServiceInfo,
         Vip6,
@@ -76,6 +76,9 @@ static SERVICES: Bucket = Bucket::zeroed();
 #[unsafe(link_section = ".bss.SLOTS")]
 #[unsafe(no_mangle)]
 static SLOTS: Word32 = Word32::new(0);
+#[unsafe(link_section = ".bss.AREAS")]
+#[unsafe(no_mangle)]
+static AREAS: Word32 = Word32::new(0);
 #[unsafe(link_section = ".bss.BACKENDS")]
 #[unsafe(no_mangle)]
 static BACKENDS: Word64 = Word64::new(0);
@@ -176,6 +179,16 @@ impl Tables for KernelTables {
         // SAFETY: compared with what the loader made. The mask is for the verifier: the compiler compares one copy of the
         // index and uses another.
         Some(Slot(unsafe { element(&SLOTS, index & mask) }.get()))
+    }
+
+    #[inline(always)]
+    fn area(&self, index: u32) -> Option<Slot> {
+        let mask = SLOT_MASK.load() / AREA;
+        if index > mask {
+            return None;
+        }
+        // SAFETY: there is one for each so many of the slots; see there.
+        Some(Slot(unsafe { element(&AREAS, index & mask) }.get()))
     }
 
     #[inline(always)]

@@ -98,11 +98,7 @@ fn members(identities: &[String], weighted: bool) -> Vec<Member<'_>> {
             } else {
                 50
             };
-            Member {
-                identity,
-                weight,
-                number,
-            }
+            Member::new(identity, weight, number)
         })
         .collect()
 }

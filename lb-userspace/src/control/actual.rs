@@ -24,9 +24,22 @@ use super::{
 /// Milliseconds of a clock that only goes forward.
 pub type Millis = u64;
 
-/// For whom a table is built: identity, weight and number of the active backends, in their order. An identity stays where it
-/// is as long as the backend does, so that a failure of one among a thousand copies no names.
-pub type BuiltFor = Vec<(Arc<str>, u32, u16)>;
+/// For whom a table is built: all backends of the priority that new flows go to, in their order; none, where nobody takes any.
+pub type BuiltFor = Vec<Share>;
+
+/// A backend's part in a table.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Share {
+    /// Name and address. It stays where it is as long as the backend does, so that a failure of one among a thousand copies no
+    /// names.
+    pub identity: Arc<str>,
+    /// The configuration's weight.
+    pub configured: u32,
+    /// The weight in force; 0 if it takes no new flows.
+    pub weight: u32,
+    /// Its number.
+    pub number: u16,
+}
 
 /// Everything the maps hold.
 ///

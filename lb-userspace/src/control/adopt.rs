@@ -17,6 +17,7 @@ use lb_common::{
 
 use super::{
     actual::{Actual, ActualBackend, ActualService, Millis, Retired},
+    areas,
     directory::Entries,
     following::Following,
     fragments,
@@ -69,28 +70,28 @@ pub fn adopt(maps: &impl Memory, now: Millis) -> Result<Actual, DataplaneError> 
         let slots: Vec<Slot> = (0..size)
             .map(|i| maps.slot(value.offset() + i).unwrap_or_default())
             .collect();
-        actual.insert_service(
-            id,
-            ActualService {
-                name: abi::text(&info.name).to_owned(),
-                entries: Entries {
-                    vip: vip(maps, directory, id, keys[0], info.vip),
-                    protocol,
-                    ports: ranges(&keys),
-                },
-                affinity: value.affinity(),
-                spreads: value.spreads(),
-                track: following.changes(protocol),
-                following,
-                flow_idle: Duration::from_millis(info.flow_idle_ms),
-                offset: value.offset(),
-                bits: value.bits() as u8,
-                changed: vec![now; slots.len()],
-                slots,
-                // Not kept; the first reconciliation builds it and finds the same table, unless something changed.
-                built_for: None,
+        let service = ActualService {
+            name: abi::text(&info.name).to_owned(),
+            entries: Entries {
+                vip: vip(maps, directory, id, keys[0], info.vip),
+                protocol,
+                ports: ranges(&keys),
             },
-        );
+            affinity: value.affinity(),
+            spreads: value.spreads(),
+            track: following.changes(protocol),
+            following,
+            flow_idle: Duration::from_millis(info.flow_idle_ms),
+            offset: value.offset(),
+            bits: value.bits() as u8,
+            changed: vec![now; slots.len()],
+            slots,
+            // Not kept; the first reconciliation builds it and finds the same table, unless something changed.
+            built_for: None,
+        };
+        // A controller that was killed between its stores may have left some empty.
+        areas::close(maps, &service, 0..size);
+        actual.insert_service(id, service);
     }
     for number in 1..maps.backend_capacity().min(1 << 16) {
         let number = number as u16;

@@ -218,13 +218,12 @@ fn other_priority(
         _ => return None,
     };
     let before = actual.services().get(&id)?.built_for.as_ref()?;
-    // All that share the new flows have the same priority, so one of each tells.
-    let (_, _, first_before) = before.first()?;
-    let (_, _, first_after) = after.first()?;
-    let from = actual.backends().get(first_before)?.priority;
-    let to = match changed.get(first_after) {
+    // All of a table have the same priority, so one of each tells.
+    let from = actual.backends().get(&before.first()?.number)?.priority;
+    let after = after.first()?.number;
+    let to = match changed.get(&after) {
         Some(priority) => *priority,
-        None => actual.backends().get(first_after)?.priority,
+        None => actual.backends().get(&after)?.priority,
     };
     (from != to).then_some((id, from, to))
 }

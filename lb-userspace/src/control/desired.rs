@@ -92,6 +92,8 @@ pub struct DesiredBackend {
     pub name: String,
     /// Its own address. Name and address make it the same backend after a reload.
     pub address: IpAddr,
+    /// The configuration's weight.
+    pub configured: u32,
     /// The weight in force.
     pub weight: u32,
     /// 1 is preferred.
@@ -164,12 +166,14 @@ impl DesiredService {
         self.held.filter(takes).or_else(|| self.best_priority())
     }
 
-    /// The backends that share the new flows: those of that priority that may take any.
-    pub fn active(&self) -> impl Iterator<Item = &DesiredBackend> {
+    /// The backends whose table it is: all of that priority, each with the weight that it has in the table.
+    pub fn sharing(&self) -> impl Iterator<Item = (&DesiredBackend, u32)> {
         let priority = self.priority();
+        let weight = |b: &DesiredBackend| if b.takes_new_flows() { b.weight } else { 0 };
         self.backends
             .iter()
-            .filter(move |b| b.takes_new_flows() && Some(b.priority) == priority)
+            .filter(move |b| Some(b.priority) == priority)
+            .map(move |b| (b, weight(b)))
     }
 }
 
@@ -237,6 +241,7 @@ mod tests {
         DesiredBackend {
             name: name.into(),
             address: IpAddr::from([192, 0, 2, 1]),
+            configured: weight,
             weight,
             priority,
             state,
@@ -256,7 +261,8 @@ mod tests {
     }
 
     fn names(service: &DesiredService) -> Vec<&str> {
-        service.active().map(|b| b.name.as_str()).collect()
+        let active = service.sharing().filter(|(_, weight)| *weight > 0);
+        active.map(|(b, _)| b.name.as_str()).collect()
     }
 
     #[test]

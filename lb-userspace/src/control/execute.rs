@@ -15,6 +15,7 @@ use lb_common::{
 
 use super::{
     actual::{Actual, ActualBackend, ActualService, Millis, Op},
+    areas,
     directory::Layout,
     hot::Source,
     memory::{Grace, Memory},
@@ -146,6 +147,8 @@ impl<M: Memory> Executor<M> {
                     service, changes, ..
                 } => {
                     if let Some(table) = self.actual.services().get(service) {
+                        let indices = changes.iter().map(|(index, _)| *index);
+                        areas::open(&self.maps, table, indices);
                         for (index, slot) in changes {
                             self.maps.set_slot(table.offset + index, *slot);
                         }
@@ -154,6 +157,7 @@ impl<M: Memory> Executor<M> {
                     }
                 }
                 Op::Service { id, service } => {
+                    areas::open(&self.maps, service, 0..1 << service.bits);
                     for (index, slot) in (service.offset..).zip(&service.slots) {
                         if self.maps.slot(index) != Some(*slot) {
                             self.maps.set_slot(index, *slot);
@@ -207,6 +211,7 @@ impl<M: Memory> Executor<M> {
                 }
             }
             self.actual.apply(op, began);
+            self.close_areas(op);
         }
         done.stores += done.slots;
         let ended = clock();
@@ -246,6 +251,26 @@ impl<M: Memory> Executor<M> {
         let generation = &self.maps.control().generation;
         generation.set(generation.get() + 1);
         Ok(done)
+    }
+
+    /// What the slots of an area hold, once they were written.
+    fn close_areas(&self, op: &Op) {
+        match op {
+            Op::Slots {
+                service, changes, ..
+            } => {
+                if let Some(table) = self.actual.services().get(service) {
+                    let indices = changes.iter().map(|(index, _)| *index);
+                    areas::close(&self.maps, table, indices);
+                }
+            }
+            Op::Service { id, .. } => {
+                if let Some(table) = self.actual.services().get(id) {
+                    areas::close(&self.maps, table, 0..1 << table.bits);
+                }
+            }
+            _ => {}
+        }
     }
 
     /// What the counters of those show that are new: many at once, where their numbers follow each other.

@@ -64,22 +64,19 @@ pub fn fail(
             },
         });
     }
-    let left: BuiltFor = built_for
-        .iter()
-        .filter(|(_, _, number)| !numbers.contains(number))
-        .cloned()
-        .collect();
-    if left.is_empty() {
+    let left = without(built_for, |number| numbers.contains(&number));
+    if left.iter().all(|share| share.weight == 0) {
         // The next priority serves, or nobody does.
         return None;
     }
     let has_failed = |number: u16| numbers.contains(&number) || actual.has_failed(number);
-    if left.len() == built_for.len() && !numbers.iter().any(|number| actual.is_named(*number)) {
+    let takes_part = left != *built_for;
+    if !takes_part && !numbers.iter().any(|number| actual.is_named(*number)) {
         return Some(ops);
     }
     let runs = prepared.runs(&left, service.bits);
     let changes = changes(&service.slots, &runs, service.track, has_failed);
-    if !changes.is_empty() || left.len() != built_for.len() {
+    if !changes.is_empty() || takes_part {
         ops.push(Op::Slots {
             service: service_id,
             changes,
@@ -87,6 +84,15 @@ pub fn fail(
         });
     }
     Some(ops)
+}
+
+/// What a table is built for when these backends take no new flows.
+pub(super) fn without(built_for: &BuiltFor, failed: impl Fn(u16) -> bool) -> BuiltFor {
+    let mut left = built_for.clone();
+    for share in left.iter_mut().filter(|share| failed(share.number)) {
+        share.weight = 0;
+    }
+    left
 }
 
 #[cfg(test)]
@@ -163,12 +169,7 @@ mod tests {
         bench.execute(&ops);
         let touched = bench.executor.maps.touched.take();
         assert_eq!((touched.slots_read, touched.backends), (0, 1));
-        // Besides its own slots the table's other owners trade a few (docs/decisions/maglev-power-of-two.md).
-        assert!(touched.slots >= named, "{touched:?}, {named} named it");
-        assert!(
-            touched.slots < named + (2048 * 3 / 100),
-            "{touched:?}, {named} named it"
-        );
+        assert_eq!(touched.slots, named, "its own slots, and nobody else's");
         assert_eq!((touched.infos, touched.waits), (1, 0));
         assert_eq!(bench.actual().named(number).current, 0);
         bench.check();
@@ -234,6 +235,7 @@ mod tests {
                 .iter()
                 .enumerate()
                 .map(|(n, weight)| DesiredBackend {
+                    configured: *weight,
                     weight: *weight,
                     priority: priorities[n],
                     ..backend(&format!("b{n}"))

@@ -43,6 +43,10 @@ pub trait Memory {
     fn slot(&self, index: u32) -> Option<Slot>;
     /// Writes a slot with one store.
     fn set_slot(&self, index: u32, slot: Slot);
+    /// What all slots of an area hold, counted over all tables.
+    fn area(&self, index: u32) -> Option<Slot>;
+    /// Writes it with one store.
+    fn set_area(&self, index: u32, slot: Slot);
     /// A backend's entry.
     fn backend(&self, number: u16) -> Backend;
     /// Writes a backend's entry with one store.
@@ -224,6 +228,14 @@ impl Memory for Maps {
 
     fn set_slot(&self, index: u32, slot: Slot) {
         self.set_slot(index, slot);
+    }
+
+    fn area(&self, index: u32) -> Option<Slot> {
+        self.area(index)
+    }
+
+    fn set_area(&self, index: u32, slot: Slot) {
+        self.set_area(index, slot);
     }
 
     fn backend(&self, number: u16) -> Backend {

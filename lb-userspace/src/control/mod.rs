@@ -6,6 +6,7 @@
 pub mod actual;
 pub mod adopt;
 pub mod announce;
+pub mod areas;
 pub mod cluster;
 pub mod comeback;
 pub mod daemon;

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 
 use super::{
     actual::{Actual, BuiltFor},
+    failure::without,
     reconcile::runs,
 };
 use crate::maglev::Run;
@@ -95,15 +96,11 @@ impl Prepared {
         let backend = actual.backends().get(&number)?;
         let service = actual.services().get(&backend.service)?;
         let all = service.built_for.as_ref()?;
-        let takes_part = all.iter().any(|(_, _, member)| *member == number);
-        if all.len() < 2 || !takes_part {
+        let mut active = all.iter().filter(|share| share.weight > 0);
+        if !active.clone().any(|share| share.number == number) || active.nth(1).is_none() {
             return None;
         }
-        let left: BuiltFor = all
-            .iter()
-            .filter(|(_, _, member)| *member != number)
-            .cloned()
-            .collect();
+        let left = without(all, |failed| failed == number);
         let known = |table: &Table| table.bits == service.bits && table.built_for == left;
         (!self.tables.iter().any(known)).then_some((service.bits, left))
     }

@@ -19,7 +19,7 @@ use self::nodes::Nodes;
 pub use self::nodes::OTHERS;
 pub(super) use self::nodes::Others;
 use super::{
-    actual::{Actual, ActualBackend, ActualService, BuiltFor, Millis, Op},
+    actual::{Actual, ActualBackend, ActualService, BuiltFor, Millis, Op, Share},
     desired::{DesiredBackend, DesiredService},
     directory::{self, DirectoryFull},
     regions::Regions,
@@ -257,16 +257,21 @@ impl Plan<'_> {
         let known: HashMap<u16, &Arc<str>> = old
             .iter()
             .flat_map(|old| old.built_for.iter().flatten())
-            .map(|(identity, _, number)| (*number, identity))
+            .map(|share| (share.number, &share.identity))
             .collect();
         let mut built_for: BuiltFor = desired
-            .active()
-            .map(|b| {
+            .sharing()
+            .map(|(b, weight)| {
                 let number = numbers[&(b.name.as_str(), b.address)];
                 let identity = known
                     .get(&number)
                     .map_or_else(|| b.identity().into(), |known| Arc::clone(known));
-                (identity, b.weight, number)
+                Share {
+                    identity,
+                    configured: b.configured,
+                    weight,
+                    number,
+                }
             })
             .collect();
         // The order in which a table is built: so that a failure, which has no time, need not sort.
@@ -637,10 +642,11 @@ pub(super) fn runs(built_for: &BuiltFor, bits: u8) -> Vec<Run> {
 fn members(built_for: &BuiltFor) -> Vec<maglev::Member<'_>> {
     built_for
         .iter()
-        .map(|(identity, weight, number)| maglev::Member {
-            identity,
-            weight: *weight,
-            number: *number,
+        .map(|share| maglev::Member {
+            identity: &share.identity,
+            configured: share.configured,
+            weight: share.weight,
+            number: share.number,
         })
         .collect()
 }

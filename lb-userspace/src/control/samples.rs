@@ -4,8 +4,8 @@ use std::{cell::Cell, net::IpAddr, time::Duration};
 
 use lb_common::{
     abi::{
-        BackendInfo, BackendState, Bucket, Control, Counter, Fence, HOT_LINES, HOT_WAYS, HotInfo,
-        HotLine, NAME_LEN, Presence, ServiceInfo,
+        AREA, BackendInfo, BackendState, Bucket, Control, Counter, Fence, HOT_LINES, HOT_WAYS,
+        HotInfo, HotLine, NAME_LEN, Presence, ServiceInfo,
     },
     address::Ipv6,
     features::Features,
@@ -22,6 +22,7 @@ use lb_common::{
 
 use super::{
     actual::{Actual, Millis, Named, Op},
+    areas,
     desired::{DesiredBackend, DesiredService},
     directory::Entries,
     execute::Executor,
@@ -207,6 +208,16 @@ impl Memory for PlainMemory {
         self.touch(|touched| touched.slots += 1);
         if self.lives() {
             self.tables.set_slot(index, slot);
+        }
+    }
+
+    fn area(&self, index: u32) -> Option<Slot> {
+        self.tables.area(index)
+    }
+
+    fn set_area(&self, index: u32, slot: Slot) {
+        if self.lives() {
+            self.tables.set_area(index, slot);
         }
     }
 
@@ -477,6 +488,8 @@ impl Bench {
             used += 1u32 << service.bits;
             for (index, slot) in (service.offset..).zip(&service.slots) {
                 assert_eq!(maps.slot(index), Some(*slot), "slot {index}");
+                let area = areas::held(service, index - service.offset);
+                assert_eq!(maps.area(index / AREA), Some(area), "area of slot {index}");
                 for number in [slot.current(), slot.previous()] {
                     let owner = actual.backends().get(&number).map(|b| b.service);
                     assert!(
@@ -582,6 +595,7 @@ pub(super) fn backend(name: &str) -> DesiredBackend {
     DesiredBackend {
         name: name.into(),
         address: IpAddr::from([198, 51, 100, last]),
+        configured: 50,
         weight: 50,
         priority: 1,
         state: BackendState::Up,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use lb_common::{hash::Seed, pick::Affinity};
 use serde::{Deserialize, Serialize};
 
-use super::siphash::siphash;
+use super::{actual::Share, siphash::siphash};
 
 /// By which table a node goes: the same on two nodes if and only if they pick alike (but for hash collisions).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,19 +17,18 @@ pub struct Table {
 }
 
 impl Table {
-    /// The table of 2^`bits` slots for these backends (identity, weight, and a number that only means something here), in
-    /// whatever order.
+    /// The table of 2^`bits` slots for these backends, in whatever order; their numbers only mean something here.
     #[must_use]
-    pub fn of<I: AsRef<str>>(affinity: Affinity, bits: u8, built_for: &[(I, u32, u16)]) -> Self {
-        let mut members: Vec<(&str, u32)> = built_for
+    pub fn of(affinity: Affinity, bits: u8, built_for: &[Share]) -> Self {
+        let mut members: Vec<(&str, u32, u32)> = built_for
             .iter()
-            .map(|(identity, weight, _)| (identity.as_ref(), *weight))
+            .map(|share| (&*share.identity, share.configured, share.weight))
             .collect();
         members.sort_unstable();
         let mut text = format!("{} {} {bits}", affinity.prefix, affinity.ports);
-        for (identity, weight) in members {
+        for (identity, configured, weight) in members {
             text.push('\n');
-            text.push_str(&format!("{identity} {weight}"));
+            text.push_str(&format!("{identity} {configured} {weight}"));
         }
         Self {
             bits,
@@ -219,19 +218,28 @@ mod tests {
 
     #[test]
     fn tables_are_the_same_however_they_are_numbered() {
-        let of = |members: &[(&str, u32, u16)], bits| {
-            let members: Vec<_> = members
-                .iter()
-                .map(|(name, weight, number)| ((*name).to_owned(), *weight, *number))
-                .collect();
+        let share = |identity: &str, weight, number| Share {
+            identity: identity.into(),
+            configured: 50,
+            weight,
+            number,
+        };
+        let (a, b) = (share("a", 50, 1), share("b", 50, 2));
+        let of = |members: &[&Share], bits| {
+            let members: Vec<Share> = members.iter().map(|share| (*share).clone()).collect();
             Table::of(Affinity::CLIENT_IPV4, bits, &members)
         };
-        let table = of(&[("a", 50, 1), ("b", 50, 2)], 11);
-        assert_eq!(table, of(&[("b", 50, 7), ("a", 50, 9)], 11));
-        assert_ne!(table, of(&[("a", 50, 1), ("b", 51, 2)], 11));
-        assert_ne!(table, of(&[("a", 50, 1)], 11));
-        assert_ne!(table, of(&[("a", 50, 1), ("b", 50, 2)], 12));
-        let other = Table::of(Affinity::NETWORK_IPV4, 11, &[("a", 50, 1), ("b", 50, 2)]);
+        let table = of(&[&a, &b], 11);
+        assert_eq!(table, of(&[&share("b", 50, 7), &share("a", 50, 9)], 11));
+        assert_ne!(table, of(&[&a, &share("b", 51, 2)], 11));
+        let heavier = Share {
+            configured: 51,
+            ..b.clone()
+        };
+        assert_ne!(table, of(&[&a, &heavier], 11));
+        assert_ne!(table, of(&[&a], 11));
+        assert_ne!(table, of(&[&a, &b], 12));
+        let other = Table::of(Affinity::NETWORK_IPV4, 11, &[a, b]);
         assert_ne!(table, other);
     }
 }

@@ -233,6 +233,10 @@ impl Tables for Thought<'_> {
         self.maps.slot(index)
     }
 
+    fn area(&self, index: u32) -> Option<Slot> {
+        self.maps.area(index)
+    }
+
     fn backend(&self, number: u16) -> Backend {
         self.maps.backend(number)
     }

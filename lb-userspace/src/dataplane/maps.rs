@@ -62,6 +62,7 @@ pub struct Maps {
     control: Mapped<Control>,
     services: Mapped<Bucket>,
     slots: Mapped<SlotLine>,
+    areas: Mapped<SlotLine>,
     backends: Mapped<Word64>,
     flows: Mapped<FlowBucket>,
     flows6: Mapped<FlowBucket6>,
@@ -191,6 +192,7 @@ impl Maps {
             control,
             services,
             slots,
+            areas,
             backends,
             ports,
             redirect,
@@ -224,6 +226,7 @@ impl Maps {
             control: map_memory(&take(control)?, control, access)?,
             services: map_memory(&take(services)?, services, access)?,
             slots: map_memory(&take(slots)?, slots, access)?,
+            areas: map_memory(&take(areas)?, areas, access)?,
             backends: map_memory(&take(backends)?, backends, access)?,
             ports: Array::try_from(Map::Array(take(ports)?))
                 .map_err(|e| DataplaneError::map(ports.name, e))?,
@@ -298,6 +301,20 @@ impl Maps {
     pub fn set_slot(&self, index: u32, slot: Slot) {
         assert!(self.slots.writable(), "maps opened for reading");
         self.slots.get()[(index / SLOTS_IN_LINE) as usize].slots[(index % SLOTS_IN_LINE) as usize]
+            .set(slot.0);
+    }
+
+    /// What all slots of an area hold, at an index counted over all tables.
+    #[must_use]
+    pub fn area(&self, index: u32) -> Option<Slot> {
+        let line = self.areas.get().get((index / SLOTS_IN_LINE) as usize)?;
+        Some(Slot(line.slots[(index % SLOTS_IN_LINE) as usize].get()))
+    }
+
+    /// Writes it: one aligned store.
+    pub fn set_area(&self, index: u32, slot: Slot) {
+        assert!(self.areas.writable(), "maps opened for reading");
+        self.areas.get()[(index / SLOTS_IN_LINE) as usize].slots[(index % SLOTS_IN_LINE) as usize]
             .set(slot.0);
     }
 

@@ -56,6 +56,10 @@ pub fn fixtures() -> Vec<(&'static str, Fixture)> {
         ),
         ("shared", shared(city())),
         (
+            "areas",
+            mixed(city()).areas(&[2, 0, 5, 0, 1, 9, 0, 3].map(Slot::settled)),
+        ),
+        (
             "shared-changing",
             shared(city()).every_slot(Slot::new(2, 1)),
         ),

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use lb_common::{
-    abi::{ABI_VERSION, Bucket, Control, Fence, HotLine, MAGIC, Port, Presence, Vip6},
+    abi::{ABI_VERSION, AREA, Bucket, Control, Fence, HotLine, MAGIC, Port, Presence, Vip6},
     address::Ipv6,
     features::Features,
     fence::is_in_force,
@@ -178,6 +178,8 @@ pub struct Present {
 pub struct Fixture {
     /// Services; their tables lie one after the other.
     pub services: Vec<Service>,
+    /// What all slots of an area hold, counted over all tables; the slots themselves may say otherwise.
+    pub areas: Vec<(u32, Slot)>,
     /// Backends by number.
     pub backends: Vec<(u16, Backend)>,
     /// The director's interfaces by port number.
@@ -210,6 +212,8 @@ pub trait Store {
     fn service_buckets(&self) -> &[Bucket];
     /// Writes a slot.
     fn set_slot(&self, index: u32, slot: Slot);
+    /// Writes what all slots of an area hold.
+    fn set_area(&self, index: u32, slot: Slot);
     /// Writes a backend.
     fn set_backend(&self, number: u16, backend: Backend);
     /// Writes one of the director's interfaces.
@@ -242,6 +246,9 @@ impl Store for PlainTables {
     }
     fn set_slot(&self, index: u32, slot: Slot) {
         Self::set_slot(self, index, slot);
+    }
+    fn set_area(&self, index: u32, slot: Slot) {
+        Self::set_area(self, index, slot);
     }
     fn set_backend(&self, number: u16, backend: Backend) {
         Self::set_backend(self, number, backend);
@@ -283,6 +290,9 @@ impl Store for Maps {
     fn set_slot(&self, index: u32, slot: Slot) {
         Self::set_slot(self, index, slot);
     }
+    fn set_area(&self, index: u32, slot: Slot) {
+        Self::set_area(self, index, slot);
+    }
     fn set_backend(&self, number: u16, backend: Backend) {
         Self::set_backend(self, number, backend);
     }
@@ -313,6 +323,13 @@ impl Store for Maps {
 }
 
 impl Fixture {
+    /// The first areas hold this, as many as all tables together have at most.
+    #[must_use]
+    pub fn areas(mut self, areas: &[Slot]) -> Self {
+        self.areas = (0..).zip(areas.iter().copied()).collect();
+        self
+    }
+
     /// A backend with a MAC address of its own, reached through a port.
     #[must_use]
     pub fn backend(mut self, number: u16, port: u16) -> Self {
@@ -467,6 +484,9 @@ impl Fixture {
         for index in 0..CAPACITY.slots {
             store.set_slot(index, Slot::default());
         }
+        for index in 0..CAPACITY.slots / AREA {
+            store.set_area(index, Slot::default());
+        }
         let backends = u16::try_from(CAPACITY.backends).expect("few");
         for number in 0..backends {
             store.set_backend(number, Backend::default());
@@ -586,6 +606,9 @@ impl Fixture {
     }
 
     fn write_tables(&self, store: &impl Store) -> Vec<u32> {
+        for (index, slot) in &self.areas {
+            store.set_area(*index, *slot);
+        }
         let mut offsets = Vec::new();
         let mut next = 16;
         for service in &self.services {

@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use jiff::Timestamp;
 use lb_common::{
     abi::{
-        BackendState, Bucket, Fence, HOT_WAYS, InfoTrack, Presence, SAMPLES_IN_RING, WAYS, map,
-        text,
+        AREA, BackendState, Bucket, Fence, HOT_WAYS, InfoTrack, Presence, SAMPLES_IN_RING, WAYS,
+        map, text,
     },
     address::Ipv6,
     flow::{FlowLine, FlowState, Phase, Way},
@@ -69,6 +69,14 @@ pub(super) fn usage(name: &'static str, pinned: &Pinned) -> Result<Usage, Datapl
                 .map(|info| 1_usize << pinned::value(info).bits())
                 .sum();
             usage(used, maps.slot_capacity() as usize, "slots")
+        }
+        map::AREAS => {
+            let used = names
+                .services
+                .values()
+                .map(|info| (1_usize << pinned::value(info).bits()) / AREA as usize)
+                .sum();
+            usage(used, maps.slot_capacity() as usize / AREA as usize, "areas")
         }
         map::BACKENDS => {
             let used = numbers(maps).filter(|number| maps.backend(*number).0 != 0);
@@ -152,8 +160,18 @@ pub(super) fn rows(name: &'static str, pinned: &Pinned) -> Result<Vec<Row>, Data
             .flat_map(|(id, info)| {
                 let value = pinned::value(info);
                 let table =
-                    (0..1_u32 << value.bits()).filter_map(|at| maps.slot(value.offset() + at));
-                runs(names, *id, table)
+                    (0..1_u32 << value.bits()).filter_map(move |at| maps.slot(value.offset() + at));
+                slots(names, *id, table)
+            })
+            .collect(),
+        map::AREAS => names
+            .services
+            .iter()
+            .flat_map(|(id, info)| {
+                let value = pinned::value(info);
+                let table = (0..(1_u32 << value.bits()) / AREA)
+                    .filter_map(move |at| maps.area(value.offset() / AREA + at));
+                areas(names, *id, table)
             })
             .collect(),
         map::BACKENDS => backends(maps, names),
@@ -322,7 +340,7 @@ fn vip_row(vip: Option<&str>, value: ServiceValue) -> Row {
 }
 
 /// A service's slots, neighbours with the same content taken together.
-fn runs(names: &Names, service: u16, table: impl Iterator<Item = Slot>) -> Vec<Row> {
+fn runs(table: impl Iterator<Item = Slot>) -> impl Iterator<Item = (String, Slot)> {
     let mut runs: Vec<(usize, usize, Slot)> = Vec::new();
     for (at, slot) in table.enumerate() {
         match runs.last_mut() {
@@ -330,16 +348,26 @@ fn runs(names: &Names, service: u16, table: impl Iterator<Item = Slot>) -> Vec<R
             _ => runs.push((at, at, slot)),
         }
     }
-    let rows = runs.into_iter().map(|(first, last, slot)| {
+    runs.into_iter().map(|(first, last, slot)| {
+        let places = if first == last {
+            first.to_string()
+        } else {
+            format!("{first}-{last}")
+        };
+        (places, slot)
+    })
+}
+
+fn slots(
+    names: &Names,
+    service: u16,
+    table: impl Iterator<Item = Slot>,
+) -> impl Iterator<Item = Row> {
+    runs(table).map(move |(slots, slot)| {
         let previous = if slot.in_transition() {
             json!(names.backend(slot.previous()))
         } else {
             Value::Null
-        };
-        let slots = if first == last {
-            first.to_string()
-        } else {
-            format!("{first}-{last}")
         };
         row! {
             "service" => names.service(service),
@@ -347,8 +375,23 @@ fn runs(names: &Names, service: u16, table: impl Iterator<Item = Slot>) -> Vec<R
             "current" => names.backend(slot.current()),
             "previous" => previous,
         }
-    });
-    rows.collect()
+    })
+}
+
+/// Those whose slots all hold the same; of the others, the slots themselves say it.
+fn areas(
+    names: &Names,
+    service: u16,
+    table: impl Iterator<Item = Slot>,
+) -> impl Iterator<Item = Row> {
+    let whole = runs(table).filter(|(_, slot)| slot.0 != 0);
+    whole.map(move |(areas, slot)| {
+        row! {
+            "service" => names.service(service),
+            "areas" => areas,
+            "backend" => names.backend(slot.current()),
+        }
+    })
 }
 
 fn backends(maps: &Maps, names: &Names) -> Vec<Row> {

@@ -48,7 +48,7 @@ fn shown(rows: &[Row]) -> String {
 
 #[test]
 fn slots_that_follow_each_other_are_one_line() {
-    let slots = [
+    let table = [
         Slot::settled(1),
         Slot::settled(1),
         Slot::new(1, 2),
@@ -58,7 +58,7 @@ fn slots_that_follow_each_other_are_one_line() {
         Slot::settled(1),
         Slot::settled(1),
     ];
-    insta::assert_snapshot!(shown(&runs(&names(), 1, slots.into_iter())), @r"
+    insta::assert_snapshot!(shown(&slots(&names(), 1, table.into_iter()).collect::<Vec<_>>()), @r"
     SERVICE  SLOTS  CURRENT   PREVIOUS
     web      0-1    b1        -
     web      2      b1        b2
@@ -66,6 +66,16 @@ fn slots_that_follow_each_other_are_one_line() {
     web      4      none      -
     web      5      number 9  -
     web      6-7    b1        -
+    ");
+}
+
+#[test]
+fn areas_of_one_backend_and_no_others() {
+    let table = [1, 1, 0, 2].map(Slot::settled);
+    insta::assert_snapshot!(shown(&areas(&names(), 1, table.into_iter()).collect::<Vec<_>>()), @r"
+    SERVICE  AREAS  BACKEND
+    web      0-1    b1
+    web      3      b2
     ");
 }
 

@@ -172,6 +172,7 @@ impl Knowledge {
         DesiredBackend {
             name: name.to_owned(),
             address,
+            configured: 0,
             weight: 0,
             priority: config::Backend::PRIORITY,
             state: BackendState::Leaving,

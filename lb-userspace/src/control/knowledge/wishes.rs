@@ -260,6 +260,7 @@ impl Knowledge {
         DesiredBackend {
             name: backend.name.clone(),
             address: backend.address,
+            configured: backend.weight,
             weight: judged.weight,
             priority: backend.priority,
             state,
@@ -338,6 +339,7 @@ impl Knowledge {
         DesiredBackend {
             name: backend.name.clone(),
             address: backend.address,
+            configured: backend.weight,
             weight: decision.weight.unwrap_or(backend.weight),
             priority: backend.priority,
             state,

@@ -98,7 +98,7 @@ fn changes_of_backends() {
         (
             "a third one, which hardly moves anything between the others",
             vec![backend("a"), backend("b"), backend("c")],
-            vec![("a", "-"), ("a", "b"), ("b", "-"), ("c", "a"), ("c", "b")],
+            vec![("a", "-"), ("b", "-"), ("b", "a"), ("c", "a"), ("c", "b")],
         ),
         (
             "one drained",

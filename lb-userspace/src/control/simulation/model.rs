@@ -133,6 +133,12 @@ impl World {
         DesiredBackend {
             name: format!("backend{}", server.1),
             address: address(server),
+            // That of every other one is the operator's.
+            configured: if server.1.is_multiple_of(2) {
+                model.weight
+            } else {
+                3
+            },
             weight: model.weight,
             priority: model.priority,
             state,

@@ -1,0 +1,192 @@
+//! The race for the parts of a table: who tries which one when.
+
+/// The time that a backend of weight 1 takes per try. Large enough that the heaviest weight's step
+/// still has 16 bits, small enough that 2^11 steps stay far below 2^64.
+const SLOWEST_STEP: u64 = 1 << 48;
+
+/// A backend on its way through the parts of a table. When it tries which one depends on nothing but its
+/// identity and weight, so other backends coming and going do not change it.
+pub(super) struct Racer {
+    permutation: Permutation,
+    /// Its place among the members.
+    pub(super) member: u32,
+    /// Slots it may still take.
+    pub(super) quota: u32,
+    /// Time between two tries, inversely proportional to the weight.
+    step: u64,
+    /// Tries within [`SLOWEST_STEP`].
+    speed: u64,
+    /// Time of the next try.
+    time: u64,
+    /// Tries made.
+    tried: u32,
+}
+
+impl Racer {
+    /// The weight is at least 1.
+    pub(super) fn new(identity: &str, member: u32, weight: u32, quota: u32) -> Self {
+        let mut keys = Keys::of(identity);
+        let step = SLOWEST_STEP / u64::from(weight);
+        // Backends of equal weight would otherwise all try at the same instant.
+        let phase = (u128::from(step) * u128::from(keys.next())) >> 64;
+        Self {
+            permutation: Permutation::new(&mut keys),
+            member,
+            quota,
+            step,
+            speed: SLOWEST_STEP / step,
+            time: phase as u64,
+            tried: 0,
+        }
+    }
+
+    /// The next try before `end`, as (time, part), of 2^`bits` parts.
+    #[inline]
+    pub(super) fn next_try(&mut self, end: u64, bits: u8) -> Option<(u64, u32)> {
+        if self.time >= end || self.is_through(bits) {
+            return None;
+        }
+        #[cfg(test)]
+        TRIES.set(TRIES.get() + 1);
+        let tried = (self.time, self.permutation.at(self.tried, bits));
+        self.time += self.step;
+        self.tried += 1;
+        Some(tried)
+    }
+
+    /// Whether it has tried all 2^`bits` parts.
+    const fn is_through(&self, bits: u8) -> bool {
+        self.tried >> bits != 0
+    }
+}
+
+/// What the racers race for.
+pub(super) trait Course {
+    /// How many parts there are, as a power of two.
+    fn bits(&self) -> u8;
+    /// Whether there is anything to be had in a part.
+    fn is_open(&self, part: u32) -> bool;
+    /// Gives a member up to so many slots of a part; returns how many it got.
+    fn claim(&mut self, part: u32, wanted: u32, member: u32) -> u32;
+}
+
+/// The end of the round after `now`: a quarter try per part, on average.
+fn round_end(now: u64, racers: &[Racer], bits: u8) -> u64 {
+    let speed: u64 = racers.iter().map(|racer| racer.speed).sum();
+    let length = (u128::from(SLOWEST_STEP) << bits) / (4 * u128::from(speed));
+    now.saturating_add(u64::try_from(length).unwrap_or(u64::MAX).max(1))
+}
+
+/// Lets the racers race until each has what it needs, or has tried everything.
+pub(super) fn race(mut racers: Vec<Racer>, course: &mut impl Course) {
+    let bits = course.bits();
+    racers.retain(|racer| racer.quota > 0);
+    let mut now = 0;
+    let mut tries = Vec::new();
+    while !racers.is_empty() {
+        // Rounds only bound the work of sorting; their length has no influence on the result.
+        now = round_end(now, &racers, bits);
+        tries.clear();
+        for (order, racer) in (0_u32..).zip(&mut racers) {
+            while let Some((time, part)) = racer.next_try(now, bits) {
+                if course.is_open(part) {
+                    tries.push((time, order, part));
+                }
+            }
+        }
+        tries.sort_unstable();
+        for &(_, order, part) in &tries {
+            let racer = &mut racers[order as usize];
+            if racer.quota > 0 {
+                racer.quota -= course.claim(part, racer.quota, racer.member);
+            }
+        }
+        racers.retain(|racer| racer.quota > 0 && !racer.is_through(bits));
+    }
+}
+
+/// A keyed bijection on the numbers below 2^bits. `offset + j * skip` with an odd skip would be one
+/// too, but its low bits repeat with a short period, and backends with similar skips then follow each
+/// other through the table: removing one of ten moved up to 7 % of the other nine's slots.
+struct Permutation {
+    rounds: [(u32, u32); 3],
+}
+
+impl Permutation {
+    fn new(keys: &mut Keys) -> Self {
+        Self {
+            rounds: std::array::from_fn(|_| {
+                let key = keys.next();
+                // An odd factor has an inverse modulo a power of two.
+                (key as u32, (key >> 32) as u32 | 1)
+            }),
+        }
+    }
+
+    /// Where the number `index` below 2^`bits` goes. Each step (adding, multiplying by an odd number, xor with a right shift)
+    /// can be undone, so the whole can.
+    #[inline]
+    fn at(&self, index: u32, bits: u8) -> u32 {
+        let mask = (1 << bits) - 1;
+        let shift = u32::from(bits).div_ceil(2).max(1);
+        self.rounds.iter().fold(index, |x, &(summand, factor)| {
+            let x = x.wrapping_add(summand).wrapping_mul(factor) & mask;
+            x ^ (x >> shift)
+        })
+    }
+}
+
+/// Pseudo-random numbers from an identity. Fixed for ever: directors of different versions must
+/// build the same table.
+pub(super) struct Keys(pub(super) u64);
+
+impl Keys {
+    /// FNV-1a with 64 bits (<http://www.isthe.com/chongo/tech/comp/fnv/>).
+    fn of(identity: &str) -> Self {
+        Self(identity.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        }))
+    }
+
+    /// SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014).
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ (x >> 31)
+    }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Tries of this thread so far.
+    pub(super) static TRIES: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::MIN_BITS, *};
+
+    #[test]
+    fn a_permutation_names_every_part_once() {
+        for bits in 0..=MIN_BITS {
+            for backend in 0..20 {
+                let mut keys = Keys::of(&format!("backend {backend}"));
+                let permutation = Permutation::new(&mut keys);
+                let mut seen = vec![false; 1 << bits];
+                for index in 0..1 << bits {
+                    let part = permutation.at(index, bits) as usize;
+                    assert!(!seen[part], "{bits} bits: part {part} came twice");
+                    seen[part] = true;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn keys_are_the_published_ones() {
+        // FNV-1a of "foobar" from the authors' test vectors; SplitMix64 from seed 0.
+        assert_eq!(Keys::of("foobar").0, 0x8594_4171_f739_67e8);
+        assert_eq!(Keys(0).next(), 0xe220_a839_7b1d_cdaf);
+    }
+}
