@@ -10,7 +10,7 @@
 //! | `CONTROL` | 0 | [`Control`] | controller (mapped, direct) |
 //! | `SERVICES` | bucket | [`Bucket`] | controller (mapped, direct) |
 //! | `SLOTS` | slot / 16 | [`SlotLine`] | controller (mapped, direct) |
-//! | `AREAS` | area / 16 | [`SlotLine`] | controller (mapped, direct) |
+//! | `AREAS` | area / 32 | [`AreaLine`] | controller (mapped, direct) |
 //! | `BACKENDS` | backend number | [`crate::pick::Backend`] in a [`Word64`] | controller (mapped, direct) |
 //! | `PORTS` | port | [`Port`] | controller |
 //! | `REDIRECT` | port | the interface's index (`DEVMAP`) | controller |
@@ -29,7 +29,7 @@
 //! | `SERVICE_INFO` | service id | [`ServiceInfo`] | controller, for people and for the next controller |
 //! | `BACKEND_INFO` | backend number | [`BackendInfo`] | controller, likewise |
 
-use crate::memory::{Word32, Word64};
+use crate::memory::{Word16, Word32, Word64};
 
 /// Changes whenever the meaning of any byte in any map changes; a controller adopts pins of its own version only.
 pub const ABI_VERSION: u32 = 7;
@@ -45,8 +45,8 @@ pub mod map {
     pub const SERVICES: &str = "SERVICES";
     /// The lookup tables of all services, each at an offset of its own.
     pub const SLOTS: &str = "SLOTS";
-    /// What all slots of an area hold: [`super::AREA`] of them, one after the other. 0 where they hold different things, or are in
-    /// transition. A small part of `SLOTS`, so it is in the processor's caches for more services.
+    /// The backend that has all slots of an area: [`super::AREA`] of them, one after the other. 0 where they hold different
+    /// things, or are in transition. So small beside `SLOTS` that it is in the processor's caches for far more services.
     pub const AREAS: &str = "AREAS";
     /// MAC address, port and state of each backend.
     pub const BACKENDS: &str = "BACKENDS";
@@ -249,6 +249,17 @@ pub const SLOTS_IN_LINE: u32 = 16;
 
 /// Slots of an area, see [`map::AREAS`].
 pub const AREA: u32 = 32;
+
+/// Areas in an [`AreaLine`].
+pub const AREAS_IN_LINE: u32 = 32;
+
+/// Thirty-two areas: one cache line.
+#[derive(Clone, Debug, Default)]
+#[repr(C, align(64))]
+pub struct AreaLine {
+    /// Each the number of a backend; 0 where the slots have to be looked at.
+    pub backends: [Word16; AREAS_IN_LINE as usize],
+}
 
 /// Sixteen slots: one cache line. A slot alone would take eight bytes, since the kernel rounds an array's elements up
 /// (`array_map_alloc` in `kernel/bpf/arraymap.c`).

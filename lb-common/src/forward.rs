@@ -423,10 +423,11 @@ pub(crate) fn slot_at<T: Tables>(
     });
     let index = service.index(hash::mix_top(source, seed));
     let at = service.offset() + index;
-    let mut slot = tables.area(at / AREA).ok_or(Verdict::Inconsistent)?;
-    if slot.0 == 0 {
-        slot = tables.slot(at).ok_or(Verdict::Inconsistent)?;
-    }
+    let slot = match tables.area(at / AREA) {
+        Some(0) => tables.slot(at).ok_or(Verdict::Inconsistent)?,
+        Some(backend) => Slot::settled(backend),
+        None => return Err(Verdict::Inconsistent),
+    };
     tables.note(Step::Slot { index, slot });
     Ok(slot)
 }

@@ -64,5 +64,6 @@ impl Word64 {
     }
 }
 
+shared_word!(Word16, u16, "2");
 shared_word!(Word32, u32, "4");
 shared_word!(Word64, u64, "8");

@@ -8,8 +8,8 @@ use alloc::{vec, vec::Vec};
 use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use crate::abi::{
-    AREA, Bucket, Control, Counter, Fence, HOT_LINES, HotLine, MAX_PORTS, Port, Presence,
-    SLOTS_IN_LINE, SampleRing, SlotLine, Vip6,
+    AREA, AREAS_IN_LINE, AreaLine, Bucket, Control, Counter, Fence, HOT_LINES, HotLine, MAX_PORTS,
+    Port, Presence, SLOTS_IN_LINE, SampleRing, SlotLine, Vip6,
 };
 use crate::features::Features;
 use crate::flow::{FlowBucket, FlowBucket6};
@@ -92,7 +92,7 @@ pub struct PlainTables {
     /// The lookup tables.
     pub slots: Vec<SlotLine>,
     /// `AREAS`.
-    pub areas: Vec<SlotLine>,
+    pub areas: Vec<AreaLine>,
     /// By number, each a [`Backend`].
     pub backends: Vec<Word64>,
     /// The director's interfaces.
@@ -130,8 +130,8 @@ impl PlainTables {
             services: vec![Bucket::default(); times(capacity.service_buckets)],
             slots: vec![SlotLine::default(); times(capacity.slots.div_ceil(SLOTS_IN_LINE))],
             areas: vec![
-                SlotLine::default();
-                times(capacity.slots.div_ceil(AREA).div_ceil(SLOTS_IN_LINE))
+                AreaLine::default();
+                times(capacity.slots.div_ceil(AREA).div_ceil(AREAS_IN_LINE))
             ],
             backends: vec![Word64::default(); times(capacity.backends)],
             ports: vec![Port::default(); times(MAX_PORTS)],
@@ -177,13 +177,13 @@ impl PlainTables {
             .set(slot.0);
     }
 
-    /// Writes what all slots of an area hold.
+    /// Writes which backend has all slots of an area.
     ///
     /// # Panics
     /// Where there is no area of this index.
-    pub fn set_area(&self, index: u32, slot: Slot) {
-        self.areas[(index / SLOTS_IN_LINE) as usize].slots[(index % SLOTS_IN_LINE) as usize]
-            .set(slot.0);
+    pub fn set_area(&self, index: u32, backend: u16) {
+        self.areas[(index / AREAS_IN_LINE) as usize].backends[(index % AREAS_IN_LINE) as usize]
+            .set(backend);
     }
 
     /// Writes a backend's entry.
@@ -236,9 +236,9 @@ impl Tables for PlainTables {
         Some(Slot(line.slots[(index % SLOTS_IN_LINE) as usize].get()))
     }
 
-    fn area(&self, index: u32) -> Option<Slot> {
-        let line = self.areas.get((index / SLOTS_IN_LINE) as usize)?;
-        Some(Slot(line.slots[(index % SLOTS_IN_LINE) as usize].get()))
+    fn area(&self, index: u32) -> Option<u16> {
+        let line = self.areas.get((index / AREAS_IN_LINE) as usize)?;
+        Some(line.backends[(index % AREAS_IN_LINE) as usize].get())
     }
 
     fn backend(&self, number: u16) -> Backend {

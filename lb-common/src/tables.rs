@@ -153,9 +153,9 @@ pub trait Tables {
     fn service_bucket(&self, index: u32) -> Option<&Bucket>;
     /// A slot, counted over all tables.
     fn slot(&self, index: u32) -> Option<Slot>;
-    /// What all slots of an area hold, where they hold the same and are settled; 0 otherwise. Counted over all tables: slot /
+    /// The backend that has all slots of an area, where they are settled; 0 otherwise. Counted over all tables: slot /
     /// [`crate::abi::AREA`].
-    fn area(&self, index: u32) -> Option<Slot>;
+    fn area(&self, index: u32) -> Option<u16>;
     /// A backend's entry; all zeros where nobody has this number.
     fn backend(&self, number: u16) -> Backend;
     /// One of the director's interfaces.

@@ -22,7 +22,7 @@ use lb_common::{
     features::Features,
     flow::{FlowBucket, FlowBucket6, FlowKey, FlowState, Key as _, Put, TICK_SHIFT},
     fragment::FragmentKey,
-    memory::{Word32, Word64},
+    memory::{Word16, Word32, Word64},
     pick::{Backend, Own, Slot},
     service::ServiceValue,
     tables::{Event, Tables},
@@ -78,7 +78,7 @@ static SERVICES: Bucket = Bucket::zeroed();
 static SLOTS: Word32 = Word32::new(0);
 #[unsafe(link_section = ".bss.AREAS")]
 #[unsafe(no_mangle)]
-static AREAS: Word32 = Word32::new(0);
+static AREAS: Word16 = Word16::new(0);
 #[unsafe(link_section = ".bss.BACKENDS")]
 #[unsafe(no_mangle)]
 static BACKENDS: Word64 = Word64::new(0);
@@ -182,13 +182,13 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn area(&self, index: u32) -> Option<Slot> {
+    fn area(&self, index: u32) -> Option<u16> {
         let mask = SLOT_MASK.load() / AREA;
         if index > mask {
             return None;
         }
         // SAFETY: there is one for each so many of the slots; see there.
-        Some(Slot(unsafe { element(&AREAS, index & mask) }.get()))
+        Some(unsafe { element(&AREAS, index & mask) }.get())
     }
 
     #[inline(always)]

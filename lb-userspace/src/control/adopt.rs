@@ -89,8 +89,8 @@ pub fn adopt(maps: &impl Memory, now: Millis) -> Result<Actual, DataplaneError> 
             // Not kept; the first reconciliation builds it and finds the same table, unless something changed.
             built_for: None,
         };
-        // A controller that was killed between its stores may have left some empty.
-        areas::close(maps, &service, 0..size);
+        // A controller that was killed between its stores may not have come to them.
+        areas::write(maps, &service, 0..size);
         actual.insert_service(id, service);
     }
     for number in 1..maps.backend_capacity().min(1 << 16) {

@@ -1,43 +1,37 @@
-//! Areas of a service's table: what all slots of one hold, for the data path, which then needs none of them. See
+//! Areas of a service's table: who has all slots of one, for the data path, which then needs none of them. See
 //! `lb_common::abi::map::AREAS`.
 
 use lb_common::{abi::AREA, pick::Slot};
 
 use super::{actual::ActualService, memory::Memory};
 
-/// What the area of the slot at an index of a service's table holds; 0 where its slots hold different things, or one is in
-/// transition, or the table has fewer.
+/// The backend that has the area of the slot at an index of a service's table; 0 where its slots hold different things, or one
+/// is in transition, or the table has fewer.
 #[must_use]
-pub fn held(service: &ActualService, index: u32) -> Slot {
+pub fn owner(service: &ActualService, index: u32) -> u16 {
     let first = (index - index % AREA) as usize;
     let slots = service.slots.get(first..first + AREA as usize);
-    slots.map_or(Slot::default(), common)
+    slots.map_or(0, common)
 }
 
-/// What all of these hold, if that is the same and they are settled; 0 otherwise.
+/// The backend that has all of these, settled; 0 otherwise.
 #[must_use]
-pub fn common(slots: &[Slot]) -> Slot {
+pub fn common(slots: &[Slot]) -> u16 {
     match slots {
-        [one, rest @ ..] if !one.in_transition() && rest.iter().all(|slot| slot == one) => *one,
-        _ => Slot::default(),
+        [one, rest @ ..] if !one.in_transition() && rest.iter().all(|slot| slot == one) => {
+            one.current()
+        }
+        _ => 0,
     }
 }
 
-/// Before any slot at these indices of a service's table is written: from now on the data path reads them one by one.
-pub fn open<M: Memory>(maps: &M, service: &ActualService, indices: impl Iterator<Item = u32>) {
-    each(service, indices, |area, _| {
-        if maps.area(area).is_some_and(|held| held.0 != 0) {
-            maps.set_area(area, Slot::default());
-        }
-    });
-}
-
-/// After they were written.
-pub fn close<M: Memory>(maps: &M, service: &ActualService, indices: impl Iterator<Item = u32>) {
+/// After slots at these indices of a service's table were written: until now the areas that a backend had alone were still as before
+/// the change, each as a whole.
+pub fn write<M: Memory>(maps: &M, service: &ActualService, indices: impl Iterator<Item = u32>) {
     each(service, indices, |area, index| {
-        let held = held(service, index);
-        if maps.area(area) != Some(held) {
-            maps.set_area(area, held);
+        let owner = owner(service, index);
+        if maps.area(area) != Some(owner) {
+            maps.set_area(area, owner);
         }
     });
 }

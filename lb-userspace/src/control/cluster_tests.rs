@@ -127,13 +127,13 @@ fn begin(bench: &mut Bench, service: DesiredService) {
 
 /// All slots as if there were one.
 fn set_all(bench: &Bench, slot: Slot) {
-    put_back(bench, vec![slot; 1 << crate::maglev::MIN_BITS]);
+    put_back(bench, &vec![slot; 1 << crate::maglev::MIN_BITS]);
 }
 
 /// The slots as they were before [`set_all`].
-fn put_back(bench: &Bench, slots: Vec<Slot>) {
+fn put_back(bench: &Bench, slots: &[Slot]) {
     let tables = &bench.executor.maps.tables;
-    for (index, slot) in (0..).zip(&slots) {
+    for (index, slot) in (0..).zip(slots) {
         tables.set_slot(index, *slot);
     }
     for (index, slots) in (0..).zip(slots.chunks(AREA as usize)) {
@@ -367,7 +367,7 @@ fn a_slot_of_a_dead_peer_is_taken_when_all_that_are_heard_go_by_the_new_table() 
     set_all(&bench, Slot::settled(others));
     let mut syn = frame(CLUSTER_MAC, 1000, TCP_SYN);
     assert_eq!(send(&bench, &mut syn), Verdict::OtherNode);
-    put_back(&bench, before);
+    put_back(&bench, &before);
     let pending = |pending: Pending| {
         let mut service = cluster(&left, &["a"], table_of(&left));
         if let Some(pick) = &mut service.pick {
@@ -412,7 +412,7 @@ fn what_is_not_its_own_is_anybodys_when_the_daemon_comes_back() {
         set_all(&bench, Slot::new(backend, bench.number("web", "b")));
         send(&bench, &mut frame(CLUSTER_MAC, port, TCP_SYN));
     }
-    put_back(&bench, before);
+    put_back(&bench, &before);
     let (unix_ms, now) = (1_700_000_000_000, bench.now);
     come_back(&mut bench.executor, "own", unix_ms, now, || now).unwrap();
     bench.check();

@@ -147,8 +147,6 @@ impl<M: Memory> Executor<M> {
                     service, changes, ..
                 } => {
                     if let Some(table) = self.actual.services().get(service) {
-                        let indices = changes.iter().map(|(index, _)| *index);
-                        areas::open(&self.maps, table, indices);
                         for (index, slot) in changes {
                             self.maps.set_slot(table.offset + index, *slot);
                         }
@@ -157,7 +155,6 @@ impl<M: Memory> Executor<M> {
                     }
                 }
                 Op::Service { id, service } => {
-                    areas::open(&self.maps, service, 0..1 << service.bits);
                     for (index, slot) in (service.offset..).zip(&service.slots) {
                         if self.maps.slot(index) != Some(*slot) {
                             self.maps.set_slot(index, *slot);
@@ -211,7 +208,7 @@ impl<M: Memory> Executor<M> {
                 }
             }
             self.actual.apply(op, began);
-            self.close_areas(op);
+            self.write_areas(op);
         }
         done.stores += done.slots;
         let ended = clock();
@@ -253,20 +250,20 @@ impl<M: Memory> Executor<M> {
         Ok(done)
     }
 
-    /// What the slots of an area hold, once they were written.
-    fn close_areas(&self, op: &Op) {
+    /// Who has which areas, once slots were written.
+    fn write_areas(&self, op: &Op) {
         match op {
             Op::Slots {
                 service, changes, ..
             } => {
                 if let Some(table) = self.actual.services().get(service) {
                     let indices = changes.iter().map(|(index, _)| *index);
-                    areas::close(&self.maps, table, indices);
+                    areas::write(&self.maps, table, indices);
                 }
             }
             Op::Service { id, .. } => {
                 if let Some(table) = self.actual.services().get(id) {
-                    areas::close(&self.maps, table, 0..1 << table.bits);
+                    areas::write(&self.maps, table, 0..1 << table.bits);
                 }
             }
             _ => {}

@@ -43,10 +43,10 @@ pub trait Memory {
     fn slot(&self, index: u32) -> Option<Slot>;
     /// Writes a slot with one store.
     fn set_slot(&self, index: u32, slot: Slot);
-    /// What all slots of an area hold, counted over all tables.
-    fn area(&self, index: u32) -> Option<Slot>;
+    /// The backend that has all slots of an area, counted over all tables.
+    fn area(&self, index: u32) -> Option<u16>;
     /// Writes it with one store.
-    fn set_area(&self, index: u32, slot: Slot);
+    fn set_area(&self, index: u32, backend: u16);
     /// A backend's entry.
     fn backend(&self, number: u16) -> Backend;
     /// Writes a backend's entry with one store.
@@ -230,12 +230,12 @@ impl Memory for Maps {
         self.set_slot(index, slot);
     }
 
-    fn area(&self, index: u32) -> Option<Slot> {
+    fn area(&self, index: u32) -> Option<u16> {
         self.area(index)
     }
 
-    fn set_area(&self, index: u32, slot: Slot) {
-        self.set_area(index, slot);
+    fn set_area(&self, index: u32, backend: u16) {
+        self.set_area(index, backend);
     }
 
     fn backend(&self, number: u16) -> Backend {

@@ -211,13 +211,13 @@ impl Memory for PlainMemory {
         }
     }
 
-    fn area(&self, index: u32) -> Option<Slot> {
+    fn area(&self, index: u32) -> Option<u16> {
         self.tables.area(index)
     }
 
-    fn set_area(&self, index: u32, slot: Slot) {
+    fn set_area(&self, index: u32, backend: u16) {
         if self.lives() {
-            self.tables.set_area(index, slot);
+            self.tables.set_area(index, backend);
         }
     }
 
@@ -488,7 +488,7 @@ impl Bench {
             used += 1u32 << service.bits;
             for (index, slot) in (service.offset..).zip(&service.slots) {
                 assert_eq!(maps.slot(index), Some(*slot), "slot {index}");
-                let area = areas::held(service, index - service.offset);
+                let area = areas::owner(service, index - service.offset);
                 assert_eq!(maps.area(index / AREA), Some(area), "area of slot {index}");
                 for number in [slot.current(), slot.previous()] {
                     let owner = actual.backends().get(&number).map(|b| b.service);

@@ -233,7 +233,7 @@ impl Tables for Thought<'_> {
         self.maps.slot(index)
     }
 
-    fn area(&self, index: u32) -> Option<Slot> {
+    fn area(&self, index: u32) -> Option<u16> {
         self.maps.area(index)
     }
 

@@ -8,9 +8,9 @@ use std::{
 use aya::maps::{MapData, MapInfo, MapType};
 use lb_common::{
     abi::{
-        AREA, BACKEND_NUMBERS, BackendInfo, Bucket, Control, Counter, Fence, HOT_LINES, HOT_WAYS,
-        HotInfo, HotLine, MAX_PORTS, Port, Presence, SLOTS_IN_LINE, SampleRing, ServiceInfo,
-        SlotLine, Vip6, map,
+        AREA, AREAS_IN_LINE, AreaLine, BACKEND_NUMBERS, BackendInfo, Bucket, Control, Counter,
+        Fence, HOT_LINES, HOT_WAYS, HotInfo, HotLine, MAX_PORTS, Port, Presence, SLOTS_IN_LINE,
+        SampleRing, ServiceInfo, SlotLine, Vip6, map,
     },
     flow::{FlowBucket, FlowBucket6},
     memory::Word64,
@@ -77,7 +77,7 @@ pub(super) const LAYOUTS: [Layout; map::ALL.len()] = [
     direct::<Control>(map::CONTROL),
     direct::<Bucket>(map::SERVICES),
     direct::<SlotLine>(map::SLOTS),
-    direct::<SlotLine>(map::AREAS),
+    direct::<AreaLine>(map::AREAS),
     direct::<Word64>(map::BACKENDS),
     layout::<Port>(map::PORTS, MapType::Array),
     // `struct bpf_devmap_val`: interface index and program.
@@ -103,7 +103,7 @@ pub(super) fn entries_of(name: &str, sizes: &Sizes) -> Option<u32> {
     match name {
         map::SERVICES => Some(sizes.service_buckets),
         map::SLOTS => Some(sizes.slots / SLOTS_IN_LINE),
-        map::AREAS => Some((sizes.slots / AREA).div_ceil(SLOTS_IN_LINE)),
+        map::AREAS => Some((sizes.slots / AREA).div_ceil(AREAS_IN_LINE)),
         map::BACKENDS => Some(BACKEND_NUMBERS),
         map::COUNTERS | map::BACKEND_INFO | map::FENCES => Some(sizes.backends),
         map::FLOWS => Some(sizes.flow_buckets),
@@ -264,7 +264,7 @@ mod tests {
         };
         let slots = u64::from(Sizes::default().slots);
         let areas = slots / u64::from(AREA);
-        assert_eq!(total(&double, 8) - bytes, (slots + areas) * 4);
+        assert_eq!(total(&double, 8) - bytes, slots * 4 + areas * 2);
     }
 
     #[test]

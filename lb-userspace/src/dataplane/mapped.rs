@@ -23,6 +23,8 @@ unsafe impl Shared for lb_common::abi::Control {}
 unsafe impl Shared for lb_common::abi::Bucket {}
 // SAFETY: likewise.
 unsafe impl Shared for lb_common::abi::SlotLine {}
+// SAFETY: likewise, of `Word16`.
+unsafe impl Shared for lb_common::abi::AreaLine {}
 // SAFETY: likewise.
 unsafe impl Shared for lb_common::flow::FlowBucket {}
 // SAFETY: as above.

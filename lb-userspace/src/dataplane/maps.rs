@@ -12,9 +12,9 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        ABI_VERSION, BackendInfo, Bucket, Control, Counter, Fence, HOT_WAYS, HotInfo, HotLine,
-        MAGIC, MAX_PORTS, Port, Presence, SLOTS_IN_LINE, SampleRing, ServiceInfo, SlotLine, Vip6,
-        map,
+        ABI_VERSION, AREAS_IN_LINE, AreaLine, BackendInfo, Bucket, Control, Counter, Fence,
+        HOT_WAYS, HotInfo, HotLine, MAGIC, MAX_PORTS, Port, Presence, SLOTS_IN_LINE, SampleRing,
+        ServiceInfo, SlotLine, Vip6, map,
     },
     address::Ipv6,
     features::Features,
@@ -62,7 +62,7 @@ pub struct Maps {
     control: Mapped<Control>,
     services: Mapped<Bucket>,
     slots: Mapped<SlotLine>,
-    areas: Mapped<SlotLine>,
+    areas: Mapped<AreaLine>,
     backends: Mapped<Word64>,
     flows: Mapped<FlowBucket>,
     flows6: Mapped<FlowBucket6>,
@@ -304,18 +304,19 @@ impl Maps {
             .set(slot.0);
     }
 
-    /// What all slots of an area hold, at an index counted over all tables.
+    /// The backend that has all slots of an area, at an index counted over all tables.
     #[must_use]
-    pub fn area(&self, index: u32) -> Option<Slot> {
-        let line = self.areas.get().get((index / SLOTS_IN_LINE) as usize)?;
-        Some(Slot(line.slots[(index % SLOTS_IN_LINE) as usize].get()))
+    pub fn area(&self, index: u32) -> Option<u16> {
+        let line = self.areas.get().get((index / AREAS_IN_LINE) as usize)?;
+        Some(line.backends[(index % AREAS_IN_LINE) as usize].get())
     }
 
     /// Writes it: one aligned store.
-    pub fn set_area(&self, index: u32, slot: Slot) {
+    pub fn set_area(&self, index: u32, backend: u16) {
         assert!(self.areas.writable(), "maps opened for reading");
-        self.areas.get()[(index / SLOTS_IN_LINE) as usize].slots[(index % SLOTS_IN_LINE) as usize]
-            .set(slot.0);
+        self.areas.get()[(index / AREAS_IN_LINE) as usize].backends
+            [(index % AREAS_IN_LINE) as usize]
+            .set(backend);
     }
 
     /// How many backend numbers may be given away, 0 among them.

@@ -55,10 +55,7 @@ pub fn fixtures() -> Vec<(&'static str, Fixture)> {
             mixed(shared(city()).track(Track::Always).recording_clients()),
         ),
         ("shared", shared(city())),
-        (
-            "areas",
-            mixed(city()).areas(&[2, 0, 5, 0, 1, 9, 0, 3].map(Slot::settled)),
-        ),
+        ("areas", mixed(city()).areas(&[2, 0, 5, 0, 1, 9, 0, 3])),
         (
             "shared-changing",
             shared(city()).every_slot(Slot::new(2, 1)),

@@ -178,8 +178,8 @@ pub struct Present {
 pub struct Fixture {
     /// Services; their tables lie one after the other.
     pub services: Vec<Service>,
-    /// What all slots of an area hold, counted over all tables; the slots themselves may say otherwise.
-    pub areas: Vec<(u32, Slot)>,
+    /// The backends that have all slots of an area, counted over all tables; the slots themselves may say otherwise.
+    pub areas: Vec<(u32, u16)>,
     /// Backends by number.
     pub backends: Vec<(u16, Backend)>,
     /// The director's interfaces by port number.
@@ -212,8 +212,8 @@ pub trait Store {
     fn service_buckets(&self) -> &[Bucket];
     /// Writes a slot.
     fn set_slot(&self, index: u32, slot: Slot);
-    /// Writes what all slots of an area hold.
-    fn set_area(&self, index: u32, slot: Slot);
+    /// Writes which backend has all slots of an area.
+    fn set_area(&self, index: u32, backend: u16);
     /// Writes a backend.
     fn set_backend(&self, number: u16, backend: Backend);
     /// Writes one of the director's interfaces.
@@ -247,8 +247,8 @@ impl Store for PlainTables {
     fn set_slot(&self, index: u32, slot: Slot) {
         Self::set_slot(self, index, slot);
     }
-    fn set_area(&self, index: u32, slot: Slot) {
-        Self::set_area(self, index, slot);
+    fn set_area(&self, index: u32, backend: u16) {
+        Self::set_area(self, index, backend);
     }
     fn set_backend(&self, number: u16, backend: Backend) {
         Self::set_backend(self, number, backend);
@@ -290,8 +290,8 @@ impl Store for Maps {
     fn set_slot(&self, index: u32, slot: Slot) {
         Self::set_slot(self, index, slot);
     }
-    fn set_area(&self, index: u32, slot: Slot) {
-        Self::set_area(self, index, slot);
+    fn set_area(&self, index: u32, backend: u16) {
+        Self::set_area(self, index, backend);
     }
     fn set_backend(&self, number: u16, backend: Backend) {
         Self::set_backend(self, number, backend);
@@ -323,9 +323,9 @@ impl Store for Maps {
 }
 
 impl Fixture {
-    /// The first areas hold this, as many as all tables together have at most.
+    /// The backends that have the first areas, of all that the tables together have.
     #[must_use]
-    pub fn areas(mut self, areas: &[Slot]) -> Self {
+    pub fn areas(mut self, areas: &[u16]) -> Self {
         self.areas = (0..).zip(areas.iter().copied()).collect();
         self
     }
@@ -485,7 +485,7 @@ impl Fixture {
             store.set_slot(index, Slot::default());
         }
         for index in 0..CAPACITY.slots / AREA {
-            store.set_area(index, Slot::default());
+            store.set_area(index, 0);
         }
         let backends = u16::try_from(CAPACITY.backends).expect("few");
         for number in 0..backends {
@@ -606,8 +606,8 @@ impl Fixture {
     }
 
     fn write_tables(&self, store: &impl Store) -> Vec<u32> {
-        for (index, slot) in &self.areas {
-            store.set_area(*index, *slot);
+        for (index, backend) in &self.areas {
+            store.set_area(*index, *backend);
         }
         let mut offsets = Vec::new();
         let mut next = 16;

@@ -339,25 +339,26 @@ fn vip_row(vip: Option<&str>, value: ServiceValue) -> Row {
     }
 }
 
-/// A service's slots, neighbours with the same content taken together.
-fn runs(table: impl Iterator<Item = Slot>) -> impl Iterator<Item = (String, Slot)> {
-    let mut runs: Vec<(usize, usize, Slot)> = Vec::new();
-    for (at, slot) in table.enumerate() {
+/// The places of a table, neighbours with the same content taken together.
+fn runs<T: PartialEq>(table: impl Iterator<Item = T>) -> impl Iterator<Item = (String, T)> {
+    let mut runs: Vec<(usize, usize, T)> = Vec::new();
+    for (at, content) in table.enumerate() {
         match runs.last_mut() {
-            Some((_, last, same)) if *same == slot => *last = at,
-            _ => runs.push((at, at, slot)),
+            Some((_, last, same)) if *same == content => *last = at,
+            _ => runs.push((at, at, content)),
         }
     }
-    runs.into_iter().map(|(first, last, slot)| {
+    runs.into_iter().map(|(first, last, content)| {
         let places = if first == last {
             first.to_string()
         } else {
             format!("{first}-{last}")
         };
-        (places, slot)
+        (places, content)
     })
 }
 
+/// A service's slots.
 fn slots(
     names: &Names,
     service: u16,
@@ -378,18 +379,18 @@ fn slots(
     })
 }
 
-/// Those whose slots all hold the same; of the others, the slots themselves say it.
+/// Those that a backend has alone; of the others, the slots themselves say it.
 fn areas(
     names: &Names,
     service: u16,
-    table: impl Iterator<Item = Slot>,
+    table: impl Iterator<Item = u16>,
 ) -> impl Iterator<Item = Row> {
-    let whole = runs(table).filter(|(_, slot)| slot.0 != 0);
-    whole.map(move |(areas, slot)| {
+    let alone = runs(table).filter(|(_, backend)| *backend != 0);
+    alone.map(move |(areas, backend)| {
         row! {
             "service" => names.service(service),
             "areas" => areas,
-            "backend" => names.backend(slot.current()),
+            "backend" => names.backend(backend),
         }
     })
 }

@@ -71,7 +71,7 @@ fn slots_that_follow_each_other_are_one_line() {
 
 #[test]
 fn areas_of_one_backend_and_no_others() {
-    let table = [1, 1, 0, 2].map(Slot::settled);
+    let table = [1, 1, 0, 2];
     insta::assert_snapshot!(shown(&areas(&names(), 1, table.into_iter()).collect::<Vec<_>>()), @r"
     SERVICE  AREAS  BACKEND
     web      0-1    b1
