@@ -4,7 +4,7 @@ use anyhow::Result;
 use lb_userspace::bench::frame::{Destination, Flows, Kind};
 
 use crate::{
-    rows::{MANY, Rows, Traffic, WARM_UP, one4},
+    rows::{MANY, ROOM, Rows, Traffic, WARM_UP, one4},
     scenes::{FIRST_VIP, PORT, Scene, VIP4},
     stage::{DIRECTOR_MAC, Stage},
 };
@@ -17,20 +17,24 @@ pub(crate) fn add(rows: &mut Rows, wanted: impl Fn(&str) -> bool) -> Result<()> 
     services(rows, &wanted)?;
     backends(rows, &wanted)?;
     flows(rows, &wanted)?;
+    recorded(rows, &wanted)?;
     transition(rows, &wanted)
 }
 
-/// Services of four ports each on one VIP in four, with four backends, random over all.
+/// Services of four ports on each VIP, random over all.
 fn services(rows: &mut Rows, wanted: &impl Fn(&str) -> bool) -> Result<()> {
     let port_bits = 2;
-    for vip_bits in [2, 4, 6, 8] {
-        let name = format!("{PREFIX}services_{}", 1 << (vip_bits + port_bits));
+    for (vip_bits, backends) in [(2, 4), (4, 4), (6, 4), (8, 4), (10, 10)] {
+        let mut name = format!("{PREFIX}services_{}", 1 << (vip_bits + port_bits));
+        if backends != 4 {
+            name += &format!("_backends_{backends}");
+        }
         if !wanted(&name) {
             continue;
         }
         let scene = Scene {
             vip: FIRST_VIP.into(),
-            backends: 4,
+            backends,
             vip_bits,
             port_bits,
             ..Scene::one(VIP4.into())
@@ -76,6 +80,28 @@ fn flows(rows: &mut Rows, wanted: &impl Fn(&str) -> bool) -> Result<()> {
         }
     }
     rows.keep(stage);
+    Ok(())
+}
+
+/// Flows of a service with `track = "always"`; there is room for a million.
+fn recorded(rows: &mut Rows, wanted: &impl Fn(&str) -> bool) -> Result<()> {
+    for bits in [10, 14, 16, 18] {
+        let name = format!("{PREFIX}track_always_{}", 1_u32 << bits);
+        if wanted(&name) {
+            let scene = Scene {
+                flows: Some(ROOM),
+                keys: "track = \"always\"",
+                ..Scene::one(VIP4.into())
+            };
+            let stage = Stage::new(&scene.text())?;
+            let traffic = Traffic {
+                warm_up: WARM_UP,
+                ..Traffic::forwarded(Kind::Tcp, Flows::Bits(bits), one4())
+            };
+            rows.add(&name, &stage, &traffic)?;
+            rows.keep(stage);
+        }
+    }
     Ok(())
 }
 

@@ -27,7 +27,7 @@ pub(crate) const MANY: u32 = 100;
 pub(crate) const ROOM: u32 = 1 << 20;
 
 /// The floor with memory: what any program pays that has a table of this size. In cache lines of 64 bytes, 2 to this power.
-const MEMORY: [(&str, Memory, u8); 9] = [
+const MEMORY: [(&str, Memory, u8); 10] = [
     ("floor_read_2m", Memory::Read(Pages::Small), 15),
     ("floor_read_8m", Memory::Read(Pages::Small), 17),
     ("floor_read_32m", Memory::Read(Pages::Small), 19),
@@ -35,6 +35,7 @@ const MEMORY: [(&str, Memory, u8); 9] = [
     ("floor_read_64m", Memory::Read(Pages::Small), 20),
     ("floor_read_64m_large_pages", Memory::Read(Pages::Large), 20),
     ("floor_two_reads_64m", Memory::TwoReads, 20),
+    ("floor_write_16m", Memory::Write(Pages::Small), 18),
     ("floor_write_64m", Memory::Write(Pages::Small), 20),
     (
         "floor_write_64m_large_pages",
