@@ -8,27 +8,30 @@ use std::collections::BinaryHeap;
 use std::hint::black_box;
 use std::time::Instant;
 
+use lb_common::abi::AREA;
 use lb_userspace::maglev::{MAX_BITS, Member, build, grow, table_bits};
 
 type Scheme = fn(&[Member<'_>], u8) -> Vec<u16>;
 
 fn main() {
     println!(
-        "in % of all slots; `own`: the removed backend's; `extra`: what moved besides (mean, worst)"
+        "in % of all slots, mean (worst), besides the slots of the backend that goes, or the difference:"
     );
     println!(
-        "`halved`: a weight halved, moved besides the difference; `grow`: moved when the size doubles\n"
+        "`fails`: one of N, `second`: another one then, `removed`: one from the configuration,"
     );
+    println!("`halved`: a configured weight; `grow`: moved when the size doubles.");
+    println!("`alone`: runs of {AREA} slots that one backend has\n");
     println!(
-        "| weights | N | scheme | slots | off by | own | extra | worst | halved | grow | ms |"
+        "| weights | N | slots | scheme | off by | fails | second | removed | halved | grow | alone | ms |"
     );
-    println!("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |");
+    println!("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |");
     for (weighted, kind) in [(false, "equal"), (true, "50..150")] {
         for count in [4, 10, 16, 100, 1000] {
             let schemes: [(&str, Scheme); 2] = [("paper", paper), ("ours", build)];
             for (name, scheme) in schemes {
-                let row = measure(scheme, count, weighted);
-                println!("| {kind} | {count} | {name} | {row} |");
+                let row = measure(name, scheme, count, weighted);
+                println!("| {kind} | {count} | {row} |");
             }
         }
     }
@@ -46,7 +49,7 @@ fn main() {
 /// each turn walks on to the next free slot, turns in proportion to the weights.
 fn paper(members: &[Member<'_>], bits: u8) -> Vec<u16> {
     let mask = (1_u64 << bits) - 1;
-    let mut sorted: Vec<_> = members.iter().collect();
+    let mut sorted: Vec<_> = members.iter().filter(|member| member.weight > 0).collect();
     sorted.sort_by_key(|member| member.identity);
     let mut table = vec![0; 1 << bits];
     let mut tried = vec![0_u64; sorted.len()];
@@ -103,10 +106,43 @@ fn members(identities: &[String], weighted: bool) -> Vec<Member<'_>> {
         .collect()
 }
 
-fn measure(scheme: Scheme, count: usize, weighted: bool) -> String {
+/// Of several sets of backends.
+#[derive(Default)]
+struct Sample {
+    sum: f64,
+    worst: f64,
+    count: u32,
+}
+
+impl Sample {
+    fn add(&mut self, part: f64) {
+        self.sum += part;
+        self.worst = self.worst.max(part);
+        self.count += 1;
+    }
+
+    fn mean(&self) -> f64 {
+        100.0 * self.sum / f64::from(self.count)
+    }
+
+    fn with_worst(&self) -> String {
+        format!("{:.2} ({:.2})", self.mean(), 100.0 * self.worst)
+    }
+}
+
+fn measure(name: &str, scheme: Scheme, count: usize, weighted: bool) -> String {
     let trials = (2000 / count).clamp(4, 200);
-    let (mut off, mut own, mut extra, mut worst) = (0.0_f64, 0.0, 0.0, 0.0_f64);
-    let (mut halved, mut grown, mut seconds, mut bits) = (0.0, 0.0, 0.0, 0);
+    let [
+        mut off,
+        mut fails,
+        mut second,
+        mut removed,
+        mut halved,
+        mut grown,
+        mut alone,
+        mut seconds,
+    ] = std::array::from_fn(|_| Sample::default());
+    let mut bits = 0;
     for trial in 0..trials {
         let identities = identities(count, trial);
         let all = members(&identities, weighted);
@@ -114,39 +150,56 @@ fn measure(scheme: Scheme, count: usize, weighted: bool) -> String {
         bits = table_bits(&weights);
         let start = Instant::now();
         let before = scheme(&all, bits);
-        seconds += start.elapsed().as_secs_f64();
+        seconds.add(start.elapsed().as_secs_f64());
 
         let total: u32 = weights.iter().sum();
         for member in &all {
             let share = f64::from(member.weight) / f64::from(total);
-            off = off.max((part(&before, member.number) - share).abs() / share);
+            off.add((part(&before, member.number) - share).abs() / share);
         }
         let victim = trial * 7 % count;
         let number = all[victim].number;
+        let besides =
+            |before: &[u16], after: &[u16], number| moved(before, after) - part(before, number);
+
+        let mut left = all.clone();
+        left[victim].weight = 0;
+        let one = scheme(&left, bits);
+        fails.add(besides(&before, &one, number));
+        let another = (victim + 1) % count;
+        left[another].weight = 0;
+        second.add(besides(&one, &scheme(&left, bits), all[another].number));
+
         let mut rest = all.clone();
         rest.remove(victim);
-        let besides = moved(&before, &scheme(&rest, bits)) - part(&before, number);
-        own += part(&before, number);
-        extra += besides;
-        worst = worst.max(besides);
+        removed.add(besides(&before, &scheme(&rest, bits), number));
 
         let mut lighter = all.clone();
+        lighter[victim].configured /= 2;
         lighter[victim].weight /= 2;
         let after = scheme(&lighter, bits);
-        halved += moved(&before, &after) - (part(&before, number) - part(&after, number));
+        halved.add(moved(&before, &after) - (part(&before, number) - part(&after, number)));
         let larger = (bits + 1).min(MAX_BITS);
-        grown += moved(&grow(&scheme(&all, larger - 1)), &scheme(&all, larger));
+        grown.add(moved(
+            &grow(&scheme(&all, larger - 1)),
+            &scheme(&all, larger),
+        ));
+        let areas = before.chunks(AREA as usize);
+        let owned = areas
+            .clone()
+            .filter(|area| area.iter().all(|slot| *slot == area[0]));
+        alone.add(owned.count() as f64 / areas.len() as f64);
     }
-    let mean = |sum: f64| 100.0 * sum / trials as f64;
     format!(
-        "2^{bits} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2}",
-        100.0 * off,
-        mean(own),
-        mean(extra),
-        100.0 * worst,
-        mean(halved),
-        mean(grown),
-        1000.0 * seconds / trials as f64,
+        "2^{bits} | {name} | {:.2} | {} | {} | {} | {:.2} | {:.2} | {:.1} | {:.2}",
+        100.0 * off.worst,
+        fails.with_worst(),
+        second.with_worst(),
+        removed.with_worst(),
+        halved.mean(),
+        grown.mean(),
+        alone.mean(),
+        10.0 * seconds.mean(),
     )
 }
 

@@ -105,7 +105,7 @@ pub fn table_bits(weights: &[u32]) -> u8 {
 ///
 /// Each member gets its share of the slots by the weights in force, rounded to one of the two whole numbers beside it
 /// (largest remainder, ties by identity), and every slot is filled. Compared with the table in which all weights are the configured
-/// ones, nobody loses a slot but those who have more than their share, by just so many. The result depends on
+/// ones (if not all of these are 0), nobody loses a slot but those who have more than their share, by just so many. The result depends on
 /// identities and weights alone: not on the order of `members`, their numbers, the machine or earlier tables. Without
 /// members, or if all weights in force are 0, all slots are [`NO_BACKEND`].
 ///
@@ -155,8 +155,12 @@ pub fn build_runs(members: &[Member<'_>], bits: u8) -> Vec<Run> {
             member.number,
         )
     });
-    let configured: Vec<u32> = members.iter().map(|member| member.configured).collect();
     let weights: Vec<u32> = members.iter().map(|member| member.weight).collect();
+    let mut configured: Vec<u32> = members.iter().map(|member| member.configured).collect();
+    if configured.iter().all(|weight| *weight == 0) {
+        // Then there is no other table to begin with.
+        configured.clone_from(&weights);
+    }
 
     let mut table = Table::new(bits);
     let own = quotas(&configured, 1 << bits);
@@ -352,18 +356,23 @@ mod tests {
                     })
                     .collect(),
             };
+            let base = if configured.iter().all(|weight| *weight == 0) {
+                &weights
+            } else {
+                &configured
+            };
             let mut plain = Plain {
                 slots: vec![None; 1 << bits],
                 taken: Vec::new(),
             };
-            let mut quotas_left = quotas(&configured, 1 << bits);
+            let mut quotas_left = quotas(base, 1 << bits);
             let names = &names[..count];
             if bits >= MIN_BITS {
-                plain.race(names, &configured, &mut quotas_left, AREA_BITS, true);
+                plain.race(names, base, &mut quotas_left, AREA_BITS, true);
             }
             let block_bits = bits.min(MIN_BITS);
-            plain.race(names, &configured, &mut quotas_left, block_bits, false);
-            let mut have = quotas(&configured, 1 << bits);
+            plain.race(names, base, &mut quotas_left, block_bits, false);
+            let mut have = quotas(base, 1 << bits);
             let now = quotas(&weights, 1 << bits);
             for slot in std::mem::take(&mut plain.taken).into_iter().rev() {
                 let owner = plain.slots[slot].expect("it was taken");

@@ -642,3 +642,50 @@ fn a_node_has_its_share_as_long_as_its_data_path_answers() {
     cluster.wait_for_agreement(&all);
     assert_eq!(PORTS.map(|port| cluster.homes_at(port)), homes);
 }
+
+/// A file with one node more, which is not there yet, goes round: while only some have it, every client is answered by whom it was, and
+/// `status` says what is amiss. When all have it, all go by the same tables again.
+#[test]
+fn while_a_file_goes_round_every_client_is_answered() {
+    let mut cluster = Cluster::start("nlb-f", 3, "");
+    let all = names(&["b1", "b2", "b3"]);
+    let homes = cluster.homes();
+    let sources: Vec<IpAddr> = homes.keys().copied().collect();
+    let load = cluster.long_connections(sources.clone());
+    load.wait_for_answers(&sources).unwrap();
+    let IpAddr::V4(last) = cluster.testbed.host("b3").address() else {
+        panic!("the test network's addresses are IPv4");
+    };
+    let address = std::net::Ipv4Addr::from_bits(last.to_bits() + 20);
+    let added = format!("\n[[service.backend]]\nname = \"b4\"\naddress = \"{address}\"\n");
+    let reload = |cluster: &Cluster, node: &str| {
+        let daemon = &cluster.daemons[node];
+        daemon
+            .write_config(&(cluster.config(node, "") + &added))
+            .unwrap();
+        daemon.cli_ok(&["reload"]).unwrap();
+    };
+    for (node, others) in [("b1", &all[1..]), ("b2", &all[2..])] {
+        reload(&cluster, node);
+        let tells = |status: &Status| {
+            let peers = &status.node.cluster.as_ref().unwrap().peers;
+            peers
+                .iter()
+                .any(|peer| peer.heard && peer.has_another_file && others.contains(&peer.name))
+        };
+        cluster.wait_for(node, &format!("that {others:?} have another file"), tells);
+        thread::sleep(Duration::from_secs(1));
+        assert_eq!(cluster.homes(), homes, "after {node}'s reload");
+    }
+    let said = cluster.daemons["b1"].cli_ok(&["status"]).unwrap();
+    assert!(said.contains("b3 has another file"), "{said}");
+
+    reload(&cluster, "b3");
+    cluster.wait_for_agreement(&all);
+    let after = cluster.homes();
+    assert_eq!(
+        after.values().cloned().collect::<BTreeSet<_>>(),
+        all.into_iter().collect()
+    );
+    assert_undisturbed(&load.stop().unwrap(), &homes);
+}

@@ -73,6 +73,10 @@ pub struct PeerStatus {
     /// Whether it goes by the same tables as this node for all their services. While a node that serves does not, what
     /// it has stays its own.
     pub agrees: bool,
+    /// Whether its file says something else of the nodes of any of them. Until that is over, tables stay as they are by the file
+    /// before.
+    #[serde(default)]
+    pub has_another_file: bool,
 }
 
 /// What the last change of the maps took.

@@ -107,11 +107,14 @@ fn node(text: &mut String, status: &Status, window: &Window) {
         let peers: Vec<String> = cluster
             .peers
             .iter()
-            .map(|peer| match (peer.heard, peer.agrees) {
-                (false, _) => look.warning(&format!("{} not heard", peer.name)),
-                (true, false) => look.warning(&format!("{} by other tables", peer.name)),
-                (true, true) => format!("{} agrees", peer.name),
-            })
+            .map(
+                |peer| match (peer.heard, peer.has_another_file, peer.agrees) {
+                    (false, ..) => look.warning(&format!("{} not heard", peer.name)),
+                    (true, true, _) => look.warning(&format!("{} has another file", peer.name)),
+                    (true, false, false) => look.warning(&format!("{} by other tables", peer.name)),
+                    (true, false, true) => format!("{} agrees", peer.name),
+                },
+            )
             .collect();
         put!(
             text,

@@ -90,7 +90,7 @@ pub fn adopt(maps: &impl Memory, now: Millis) -> Result<Actual, DataplaneError> 
             built_for: None,
         };
         // A controller that was killed between its stores may not have come to them.
-        areas::write(maps, &service, 0..size);
+        areas::write_all(maps, &service);
         actual.insert_service(id, service);
     }
     for number in 1..maps.backend_capacity().min(1 << 16) {

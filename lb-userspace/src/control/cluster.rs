@@ -9,13 +9,13 @@ use lb_common::{abi::BackendState, presence::Said};
 
 use super::{
     actual::{Actual, Millis},
-    desired::{Missed, Pending},
+    desired::{Missed, Pending, identity},
     knowledge::Knowledge,
     peers::{HEARD_FOR, PERIOD, Peers, Row, serving},
     presence::Told,
     reconcile::Others,
     report::mac_text,
-    words::{ServiceWord, Table, Word},
+    words::{ServiceWord, Table, Word, file_of},
 };
 mod anew;
 
@@ -106,6 +106,18 @@ enum Probed<'a> {
     NotYet,
     Up(&'a str),
     Down(&'a str),
+}
+
+/// What this node's file says of a service's nodes.
+fn file(service: &Service) -> u64 {
+    let nodes = service.backends.iter();
+    file_of(nodes.map(|node| {
+        (
+            identity(&node.name, node.address),
+            node.weight,
+            node.priority,
+        )
+    }))
 }
 
 /// The table by which this node goes, where it has one.
@@ -353,6 +365,18 @@ impl Knowledge {
             .collect()
     }
 
+    /// Whether the files of all peers that are heard say the same of a service's nodes as this one's, likewise.
+    #[must_use]
+    pub fn has_their_file(&self, service: &Service) -> bool {
+        let own = file(service);
+        service
+            .backends
+            .iter()
+            .filter(|backend| !self.config().is_own(backend))
+            .filter_map(|backend| self.cluster.peers.fresh(&backend.name, &service.name))
+            .all(|word| word.file == own)
+    }
+
     /// The peers that have heard by which table this node goes, likewise.
     #[must_use]
     pub fn aware_peers(&self, service: &Service) -> BTreeSet<String> {
@@ -439,6 +463,7 @@ impl Knowledge {
                 })
                 .collect(),
             table: table_of(service, actual).unwrap_or_default(),
+            file: file(service),
             turn: self.turn(service).1,
             seen: service
                 .backends
@@ -487,6 +512,12 @@ impl Knowledge {
                         .peers
                         .fresh(name, service)
                         .is_some_and(|peer| peer.table == word.table)
+                }),
+                has_another_file: shared(name).iter().any(|(service, word)| {
+                    self.cluster
+                        .peers
+                        .fresh(name, service)
+                        .is_some_and(|peer| peer.file != word.file)
                 }),
             })
             .collect();

@@ -48,6 +48,7 @@ fn cluster(nodes: &[DesiredBackend], agreeing: &[&str], table: Table) -> Desired
                 .iter()
                 .map(|name| ((*name).to_owned(), table))
                 .collect::<BTreeMap<_, _>>(),
+            same_file: true,
             counted_in: true,
             joining: false,
             missed: Missed::Nothing,
@@ -137,7 +138,7 @@ fn put_back(bench: &Bench, slots: &[Slot]) {
         tables.set_slot(index, *slot);
     }
     for (index, slots) in (0..).zip(slots.chunks(AREA as usize)) {
-        tables.set_area(index, areas::common(slots));
+        tables.set_area(index, areas::owner(slots));
     }
 }
 
@@ -450,4 +451,57 @@ fn what_is_not_its_own_is_anybodys_when_the_daemon_comes_back() {
     }
     bench.bring(&[service]);
     expect(&bench, &[("b", OTHERS), ("own", OTHERS), ("own", "own")]);
+}
+
+/// While a new file goes round, nobody gives up what those with the old one would not take.
+#[test]
+fn nothing_is_given_up_before_all_have_the_same_file() {
+    let mut bench = bench();
+    let before = [own(), backend("a")];
+    begin(&mut bench, cluster(&before, &["a"], table_of(&before)));
+    let old = bench.slots("web");
+    let with = |nodes: &[DesiredBackend], same_file| {
+        let mut service = cluster(nodes, &["a"], table_of(&before));
+        if let Some(pick) = &mut service.pick {
+            pick.same_file = same_file;
+        }
+        service
+    };
+    // One more, which is there; one more, which is not; another weight.
+    let added = [own(), backend("a"), backend("b")];
+    let absent = [own(), backend("a"), in_state("b", Down)];
+    let heavier = DesiredBackend {
+        configured: 200,
+        ..backend("a")
+    };
+    let weights = [own(), heavier];
+    for nodes in [&added[..], &absent, &weights] {
+        bench.bring(&[with(nodes, false)]);
+        assert_eq!(bench.slots("web"), old);
+        bench.check();
+    }
+    // A failure is not waited with.
+    let mut failed = added.clone();
+    failed[1] = in_state("a", Down);
+    bench.bring(&[with(&failed, false)]);
+    expect(&bench, &[("own", "-")]);
+    // Nor does it matter any more when nobody of those before is there.
+    let mut others = added.clone();
+    others[0] = DesiredBackend {
+        state: Down,
+        ..own()
+    };
+    others[1] = in_state("a", Down);
+    bench.bring(&[with(&others, false)]);
+    let number = bench.number("web", "own");
+    assert_eq!(bench.actual().named(number).current, 0);
+    // Now they have.
+    bench.bring(&[with(&added, true)]);
+    let by = table_of(&added);
+    bench.bring(&[cluster(&added, &["a", "b"], by)]);
+    let shares = ["own", "a", "b"].map(|name| {
+        let number = bench.number("web", name);
+        bench.actual().named(number).current
+    });
+    assert!(shares.iter().all(|share| *share > 600), "{shares:?}");
 }

@@ -48,6 +48,9 @@ pub struct Pick {
     pub aware: BTreeSet<String>,
     /// The table that each peer goes by, as far as it is heard.
     pub tables: BTreeMap<String, Table>,
+    /// Whether their files say the same of the nodes. Until then tables stay derived from the file that was there before: nobody
+    /// gives up a slot that those with the old file do not take.
+    pub same_file: bool,
     /// Whether all peers that are heard count this node in: what nobody has, a peer that begins at the same moment might take
     /// as well, as long as it does not.
     pub counted_in: bool,
@@ -113,11 +116,17 @@ pub struct DesiredBackend {
     pub lost: bool,
 }
 
+/// What decides a backend's place in a table.
+#[must_use]
+pub fn identity(name: &str, address: IpAddr) -> String {
+    format!("{name} {address}")
+}
+
 impl DesiredBackend {
     /// What decides its place in the table: the same on every director.
     #[must_use]
     pub fn identity(&self) -> String {
-        format!("{} {}", self.name, self.address)
+        identity(&self.name, self.address)
     }
 
     /// Whether it may take new flows.

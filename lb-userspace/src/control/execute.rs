@@ -147,9 +147,7 @@ impl<M: Memory> Executor<M> {
                     service, changes, ..
                 } => {
                     if let Some(table) = self.actual.services().get(service) {
-                        for (index, slot) in changes {
-                            self.maps.set_slot(table.offset + index, *slot);
-                        }
+                        done.stores += areas::change(&self.maps, table, changes);
                         done.stored = Some(Instant::now());
                         done.slots += changes.len() as u64;
                     }
@@ -159,8 +157,10 @@ impl<M: Memory> Executor<M> {
                         if self.maps.slot(index) != Some(*slot) {
                             self.maps.set_slot(index, *slot);
                             done.slots += 1;
+                            done.stores += 1;
                         }
                     }
+                    done.stores += areas::write_all(&self.maps, service);
                     done.stored = Some(Instant::now());
                     if self.actual.services().contains_key(id) {
                         services.insert(*id);
@@ -208,9 +208,7 @@ impl<M: Memory> Executor<M> {
                 }
             }
             self.actual.apply(op, began);
-            self.write_areas(op);
         }
-        done.stores += done.slots;
         let ended = clock();
         for op in ops {
             self.actual.redate(op, began, ended);
@@ -248,26 +246,6 @@ impl<M: Memory> Executor<M> {
         let generation = &self.maps.control().generation;
         generation.set(generation.get() + 1);
         Ok(done)
-    }
-
-    /// Who has which areas, once slots were written.
-    fn write_areas(&self, op: &Op) {
-        match op {
-            Op::Slots {
-                service, changes, ..
-            } => {
-                if let Some(table) = self.actual.services().get(service) {
-                    let indices = changes.iter().map(|(index, _)| *index);
-                    areas::write(&self.maps, table, indices);
-                }
-            }
-            Op::Service { id, .. } => {
-                if let Some(table) = self.actual.services().get(id) {
-                    areas::write(&self.maps, table, 0..1 << table.bits);
-                }
-            }
-            _ => {}
-        }
     }
 
     /// What the counters of those show that are new: many at once, where their numbers follow each other.

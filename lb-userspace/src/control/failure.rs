@@ -97,7 +97,7 @@ pub(super) fn without(built_for: &BuiltFor, failed: impl Fn(u16) -> bool) -> Bui
 
 #[cfg(test)]
 mod tests {
-    use lb_common::flow::Phase;
+    use lb_common::{abi::AREA, flow::Phase};
     use proptest::prelude::*;
 
     use super::*;
@@ -170,6 +170,7 @@ mod tests {
         let touched = bench.executor.maps.touched.take();
         assert_eq!((touched.slots_read, touched.backends), (0, 1));
         assert_eq!(touched.slots, named, "its own slots, and nobody else's");
+        assert!(touched.areas <= named / u64::from(AREA), "{touched:?}");
         assert_eq!((touched.infos, touched.waits), (1, 0));
         assert_eq!(bench.actual().named(number).current, 0);
         bench.check();

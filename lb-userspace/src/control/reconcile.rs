@@ -276,6 +276,12 @@ impl Plan<'_> {
             .collect();
         // The order in which a table is built: so that a failure, which has no time, need not sort.
         built_for.sort_unstable();
+        if let (Some(pick), Some(before)) =
+            (&desired.pick, old.and_then(|old| old.built_for.as_ref()))
+            && !pick.same_file
+        {
+            built_for = nodes::by_the_file_before(before, built_for);
+        }
 
         // Backends before slots: a slot never names a backend whose entry is not there yet, and a failed backend's
         // recorded flows move with the one store of its entry.

@@ -60,6 +60,8 @@ pub(super) struct Touched {
     pub(super) slots_read: u64,
     /// Slots written.
     pub(super) slots: u64,
+    /// Areas written.
+    pub(super) areas: u64,
     /// Backends' entries written.
     pub(super) backends: u64,
     /// What people read, of services and backends, written.
@@ -217,6 +219,7 @@ impl Memory for PlainMemory {
 
     fn set_area(&self, index: u32, backend: u16) {
         if self.lives() {
+            self.touch(|touched| touched.areas += 1);
             self.tables.set_area(index, backend);
         }
     }
@@ -486,10 +489,12 @@ impl Bench {
             assert_eq!(service.changed.len(), service.slots.len());
             assert_eq!(service.offset % (1 << service.bits), 0);
             used += 1u32 << service.bits;
+            let areas = service.slots.chunks(AREA as usize);
+            for (area, slots) in (service.offset / AREA..).zip(areas) {
+                assert_eq!(maps.area(area), Some(areas::owner(slots)), "area {area}");
+            }
             for (index, slot) in (service.offset..).zip(&service.slots) {
                 assert_eq!(maps.slot(index), Some(*slot), "slot {index}");
-                let area = areas::owner(service, index - service.offset);
-                assert_eq!(maps.area(index / AREA), Some(area), "area of slot {index}");
                 for number in [slot.current(), slot.previous()] {
                     let owner = actual.backends().get(&number).map(|b| b.service);
                     assert!(

@@ -37,6 +37,17 @@ impl Table {
     }
 }
 
+/// A hash of what a node's file says of a service's nodes, as far as tables are derived from it: identity, weight and priority
+/// of each, in whatever order.
+#[must_use]
+pub fn file_of(nodes: impl Iterator<Item = (String, u32, u32)>) -> u64 {
+    let mut lines: Vec<String> = nodes
+        .map(|(identity, weight, priority)| format!("{identity} {weight} {priority}"))
+        .collect();
+    lines.sort_unstable();
+    siphash(Seed([0, 0]), lines.join("\n").as_bytes())
+}
+
 /// What a node says about one service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceWord {
@@ -59,6 +70,9 @@ pub struct ServiceWord {
     pub excluded: BTreeMap<String, u64>,
     /// The table by which it goes: what that takes away from it, it has given up.
     pub table: Table,
+    /// What its file says of the nodes ([`file_of`]).
+    #[serde(default)]
+    pub file: u64,
     /// A number that it changes whenever it changes to another table.
     #[serde(default)]
     pub turn: u64,
@@ -214,6 +228,26 @@ mod tests {
     #[test]
     fn a_node_without_services_still_speaks() {
         assert_eq!(encode(&word(BTreeMap::new()), SEED).len(), 1);
+    }
+
+    #[test]
+    fn files_are_the_same_in_whatever_order() {
+        let of = |nodes: &[(&str, u32, u32)]| {
+            file_of(
+                nodes
+                    .iter()
+                    .map(|(id, weight, priority)| ((*id).to_owned(), *weight, *priority)),
+            )
+        };
+        let file = of(&[("a", 50, 1), ("b", 25, 2)]);
+        assert_eq!(file, of(&[("b", 25, 2), ("a", 50, 1)]));
+        for other in [
+            &[("a", 50, 1)][..],
+            &[("a", 50, 1), ("b", 50, 2)],
+            &[("a", 50, 1), ("b", 25, 1)],
+        ] {
+            assert_ne!(file, of(other));
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use lb_common::{
-    abi::map,
+    abi::{AREA, map},
     features::Features,
     flow::{FlowName, Phase, TICK_SHIFT},
     pick::Slot,
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::packets::{
     cases::{TAGGED, WEB, town, town6},
-    fixture::{Fixture, Flow, Setup},
+    fixture::{CAPACITY, Fixture, Flow, Setup},
     frame::{Frame, syn, tcp, tcp6, udp, udp6, who_has},
     kernel::{Kernel, now},
     network::{CLIENT, CLIENT_PORT, NEIGHBOUR, NO_VIP, NO_VIP6, VIP_ANY, VLAN},
@@ -79,6 +79,9 @@ pub fn all() -> Vec<Path> {
     let slow = |path: Path| Path { hot: false, ..path };
     let transmitted = Action::Transmit;
     let (town, town6) = (town(), town6());
+    // Nearly all areas of a real table are one backend's.
+    let areas = [1; (CAPACITY.slots / AREA) as usize];
+    let (owned, owned6) = (town.clone().areas(&areas), town6.clone().areas(&areas));
     let changing = town.clone().every_slot(Slot::new(2, 1));
     let recorded = |fixture: Fixture| {
         let key = FlowName {
@@ -104,12 +107,19 @@ pub fn all() -> Vec<Path> {
     let with_tag = tcp().vlan(VLAN).build();
     let arp = who_has(NO_VIP, NEIGHBOUR).build();
     vec![
-        path("tcp4", &town, PLAIN, tcp().build(), transmitted),
-        path("syn4", &town, PLAIN, syn().build(), transmitted),
-        path("udp4", &town, PLAIN, udp().build(), transmitted),
+        path("tcp4", &owned, PLAIN, tcp().build(), transmitted),
+        path("syn4", &owned, PLAIN, syn().build(), transmitted),
+        path("udp4", &owned, PLAIN, udp().build(), transmitted),
+        path(
+            "tcp4, an area of several backends",
+            &town,
+            PLAIN,
+            tcp().build(),
+            transmitted,
+        ),
         path(
             "tcp4, a service of all ports",
-            &town,
+            &owned,
             PLAIN,
             any_port,
             transmitted,
@@ -122,14 +132,27 @@ pub fn all() -> Vec<Path> {
             like_ours,
             Action::Pass,
         ),
-        path("tcp4 beside IPv6", &town, DUAL, tcp().build(), transmitted),
-        path("tcp6", &town6, DUAL, tcp6().build(), transmitted),
-        path("udp6", &town6, DUAL, udp6().build(), transmitted),
+        path("tcp4 beside IPv6", &owned, DUAL, tcp().build(), transmitted),
+        path("tcp6", &owned6, DUAL, tcp6().build(), transmitted),
+        path("udp6", &owned6, DUAL, udp6().build(), transmitted),
+        path(
+            "tcp6, an area of several backends",
+            &town6,
+            DUAL,
+            tcp6().build(),
+            transmitted,
+        ),
         path("tcp6, not ours", &town6, DUAL, not_ours6, Action::Pass),
-        path("tcp4 beside VLANs", &town, TAGS, tcp().build(), transmitted),
+        path(
+            "tcp4 beside VLANs",
+            &owned,
+            TAGS,
+            tcp().build(),
+            transmitted,
+        ),
         path(
             "tcp4 beside `track = \"always\"`",
-            &town,
+            &owned,
             ALWAYS,
             tcp().build(),
             transmitted,

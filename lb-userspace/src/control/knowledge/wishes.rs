@@ -185,6 +185,7 @@ impl Knowledge {
                 said: self.said_table(service),
                 aware: self.aware_peers(service),
                 tables: self.tables_of_peers(service),
+                same_file: self.has_their_file(service),
                 counted_in: self.is_counted_in(service),
                 joining: self.cluster.joining.contains(&service.name),
                 missed: self

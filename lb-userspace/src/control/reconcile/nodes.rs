@@ -12,7 +12,7 @@ use lb_common::{
 
 use super::{
     super::{
-        actual::{Actual, ActualBackend, BuiltFor, Op},
+        actual::{Actual, ActualBackend, BuiltFor, Op, Share},
         desired::{DesiredBackend, DesiredService, Missed, Pending, Pick},
         retarget::Track,
         words::Table,
@@ -83,6 +83,28 @@ impl Others {
             capacity: actual.backend_capacity - 1,
         })?;
         Ok(Self::new(service, number, unix_ms))
+    }
+}
+
+/// What the table is built for while the nodes' files differ: the nodes of the file before, with the weights that they have now;
+/// a node that is in the new file alone waits. Where none of those before takes new flows any more, what is there now counts.
+pub(super) fn by_the_file_before(before: &BuiltFor, now: BuiltFor) -> BuiltFor {
+    let kept: BuiltFor = before
+        .iter()
+        .map(|share| {
+            let same = now.iter().find(|now| now.identity == share.identity);
+            Share {
+                // Another one may have the number of a node that is gone.
+                number: same.map_or(0, |now| now.number),
+                weight: same.map_or(0, |now| now.weight),
+                ..share.clone()
+            }
+        })
+        .collect();
+    if kept.iter().any(|share| share.weight > 0) {
+        kept
+    } else {
+        now
     }
 }
 
