@@ -9,5 +9,6 @@ pub mod control;
 mod counting;
 pub mod dataplane;
 pub mod health;
+mod heap;
 pub mod maglev;
 pub mod neighbour;

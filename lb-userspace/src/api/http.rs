@@ -21,6 +21,7 @@ use tokio::{
 };
 
 use super::{Request, Response, Status, metrics, server::Question};
+use crate::heap;
 
 /// The media type of the OpenMetrics text format.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -89,21 +90,25 @@ async fn healthz(State(questions): State<mpsc::Sender<Question>>) -> Result<&'st
 
 async fn status(State(questions): State<mpsc::Sender<Question>>) -> Result<HttpResponse, Silent> {
     let status = ask(&questions).await?;
-    aside(move || Json(status).into_response()).await
+    let places = status.places();
+    aside(places, move || Json(status).into_response()).await
 }
 
 async fn scrape(State(questions): State<mpsc::Sender<Question>>) -> Result<HttpResponse, Silent> {
     let status = ask(&questions).await?;
-    aside(move || ([(CONTENT_TYPE, OPENMETRICS)], metrics::text(&status)).into_response()).await
+    let places = status.places();
+    aside(places, move || {
+        ([(CONTENT_TYPE, OPENMETRICS)], metrics::text(&status)).into_response()
+    })
+    .await
 }
 
 /// Writes an answer in a thread of its own: that of 65,535 backends takes longer than a failure may wait for the daemon's.
 async fn aside(
+    places: usize,
     write: impl FnOnce() -> HttpResponse + Send + 'static,
 ) -> Result<HttpResponse, Silent> {
-    tokio::task::spawn_blocking(write)
-        .await
-        .map_err(|_ended| Silent)
+    heap::aside(places, write).await.map_err(|_ended| Silent)
 }
 
 #[cfg(test)]

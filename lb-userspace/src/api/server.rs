@@ -33,6 +33,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{Request, Response};
+use crate::heap::aside;
 
 /// Longest request in bytes, line feed included: the longest real one is a few hundred.
 const LINE_MAX: u64 = 64 * 1024;
@@ -322,7 +323,7 @@ async fn written(response: Response) -> io::Result<Vec<u8>> {
         Ok(text)
     };
     match response {
-        Response::Status(_) => tokio::task::spawn_blocking(move || write(&response)).await?,
+        Response::Status(ref status) => aside(status.places(), move || write(&response)).await?,
         short => write(&short),
     }
 }

@@ -19,6 +19,14 @@ pub struct Status {
     pub flow_table: FlowTableStatus,
 }
 
+impl Status {
+    /// How many places of memory it has, or a few more.
+    pub(crate) fn places(&self) -> usize {
+        let backends = self.services.iter().map(|service| service.backends.len());
+        2 * backends.sum::<usize>() + 8 * self.services.len()
+    }
+}
+
 /// The director.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NodeStatus {

@@ -2,7 +2,6 @@
 
 mod events;
 mod follow;
-mod heap;
 mod host;
 mod nodes;
 mod requests;
@@ -88,7 +87,7 @@ const QUEUE: usize = 4096;
 /// # Errors
 /// What kept it from starting, with what to do about it; nothing is left behind then.
 pub async fn run(options: Options) -> Result<()> {
-    heap::join_at_once();
+    crate::heap::join_at_once();
     let file =
         ConfigFile::load(&options.config).map_err(|errors| anyhow!("{}", errors.render(false)))?;
     require_root()?;
@@ -171,7 +170,7 @@ pub async fn run(options: Options) -> Result<()> {
     daemon.keep_fences();
     daemon.narrow_features();
     daemon.follow_all();
-    heap::give_back();
+    crate::heap::give_back();
     undo.pin_path = None;
     daemon.prepare_network().await;
     if let Some(address) = daemon.knowledge.config().control.http {
@@ -441,7 +440,7 @@ impl Daemon {
             self.opening = Opening::default();
             let cause = Cause::new(ApplyKind::Start, "the first answers");
             self.change(&cause, Touched::All)?;
-            heap::give_back();
+            crate::heap::give_back();
         } else if self.opening.is_due() {
             let services = std::mem::take(&mut self.opening.services);
             let begun = Instant::now();
