@@ -185,6 +185,57 @@ pub fn build_runs(members: &[Member<'_>], bits: u8) -> Vec<Run> {
     table.into_runs(|member| members[member as usize].number)
 }
 
+/// The table of 2^`bits` slots where some of the backends are missing, from `base`, that of the same members with the configured
+/// weights, as [`build_runs`] gives it or cut otherwise: what [`build_runs`] gives, in half the time. `None` where somebody has to give up a part of what it
+/// has: which one, only the race says; or where `base` has other shares. Weights in force are the configured ones or 0.
+#[must_use]
+pub fn build_runs_without(
+    base: impl Iterator<Item = Run>,
+    members: &[Member<'_>],
+    bits: u8,
+) -> Option<Vec<Run>> {
+    let mut members: Vec<_> = members
+        .iter()
+        .filter(|member| member.configured > 0)
+        .collect();
+    members.sort_unstable_by_key(|member| member.identity);
+    let configured: Vec<u32> = members.iter().map(|member| member.configured).collect();
+    let weights: Vec<u32> = members.iter().map(|member| member.weight).collect();
+    let own = quotas(&configured, 1 << bits);
+    let quotas = quotas(&weights, 1 << bits);
+    let gone = |place: usize| weights[place] == 0;
+    if (0..own.len()).any(|place| !gone(place) && quotas[place] < own[place]) {
+        return None;
+    }
+    let mut places: Vec<(u16, u32)> = members
+        .iter()
+        .zip(0..)
+        .map(|(member, place)| (member.number, place))
+        .collect();
+    places.sort_unstable();
+    let place_of = |number: u16| {
+        let at = places.binary_search_by_key(&number, |(number, _)| *number);
+        at.ok().map(|at| places[at].1)
+    };
+    let mut table = Table::new(bits);
+    let mut has = vec![0; own.len()];
+    for run in base {
+        let place = place_of(run.number)?;
+        has[place as usize] += run.slots;
+        table.take(run.slots, place);
+    }
+    if has != own {
+        // It is another table.
+        return None;
+    }
+    let more = own.iter().zip(&quotas);
+    let wanted = more.map(|(own, now)| now.saturating_sub(*own)).collect();
+    let excess = (0..own.len()).map(|place| if gone(place) { own[place] } else { 0 });
+    table.release(excess.collect());
+    fill(&members, &weights, wanted, &mut table);
+    Some(table.into_runs(|member| members[member as usize].number))
+}
+
 /// Gives all free slots to the members, each of which wants so many; to nobody, where nobody wants any.
 fn fill(members: &[&Member<'_>], weights: &[u32], wanted: Vec<u32>, table: &mut Table) {
     let racers = racers(members, weights, wanted.into_iter());

@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 
 use lb_common::abi::AREA;
-use lb_userspace::maglev::{MAX_BITS, MIN_BITS, Member, NO_BACKEND, build, grow, table_bits};
+use lb_userspace::maglev::{
+    MAX_BITS, MIN_BITS, Member, NO_BACKEND, build, build_runs, build_runs_without, grow, table_bits,
+};
 use proptest::prelude::*;
 
 /// A service's backends as (identity, weight); a backend's number is its place plus 1.
@@ -159,6 +161,28 @@ proptest! {
         for member in members {
             let [had, has, lost] = [&had, &has, &lost].map(|of| of.get(&member.number).copied().unwrap_or(0));
             prop_assert_eq!(lost, had.saturating_sub(has), "{:?}", member);
+        }
+    }
+
+    #[test]
+    fn without_some_a_table_is_the_same_from_the_whole_one(
+        configured in weights(1..80),
+        there in prop::collection::vec(any::<bool>(), 80),
+        bits in 0..=14_u8,
+    ) {
+        let weights: Vec<u32> = configured
+            .iter()
+            .zip(there)
+            .map(|(weight, there)| if there { *weight } else { 0 })
+            .collect();
+        let backends = backends(&configured);
+        let all = members(&backends);
+        let left = weighing(&all, &weights);
+        if configured.iter().all(|&weight| weight == 0) {
+            return Ok(());
+        }
+        if let Some(runs) = build_runs_without(build_runs(&all, bits).into_iter(), &left, bits) {
+            prop_assert_eq!(runs, build_runs(&left, bits));
         }
     }
 

@@ -74,7 +74,7 @@ pub fn fail(
     if !takes_part && !numbers.iter().any(|number| actual.is_named(*number)) {
         return Some(ops);
     }
-    let runs = prepared.runs(&left, service.bits);
+    let runs = prepared.runs(service, &left);
     let changes = changes(&service.slots, &runs, service.track, has_failed);
     if !changes.is_empty() || takes_part {
         ops.push(Op::Slots {

@@ -7,9 +7,9 @@
 use std::collections::VecDeque;
 
 use super::{
-    actual::{Actual, BuiltFor},
+    actual::{Actual, ActualService, BuiltFor},
     failure::without,
-    reconcile::runs,
+    reconcile::{runs, runs_without},
 };
 use crate::maglev::Run;
 
@@ -70,8 +70,10 @@ impl Prepared {
         }
     }
 
-    /// The table of 2^`bits` slots for these, as its runs: prepared, or built now.
-    pub(super) fn runs(&mut self, built_for: &BuiltFor, bits: u8) -> Vec<Run> {
+    /// The table that a service has when it is built for these, as its runs: prepared, or built now; from the one that it has, if
+    /// nobody was missing in that.
+    pub(super) fn runs(&mut self, service: &ActualService, built_for: &BuiltFor) -> Vec<Run> {
+        let bits = service.bits;
         let same = |table: &Table| table.bits == bits && table.built_for == *built_for;
         match self.tables.iter().position(same) {
             Some(place) => self
@@ -80,7 +82,7 @@ impl Prepared {
                 .map_or_else(Vec::new, |table| table.runs),
             None => {
                 self.built += 1;
-                runs(built_for, bits)
+                runs_without(service, built_for).unwrap_or_else(|| runs(built_for, bits))
             }
         }
     }

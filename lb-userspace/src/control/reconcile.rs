@@ -645,6 +645,23 @@ pub(super) fn runs(built_for: &BuiltFor, bits: u8) -> Vec<Run> {
     maglev::build_runs(&members(built_for), bits)
 }
 
+/// The same for a service's table without some of those whom it is built for, if it has that of the configured weights. In forward mode
+/// the current backend of each slot is the one that the table gives it.
+pub(super) fn runs_without(service: &ActualService, built_for: &BuiltFor) -> Option<Vec<Run>> {
+    let as_configured = |share: &Share| share.weight == share.configured;
+    if !service.built_for.as_ref()?.iter().all(as_configured) {
+        return None;
+    }
+    let base = service
+        .slots
+        .chunk_by(|one, other| one.current() == other.current())
+        .map(|slots| Run {
+            slots: slots.len() as u32,
+            number: slots[0].current(),
+        });
+    maglev::build_runs_without(base, &members(built_for), service.bits)
+}
+
 fn members(built_for: &BuiltFor) -> Vec<maglev::Member<'_>> {
     built_for
         .iter()

@@ -31,6 +31,8 @@ pub(super) struct Table {
     claims: Vec<Claim>,
     /// The claims before the release.
     kept: Option<Vec<Claim>>,
+    /// So many slots from the first on were taken in their order.
+    taken: u32,
 }
 
 impl Table {
@@ -46,6 +48,7 @@ impl Table {
             // Most blocks have one owner or two.
             claims: Vec::with_capacity(2 << block_bits),
             kept: None,
+            taken: 0,
         }
     }
 
@@ -80,6 +83,20 @@ impl Table {
             });
         }
         slots
+    }
+
+    /// Gives the first free slots to a member: they are in the order of the blocks.
+    pub(super) fn take(&mut self, mut slots: u32, member: u32) {
+        while slots > 0 {
+            // All before it are taken.
+            let block = self.taken / self.size;
+            if block as usize >= self.free.len() {
+                break;
+            }
+            let got = self.claim(block, slots, member);
+            self.taken += got;
+            slots -= got;
+        }
     }
 
     /// What is free goes to nobody.
