@@ -1,5 +1,7 @@
 //! The race for the parts of a table: who tries which one when.
 
+use std::{cmp::Reverse, collections::BinaryHeap};
+
 /// The time that a backend of weight 1 takes per try. Large enough that the heaviest weight's step
 /// still has 16 bits, small enough that 2^11 steps stay far below 2^64.
 const SLOWEST_STEP: u64 = 1 << 48;
@@ -81,6 +83,14 @@ fn round_end(now: u64, racers: &[Racer], bits: u8) -> u64 {
 pub(super) fn race(mut racers: Vec<Racer>, course: &mut impl Course) {
     let bits = course.bits();
     racers.retain(|racer| racer.quota > 0);
+    let open: Vec<u32> = (0..1 << bits)
+        .filter(|part| course.is_open(*part))
+        .collect();
+    let wanted: usize = racers.iter().map(|racer| racer.quota as usize).sum();
+    if open.len() << 3 < 1 << bits && wanted <= 2 * racers.len() {
+        race_for_few(racers, course, &open);
+        return;
+    }
     let mut now = 0;
     let mut tries = Vec::new();
     while !racers.is_empty() {
@@ -105,6 +115,41 @@ pub(super) fn race(mut racers: Vec<Racer>, course: &mut impl Course) {
     }
 }
 
+/// The same where few parts are open and nobody needs much: most tries would find nothing, so each racer's next one that does not is
+/// looked for.
+fn race_for_few(mut racers: Vec<Racer>, course: &mut impl Course, open: &[u32]) {
+    let bits = course.bits();
+    // When each racer tries each of them, as the number of the try.
+    let of = |racer: &Racer, part: &u32| racer.permutation.place_of(*part, bits);
+    let tries: Vec<u32> = racers
+        .iter()
+        .flat_map(|racer| open.iter().map(move |part| of(racer, part)))
+        .collect();
+    let next = |racer: &Racer, order: usize, least: u32| {
+        let tries = tries[order * open.len()..].iter().zip(open);
+        let (number, part) = tries.filter(|(number, _)| **number >= least).min()?;
+        #[cfg(test)]
+        TRIES.set(TRIES.get() + 1);
+        Some(Reverse((
+            racer.time + u64::from(*number) * racer.step,
+            order,
+            *number,
+            *part,
+        )))
+    };
+    let mut queue: BinaryHeap<_> = (0..)
+        .zip(&racers)
+        .filter_map(|(order, racer)| next(racer, order, 0))
+        .collect();
+    while let Some(Reverse((_, order, number, part))) = queue.pop() {
+        let racer = &mut racers[order];
+        racer.quota -= course.claim(part, racer.quota, racer.member);
+        if racer.quota > 0 {
+            queue.extend(next(racer, order, number + 1));
+        }
+    }
+}
+
 /// A keyed bijection on the numbers below 2^bits. `offset + j * skip` with an odd skip would be one
 /// too, but its low bits repeat with a short period, and backends with similar skips then follow each
 /// other through the table: removing one of ten moved up to 7 % of the other nine's slots.
@@ -123,6 +168,20 @@ impl Permutation {
         }
     }
 
+    /// The number that goes to `part`.
+    fn place_of(&self, part: u32, bits: u8) -> u32 {
+        let mask = (1 << bits) - 1;
+        let shift = u32::from(bits).div_ceil(2).max(1);
+        self.rounds
+            .iter()
+            .rev()
+            .fold(part, |x, &(summand, factor)| {
+                // Shifted by half of the bits or more, it undoes itself.
+                let x = x ^ (x >> shift);
+                x.wrapping_mul(inverse(factor)).wrapping_sub(summand) & mask
+            })
+    }
+
     /// Where the number `index` below 2^`bits` goes. Each step (adding, multiplying by an odd number, xor with a right shift)
     /// can be undone, so the whole can.
     #[inline]
@@ -134,6 +193,18 @@ impl Permutation {
             x ^ (x >> shift)
         })
     }
+}
+
+/// The inverse of an odd number modulo 2^32, by Newton's method: each step doubles the bits that are right, of which there are
+/// three to begin with.
+const fn inverse(odd: u32) -> u32 {
+    let mut inverse = odd;
+    let mut bits = 3;
+    while bits < u32::BITS {
+        inverse = inverse.wrapping_mul(2_u32.wrapping_sub(odd.wrapping_mul(inverse)));
+        bits *= 2;
+    }
+    inverse
 }
 
 /// Pseudo-random numbers from an identity. Fixed for ever: directors of different versions must
@@ -177,6 +248,7 @@ mod tests {
                 for index in 0..1 << bits {
                     let part = permutation.at(index, bits) as usize;
                     assert!(!seen[part], "{bits} bits: part {part} came twice");
+                    assert_eq!(permutation.place_of(part as u32, bits), index);
                     seen[part] = true;
                 }
             }
