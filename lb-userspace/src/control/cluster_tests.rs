@@ -472,6 +472,7 @@ fn nothing_is_given_up_before_all_have_the_same_file() {
     let absent = [own(), backend("a"), in_state("b", Down)];
     let heavier = DesiredBackend {
         configured: 200,
+        weight: 200,
         ..backend("a")
     };
     let weights = [own(), heavier];

@@ -96,7 +96,12 @@ pub(super) fn by_the_file_before(before: &BuiltFor, now: BuiltFor) -> BuiltFor {
             Share {
                 // Another one may have the number of a node that is gone.
                 number: same.map_or(0, |now| now.number),
-                weight: same.map_or(0, |now| now.weight),
+                weight: match same {
+                    // Nobody's order, but the new file's.
+                    Some(now) if now.weight == now.configured => share.configured,
+                    Some(now) => now.weight,
+                    None => 0,
+                },
                 ..share.clone()
             }
         })
