@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use lb_common::abi::AREA;
 use lb_tests::testbed::scene::{HTTP_PROBE, NO_PROBE, SEED, Scene};
 use lb_tests::testbed::{StatusExt, Testbed, XdpLb};
 use lb_userspace::api::{ApplyKind, Status};
@@ -144,7 +145,8 @@ fn a_failure_is_applied_by_its_own_slots(scene: &mut Scene) {
     );
     // Two backends: every slot of b1 goes to b2, and nothing else moves.
     assert_eq!(apply.slots, own);
-    assert_eq!(apply.operations, own + 1, "and the backend's own entry");
+    let areas = own / u64::from(AREA);
+    assert_eq!(apply.operations, own + areas + 1, "and its areas and entry");
     scene.server("b1").resume().unwrap();
     scene
         .daemon

@@ -98,7 +98,7 @@ pub struct LastApply {
     pub kind: ApplyKind,
     /// From the cause to the last store, in microseconds; for a probe, from its verdict.
     pub duration_us: u64,
-    /// Stores into what the data path reads: slots, entries of backends, swaps of the lookup.
+    /// Stores into what the data path reads: slots, areas, entries of backends, swaps of the lookup.
     pub operations: u64,
     /// How many slots were rewritten.
     pub slots: u64,
